@@ -1,0 +1,21 @@
+"""What runs as root on a host: it makes backends usable here, proves them, and keeps no truth of its own.
+
+config         agent.toml and the environment, decoded once; the state folder and its lock
+private_files  files that survive power loss whole or not at all, readable by nobody else
+logs           JSON lines, with the request and the backend that a line is about
+errors         the agent's error tree
+command        the one place where tools are started
+worker_main    the zygote process that forks a child for every job; workers: its client
+jobs           what runs in such a child: everything that touches a mount
+credentials    the folder of credentials, and how they come in and go on
+journal        SQLite: fences, answered commands, what is attached
+mounts iscsiadm lvm drivers/ catalog    the kinds
+status         the newest observation of every backend, and how the manager learns of it
+host           the verbs: attach, release, trial, probe, deliver
+rpc            commands from the bus: fence, journal, verb, reply
+reconcile      convergence on what is wanted of this host
+health         a probe of every attached backend, every half minute
+uplink         heartbeats and the renewal of the bus identity
+join           enrolment with a one-time token
+app            the wiring; __main__: the command line
+"""

@@ -1,0 +1,184 @@
+"""The agent: its parts put together, run until told to stop."""
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+import msgspec
+import nacl.public
+import nacl.signing
+
+from agent import private_files
+from agent.catalog import drivers as catalog_drivers
+from agent.command import ToolRunner
+from agent.config import AgentConfig, StateDir
+from agent.credentials import CredentialStore, Deliveries
+from agent.drivers.base import Commands, Driver, Workers
+from agent.errors import ConfigError
+from agent.health import Health
+from agent.host import Host
+from agent.journal import Journal
+from agent.reconcile import SYNC_TIMEOUT_S, Reconciler
+from agent.rpc import CommandServer
+from agent.status import Board
+from agent.uplink import Renewal, beat_for_ever
+from agent.workers import WorkerPool
+from schemas import subjects
+from schemas.agent_rpc import Status
+from schemas.bus import Bus
+from schemas.bus_client import CredsError, Identity
+from schemas.hosts import AgentFacts
+from schemas.ids import HostId
+from schemas.kinds import KINDS
+from schemas.subjects import Uplink
+
+log = logging.getLogger(__name__)
+
+#: From the signal to the end, whatever hangs; the journal makes every moment a good one to stop.
+STOP_S = 1.5
+_RENEW_TIMEOUT_S = 10.0
+_COMMANDS_AT_ONCE = 256
+
+DriversOf = Callable[[Commands, Workers, float], Mapping[str, Driver]]
+
+
+def facts_of(labels: Mapping[str, str], kinds: tuple[str, ...] = tuple(KINDS)) -> AgentFacts:
+    """What this agent says of itself."""
+    try:
+        version = importlib.metadata.version("stowage")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0+source"
+    return AgentFacts(agent_version=version, kinds=kinds, labels=dict(labels))
+
+
+def drivers_of(commands: Commands, workers: Workers, probe_timeout_s: float) -> Mapping[str, Driver]:
+    return catalog_drivers(commands, workers, probe_timeout_s=probe_timeout_s)
+
+
+async def run(
+    config: AgentConfig,
+    state: StateDir,
+    *,
+    stop: asyncio.Event,
+    drivers: DriversOf = drivers_of,
+    jobs_module: str = "agent.jobs",
+) -> None:
+    """Serves until `stop` is set, under the state folder's lock, which the caller holds. Waits for no storage and no bus."""
+    state.prepare()
+    for left_over in state.run.iterdir():
+        left_over.unlink(missing_ok=True)
+    private_files.purge_temp(state.root)
+    host_id = HostId(config.host_id)
+    key, manager_key = _keys(config, state)
+    identity_seed = state.identity_file.read_text().strip()
+    store = CredentialStore(state.credentials)
+    deliveries = Deliveries(host_id=host_id, key=key, manager_key=manager_key)
+    journal = Journal(state.journal_file)
+    bus = Bus(
+        servers=config.nats_urls,
+        creds_file=state.bus_creds_file,
+        name=f"agent {config.host_name}",
+        inbox_prefix=subjects.agent_inbox(host_id),
+        fail_fast=False,
+    )
+
+    async def send_status(status: Status) -> None:
+        await bus.publish(subjects.uplink(host_id, Uplink.STATUS), msgspec.json.encode(status))
+
+    async def send_beat(payload: bytes) -> None:
+        await bus.publish(subjects.uplink(host_id, Uplink.BEAT), payload)
+
+    async def ask_sync(payload: bytes) -> bytes:
+        return await bus.request(subjects.uplink(host_id, Uplink.SYNC), payload, timeout_s=SYNC_TIMEOUT_S)
+
+    async def ask_renewal() -> bytes:
+        return await bus.request(subjects.uplink(host_id, Uplink.RENEW), b"{}", timeout_s=_RENEW_TIMEOUT_S)
+
+    async def on_connect() -> None:
+        reconciler.wake()
+        await board.resend()
+
+    intervals = config.intervals
+    tools = ToolRunner()
+    board = Board(send_status, batch_s=min(5.0, intervals.probe_s / 4))
+    async with WorkerPool(jobs_module) as workers:
+        known = drivers(tools, workers, intervals.probe_timeout_s)
+        host = Host(config=config, state=state, journal=journal, store=store, drivers=known, board=board)
+        facts = facts_of(config.labels, tuple(known))
+        reconciler = Reconciler(host=host, journal=journal, ask=ask_sync, facts=facts, intervals=intervals)
+        server = CommandServer(
+            host=host, journal=journal, store=store, deliveries=deliveries, send=bus.publish, nudge=reconciler.wake
+        )
+        renewal = Renewal(
+            ask=ask_renewal, creds_file=state.bus_creds_file, user_jwt=_user_jwt(state), seed=identity_seed
+        )
+        health = Health(host=host, wake=reconciler.wake, intervals=intervals)
+        bus.subscribe(subjects.commands_of(host_id), server.handle, concurrency=_COMMANDS_AT_ONCE)
+        bus.on_connect(on_connect)
+        try:
+            await bus.start(wait=False)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(host.clean_trials(), name="clean trials"),
+                    group.create_task(board.run(), name="status"),
+                    group.create_task(reconciler.run(), name="reconcile"),
+                    group.create_task(health.run(), name="health"),
+                    group.create_task(renewal.run(), name="renew"),
+                    group.create_task(
+                        beat_for_ever(
+                            send_beat, lambda: workers.hung_count + tools.abandoned_count, interval_s=intervals.beat_s
+                        ),
+                        name="beat",
+                    ),
+                ]
+                log.info("agent started", extra={"host": config.host_name, "agent_version": facts.agent_version})
+                await stop.wait()
+                log.info("agent stops")
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await bus.close()
+            await host.close()
+            journal.close()
+
+
+async def run_until_signalled(config: AgentConfig, state: StateDir) -> None:
+    """`run` until SIGTERM or SIGINT; over after STOP_S even if something hangs."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        stop.set()
+        loop.call_later(STOP_S, _leave)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    await run(config, state, stop=stop)
+
+
+def _leave() -> None:
+    log.warning("agent left with work unfinished; the next start takes it up")
+    logging.shutdown()
+    os._exit(0)
+
+
+def _keys(config: AgentConfig, state: StateDir) -> tuple[nacl.public.PrivateKey, nacl.signing.VerifyKey]:
+    try:
+        key = nacl.public.PrivateKey(bytes.fromhex(state.sealing_file.read_text().strip()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{state.sealing_file} cannot be read as a key; join this host again") from error
+    try:
+        return key, nacl.signing.VerifyKey(bytes.fromhex(config.manager_key))
+    except ValueError as error:
+        raise ConfigError(f"{state.config_file}: manager_key is not a key; join this host again") from error
+
+
+def _user_jwt(state: StateDir) -> str:
+    """The JWT in bus.creds. Raises ConfigError."""
+    try:
+        return Identity.read(state.bus_creds_file).jwt().decode()
+    except CredsError as error:
+        raise ConfigError(f"{error}; join this host again") from error

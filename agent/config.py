@@ -1,0 +1,145 @@
+"""agent.toml and the environment, decoded once into a frozen struct; the state folder and its lock."""
+
+import fcntl
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from agent.errors import ConfigError
+from agent.private_files import make_private_dir, write_private
+
+ENV_PREFIX = "STOWAGE_AGENT_"
+
+T = TypeVar("T")
+
+_Seconds = Annotated[float, Meta(ge=0.05, le=86_400)]
+
+
+class Intervals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds. The manager calls a host silent after three beats, and an observation old after three probes."""
+
+    beat_s: _Seconds = 5.0
+    probe_s: _Seconds = 30.0
+    reconcile_s: _Seconds = 300.0
+    probe_timeout_s: _Seconds = 10.0
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who this host is, and whom it listens to. Written by `join`; it holds no secret.
+
+    manager_key: hex of the manager's Ed25519 key; only credentials that it signed are opened.
+    """
+
+    host_id: str
+    host_name: str
+    fleet_id: str
+    manager_url: str
+    nats_urls: tuple[str, ...]
+    manager_key: str
+    labels: dict[str, str] = {}
+    intervals: Intervals = Intervals()
+
+
+class StateDir:
+    """The places below the state folder, all of them on a local file system and 0700."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.config_file = self.root / "agent.toml"
+        self.identity_file = self.root / "identity.nk"
+        self.sealing_file = self.root / "sealing.key"
+        self.bus_creds_file = self.root / "bus.creds"
+        self.journal_file = self.root / "journal.db"
+        self.lock_file = self.root / "lock"
+        self.credentials = self.root / "credentials"
+        self.backends = self.root / "backends"
+        self.mounts = self.root / "mounts"
+        self.trials = self.root / "trials"
+        self.run = self.root / "run"
+
+    def prepare(self) -> None:
+        """Every folder exists with mode 0700."""
+        for folder in (self.root, self.credentials, self.backends, self.mounts, self.trials, self.run):
+            make_private_dir(folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other agent uses this state folder meanwhile. Raises ConfigError if one does.
+
+        The kernel drops the lock when the process dies, however it dies.
+        """
+        make_private_dir(self.root)
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another agent uses {self.root}; stop it, or give this one its own --state-dir"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def load_config(state: StateDir, environ: Mapping[str, str], nats_urls: tuple[str, ...] = ()) -> AgentConfig:
+    """The file, with the environment laid over it and `nats_urls` (command line) over that.
+
+    Raises ConfigError, which names the file or variable, the key and the remedy.
+    """
+    try:
+        raw = tomllib.loads(state.config_file.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{state.config_file} is missing; join this host first: python -m agent join URL TOKEN"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{state.config_file} is not TOML: {error}") from error
+    config = _convert(raw, AgentConfig, str(state.config_file))
+    return with_environment(config, environ, nats_urls)
+
+
+def with_environment(config: AgentConfig, environ: Mapping[str, str], nats_urls: tuple[str, ...] = ()) -> AgentConfig:
+    """The variables: NATS_URLS (with commas between) and {BEAT,PROBE,RECONCILE,PROBE_TIMEOUT}_S, after the prefix."""
+    given = {key.removeprefix(ENV_PREFIX): value for key, value in environ.items() if key.startswith(ENV_PREFIX)}
+    urls = nats_urls or tuple(filter(None, given.pop("NATS_URLS", "").split(","))) or config.nats_urls
+    intervals = msgspec.structs.asdict(config.intervals)
+    for name in intervals:
+        if name.upper() in given:
+            intervals[name] = given.pop(name.upper())
+    if given:
+        known = ", ".join(ENV_PREFIX + name for name in ("NATS_URLS", *(name.upper() for name in intervals)))
+        raise ConfigError(f"{ENV_PREFIX}{min(given)} is not known; known are {known}")
+    checked = _convert(intervals, Intervals, f"{ENV_PREFIX}…_S", strict=False)
+    return msgspec.structs.replace(config, nats_urls=urls, intervals=checked)
+
+
+def save_config(state: StateDir, config: AgentConfig) -> None:
+    """The file holds the config; intervals are left to their defaults, so that an upgrade may change those."""
+    lines = ["# Written by `python -m agent join`. See docs/agent.md for [intervals].\n"]
+    for name in ("host_id", "host_name", "fleet_id", "manager_url", "nats_urls", "manager_key"):
+        lines.append(f"{name} = {_toml(getattr(config, name))}\n")
+    lines.append("\n[labels]\n")
+    lines += [f"{_toml(key)} = {_toml(value)}\n" for key, value in sorted(config.labels.items())]
+    write_private(state.config_file, "".join(lines).encode())
+
+
+def _toml(value: str | tuple[str, ...]) -> str:
+    """A TOML basic string or array of them: JSON's escapes are TOML's, but for DEL."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(map(_toml, value))}]"
+
+
+def _convert(raw: Any, type_: type[T], where: str, *, strict: bool = True) -> T:
+    try:
+        return msgspec.convert(raw, type_, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from error

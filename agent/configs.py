@@ -1,0 +1,30 @@
+"""A target's config, checked again on the host that shall act on it."""
+
+from typing import TypeVar
+
+import msgspec
+
+from agent.errors import AgentFault
+from schemas.agent_rpc import Target
+from schemas.faults import FaultCode
+from schemas.kinds import KindSpec, validate_config
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def decode_config(spec: KindSpec, struct: type[T], target: Target) -> T:
+    """The config as its struct. Raises AgentFault kind_unsupported: the manager let through what this agent does not know.
+
+    The manager has validated it with the same struct, so a refusal here means that the two are of different versions; it is
+    checked all the same, because from here on its words go into command lines.
+    """
+    values, errors = validate_config(spec, target.config)
+    if errors:
+        first = errors[0]
+        raise AgentFault.of(FaultCode.KIND_UNSUPPORTED, f"this agent does not accept the configuration: {first.pointer} {first.detail}")
+    return msgspec.convert(values, struct)
+
+
+def refuse_verb(spec: KindSpec, verb: str) -> AgentFault:
+    """The fault of a verb that a kind cannot have, for example initialize of a folder."""
+    return AgentFault.of(FaultCode.KIND_UNSUPPORTED, f"{spec.title} backends have no {verb}", "Choose a kind that offers it")

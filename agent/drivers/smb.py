@@ -1,0 +1,158 @@
+"""smb: a share of an SMB server, mounted by mount.cifs(8).
+
+The credentials go to mount.cifs in a file that exists only while it runs. Its format (mount.cifs(8), and parse_cred_line
+of cifs-utils 7.0): one `word=value` a line, the value taken to the line's end as it is, so blanks and commas in a
+password are safe. A user name or domain with a comma is not: mount.cifs pastes those unescaped into the kernel's options.
+"""
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.configs import decode_config, refuse_verb
+from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
+from agent.errors import AgentFault
+from agent.mounted_folders import MountedFolders, Place
+from agent.mounts import ALWAYS, MountPlan, Mounts, SecretFile
+from agent.probes import PROBE_TIMEOUT_S
+from agent.reach import bare_host, is_ipv6, server_checks, tool_check
+from agent.tool_faults import tool_fault
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from schemas.credentials import Credentials
+from schemas.faults import FaultCode
+from schemas.kinds import SMB, SmbConfig
+
+_PORT = 445
+#: smbclient is slow to start (5 to 12 s on an emulated host; lab, 2026-11-23).
+_DISCOVER_TIMEOUT_S = 25.0
+_INSTALL = "Install cifs-utils on this host"
+_VERSIONS = {"2.0": "2.0", "2.1": "2.1", "3": "3", "3.0": "3.0", "3.11": "3.1.1"}
+#: What mountinfo shows after `vers=`; 3 leaves the dialect of the family to the two sides.
+_SHOWN_VERSION = {"default": "", "2.0": r"2\.0", "2.1": r"2\.1", "3": r"3[0-9.]*", "3.0": r"3\.0", "3.11": r"3\.1\.1"}
+
+
+class Smb:
+    """The driver of smb."""
+
+    def __init__(self, commands: Commands, workers: Workers, probe_timeout_s: float = PROBE_TIMEOUT_S, mounts: Mounts | None = None) -> None:
+        self._commands = commands
+        self._folders = MountedFolders(commands, workers, probe_timeout_s, mounts)
+
+    async def attach(self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool) -> ProbeReport:
+        path = _secret_path(target, space)
+        secret = _secret_file(path, target, credentials)
+        return await self._folders.attach(_place(target, path), target, space, secret, establish=establish)
+
+    async def probe(self, target: Target, space: Workspace) -> ProbeReport:
+        return await self._folders.probe(_place(target, _secret_path(target, space)), target, space)
+
+    async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
+        return await self._folders.release(_place(target, _secret_path(target, space)), target, space, remove_marker=remove_marker)
+
+    async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
+        """nosharesock: on a shared connection an old session could answer for a new password."""
+        path = space.run_dir / f"{target.backend_id}.trial.smb"
+        secret = _secret_file(path, target, credentials)
+        return await self._folders.trial(_place(target, path), target, space, secret, "nosharesock")
+
+    async def clean_trial(self, target: Target, space: Workspace) -> None:
+        await self._folders.clean_trial(space)
+
+    async def is_attached(self, target: Target, space: Workspace) -> bool:
+        return self._folders.is_attached(_place(target, _secret_path(target, space)), target, space)
+
+    async def checks(self, target: Target) -> tuple[Check, ...]:
+        config = decode_config(SMB, SmbConfig, target)
+        tool = await tool_check(self._commands, ["mount.cifs", "-V"], _INSTALL)
+        port = next((int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")), _PORT)
+        return (tool, *await server_checks(config.server, port))
+
+    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
+        """The shares that the server lists to a guest."""
+        server = config.get("server")
+        if not isinstance(server, str):
+            raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "discovery of shares needs the field server", "Fill in the server")
+        name, address = _unc_host(server)
+        argv = ["smbclient", "--grepable", "--no-pass", *(["--ip-address", address] if address else []), "--list", f"//{name}"]
+        try:
+            result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
+        except AgentFault as error:
+            if error.fault.code is not FaultCode.TOOL_MISSING:
+                raise
+            remedy = "Install smbclient on this host, or type the share's name"
+            raise AgentFault.of(FaultCode.KIND_UNSUPPORTED, "this host cannot list shares: smbclient is not installed", remedy) from error
+        # "Disk|NAME|COMMENT"; after the list smbclient may fail at the old browse protocol, which does not matter.
+        rows = [line.split("|", 2) for line in result.stdout.splitlines() if line.startswith("Disk|")]
+        if result.exit_code != 0 and not rows:
+            raise tool_fault(result)
+        return tuple(Discovered(title=row[1] if len(row) < 3 or not row[2] else f"{row[1]} ({row[2]})", config={"share": row[1]}) for row in rows)
+
+    async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
+        raise refuse_verb(SMB, "inspection")
+
+    async def initialize(self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool) -> ProbeReport:
+        raise refuse_verb(SMB, "initialization")
+
+
+def _place(target: Target, secret_path: Path) -> Place:
+    config = decode_config(SMB, SmbConfig, target)
+    if "," in str(secret_path):
+        raise AgentFault.of(FaultCode.FAILED, "the agent's state folder has a comma in its path, so mount.cifs cannot read files there",
+                            "Move the agent's state folder")  # fmt: skip
+    name, address = _unc_host(config.server)
+    chosen = tuple(option for option in config.options.split(",") if option)
+    # credential_version 0 is guest access by definition of the target.
+    login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
+    version = () if config.smb_version == "default" else (f"vers={_VERSIONS[config.smb_version]}",)
+    ip = (f"ip={address}",) if address and not any(option.startswith("ip=") for option in chosen) else ()
+    return Place(
+        plan=MountPlan(
+            helper_type="cifs",
+            source=f"//{name}/{config.share}",
+            options=(*ALWAYS, login, *version, *ip, *chosen),
+            shown_fstypes=frozenset(("cifs", "smb3")),
+            shown_version=_SHOWN_VERSION[config.smb_version],
+        ),
+        subdir=config.subdir,
+    )
+
+
+def _unc_host(server: str) -> tuple[str, str]:
+    """The server's name as it stands in a UNC path, and the address for `ip=` where the name can't be resolved.
+
+    A colon can't stand in a UNC path, so an IPv6 address is spelled as Windows does: fd00--1.ipv6-literal.net, a zone after an `s`.
+    """
+    host = bare_host(server)
+    if not is_ipv6(host):
+        return host, ""
+    address, _, zone = host.partition("%")
+    if zone and not zone.isdigit():
+        # The kernel takes the zone as a number only.
+        try:
+            zone = str(socket.if_nametoindex(zone))
+        except OSError as error:
+            raise AgentFault.of(FaultCode.NAME_NOT_RESOLVED, f"this host has no network interface {zone}") from error
+    literal = address.replace(":", "-") + (f"s{zone}" if zone else "")
+    return f"{literal}.ipv6-literal.net", address + (f"%{zone}" if zone else "")
+
+
+def _secret_path(target: Target, space: Workspace) -> Path:
+    return space.run_dir / f"{target.backend_id}.smb"
+
+
+def _secret_file(path: Path, target: Target, credentials: Credentials) -> SecretFile | None:
+    """None for guest access. Raises AgentFault: needs_credentials, or auth_failed for what mount.cifs can't be told."""
+    if target.credential_version == 0:
+        return None
+    fields = credentials.reveal()
+    if not fields.get("username") or "password" not in fields:
+        raise AgentFault.of(FaultCode.NEEDS_CREDENTIALS, "this host holds no credentials for the share")
+    for name, value in fields.items():
+        if any(char in value for char in "\n\r\0") or (name != "password" and "," in value):
+            raise AgentFault.of(FaultCode.AUTH_FAILED, f"the {name} has a character that mount.cifs cannot take",
+                                "Use an account without commas and line breaks in its name, and a password without line breaks")  # fmt: skip
+    lines = [f"username={fields['username']}", f"password={fields['password']}"]
+    if fields.get("domain"):
+        lines.append(f"domain={fields['domain']}")
+    return SecretFile(path=path, credentials=credentials, content=("\n".join(lines) + "\n").encode())

@@ -1,0 +1,392 @@
+"""What runs in a forked worker process: everything that may touch a mount or a device and hang in the kernel.
+
+Standard library only and few imports, for the worker is forked for each job. A job takes and returns
+plain values; an OSError simply leaves it, and the worker maps its errno to a fault. Every job is
+idempotent, and one that is killed leaves at most a file of a known name that the next run removes.
+"""
+
+import errno
+import fcntl
+import json
+import mmap
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import Any
+
+MARKER_NAME = ".stowage-backend.json"
+#: Bytes; one page, so that it is also a legal O_DIRECT transfer.
+BLOCK_BYTES = 4096
+#: Bytes; a marker is 200, and whatever is larger is not one.
+_MARKER_MAX_BYTES = 4096
+#: ioctl of linux/fs.h: _IOW(0x94, 9, int).
+_FICLONE = 0x40049409
+
+
+def prove(args: dict[str, Any]) -> dict[str, Any]:
+    """A backend's folder is the right one and takes writes. args: dir, mount_root, file_name, marker (what ours says), on_missing.
+
+    Answers {"marker": ours | other | missing | unmounted, ...}: with `other` its fields under "found"; where the place is
+    usable the numbers of write_probe too. mount_root: the mount that `dir` must lie in (`unmounted` if nothing is mounted
+    there), or empty where any folder will do. on_missing: `refuse` stops there; `ignore` proves all the same; `make` makes the marker,
+    after the write was proven, so that a place that takes no writes never gets one.
+    """
+    directory = str(args["dir"])
+    if not stat.S_ISDIR(os.stat(directory).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
+    if args["mount_root"] and not _is_in_mount(directory, str(args["mount_root"])):
+        return {"marker": "unmounted"}
+    answer = read_marker(args)
+    if answer["marker"] == "other" or (answer["marker"] == "missing" and args["on_missing"] == "refuse"):
+        return answer
+    answer |= write_probe(args)
+    if answer["marker"] == "missing" and args["on_missing"] == "make":
+        answer |= create_marker(args)
+    return answer
+
+
+def _is_in_mount(directory: str, root: str) -> bool:
+    """Whether something is mounted at root; raises PermissionError where a link of the server leads the folder out of it.
+
+    Asked here and not in the agent: between its look and this write the mount may have gone, and root may write to the
+    empty folder beneath.
+    """
+    if os.stat(root).st_dev == os.stat(os.path.dirname(root)).st_dev:
+        return False
+    real_root = os.path.realpath(root)
+    if os.path.commonpath((real_root, os.path.realpath(directory))) != real_root:
+        raise PermissionError(errno.EACCES, "a symbolic link leads out of the mount", directory)
+    return True
+
+
+def write_probe(args: dict[str, Any]) -> dict[str, Any]:
+    """4 KiB written, fsynced, read back through a new descriptor, compared and removed; the file system's space.
+
+    args: dir, file_name. The name is the same at every probe of a host: a kill leaves at most one such
+    file and the next probe removes it. latency_ms spans create to unlink.
+    """
+    path = os.path.join(args["dir"], args["file_name"])
+    _unlink_if_there(path)
+    written = os.urandom(BLOCK_BYTES)
+    started = time.monotonic()
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, written)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            read = _read_all(descriptor, BLOCK_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    finally:
+        _unlink_if_there(path)
+    latency_ms = (time.monotonic() - started) * 1000
+    if read != written:
+        raise OSError(errno.EIO, "the storage gave back other bytes than were written", path)
+    return {"latency_ms": round(latency_ms, 3), **space(args)}
+
+
+def space(args: dict[str, Any]) -> dict[str, Any]:
+    """total, used and available bytes of the file system that holds args["dir"], as df counts them."""
+    found = os.statvfs(args["dir"])
+    return {
+        "total_bytes": found.f_blocks * found.f_frsize,
+        "used_bytes": (found.f_blocks - found.f_bfree) * found.f_frsize,
+        "available_bytes": found.f_bavail * found.f_frsize,
+    }
+
+
+def read_marker(args: dict[str, Any]) -> dict[str, Any]:
+    """{"marker": ours | other | missing}; of another its fields as far as they are readable. args: dir, marker."""
+    path = os.path.join(args["dir"], MARKER_NAME)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {"marker": "missing"}
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return {"marker": "other", "found": {}}
+        raise
+    try:
+        text = _read_all(descriptor, _MARKER_MAX_BYTES)
+    finally:
+        os.close(descriptor)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {"marker": "other", "found": {}}
+    if not isinstance(found, dict):
+        return {"marker": "other", "found": {}}
+    fields = {key: str(found[key])[:64] for key in ("backend_id", "fleet_id", "created_at") if key in found}
+    ours = args["marker"]
+    is_ours = fields.get("backend_id") == ours["backend_id"] and fields.get("fleet_id") == ours["fleet_id"]
+    return {"marker": "ours" if is_ours else "other", "found": fields}
+
+
+def create_marker(args: dict[str, Any]) -> dict[str, Any]:
+    """Our marker is there, whole and on stable storage; of two hosts that race, one makes it and the other reads it.
+
+    A half-written marker is never seen: the text goes to a file of this host's name, which is then linked
+    to the marker's, and a link refuses to replace (as O_EXCL does, and on NFS more reliably). File systems
+    without hard links (some SMB servers) get O_EXCL on the name itself. args: dir, file_name, marker.
+    """
+    path = os.path.join(args["dir"], MARKER_NAME)
+    draft = os.path.join(args["dir"], args["file_name"] + ".marker")
+    text = (json.dumps(args["marker"]) + "\n").encode()
+    _unlink_if_there(draft)
+    try:
+        _write_new_file(draft, text)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return read_marker(args)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EINVAL):
+                raise
+            return _create_marker_exclusively(path, text, args)
+    finally:
+        _unlink_if_there(draft)
+    _fsync_dir(args["dir"])
+    return {"marker": "ours", "made_marker": True}
+
+
+def _create_marker_exclusively(path: str, text: bytes, args: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _write_new_file(path, text)
+    except FileExistsError:
+        # The other host may be between its open and its write for a moment.
+        for _ in range(20):
+            answer = read_marker(args)
+            if answer["marker"] == "ours" or answer["found"]:
+                return answer
+            time.sleep(0.05)
+        return read_marker(args)
+    except OSError:
+        _unlink_if_there(path)
+        raise
+    _fsync_dir(args["dir"])
+    return {"marker": "ours", "made_marker": True}
+
+
+def clear_place(args: dict[str, Any]) -> dict[str, Any]:
+    """Our marker and our probe files are gone; another's stay. args: dir, file_names, marker, rmdir.
+
+    Answers is_removed (the folder itself, only asked for with `rmdir`, only when empty) and entries, the
+    number of names left in it. A folder that is not there is an answer, not an error.
+    """
+    directory = str(args["dir"])
+    try:
+        if read_marker(args)["marker"] == "ours":
+            _unlink_if_there(os.path.join(directory, MARKER_NAME))
+        for name in args["file_names"]:
+            _unlink_if_there(os.path.join(directory, name))
+            _unlink_if_there(os.path.join(directory, name + ".marker"))
+        if args["rmdir"] and remove_dir_if_empty(args)["is_removed"]:
+            return {"is_removed": True, "entries": 0}
+        with os.scandir(directory) as listing:
+            return {"is_removed": False, "entries": sum(1 for _ in listing)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {"is_removed": True, "entries": 0}
+
+
+def look_at_dir(args: dict[str, Any]) -> dict[str, Any]:
+    """Where args["dir"] really is, and what is there: path (links resolved), exists, is_mountpoint.
+
+    Raises FileNotFoundError when not even the parent exists, NotADirectoryError when it is something else.
+    """
+    path = os.path.realpath(args["dir"])
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        if not stat.S_ISDIR(os.stat(parent).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from None
+        return {"path": path, "exists": False, "is_mountpoint": False}
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    return {"path": path, "exists": True, "is_mountpoint": is_mountpoint({"dir": path})["is_mountpoint"]}
+
+
+def make_dir(args: dict[str, Any]) -> dict[str, Any]:
+    """The folder exists, mode 0711 when made here (a VM process of another user may pass); its parent must exist."""
+    try:
+        os.mkdir(args["dir"], 0o711)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(args["dir"]).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), args["dir"]) from None
+        return {"is_made": False}
+    _fsync_dir(os.path.dirname(args["dir"]))
+    return {"is_made": True}
+
+
+def remove_dir_if_empty(args: dict[str, Any]) -> dict[str, Any]:
+    """{"is_removed"}: false when something is in it or it is in use as a mount point; a missing one counts as removed."""
+    try:
+        os.rmdir(args["dir"])
+    except FileNotFoundError:
+        return {"is_removed": True}
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+            return {"is_removed": False}
+        if _is_there(args["dir"]):
+            raise
+    return {"is_removed": True}
+
+
+def is_mountpoint(args: dict[str, Any]) -> dict[str, Any]:
+    """Whether a mount begins at the folder; bind mounts within one file system too, so by mountinfo, not by st_dev."""
+    path = os.path.realpath(args["dir"])
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        points = {line.split(" ", 5)[4] for line in lines}
+    escaped = path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
+    return {"is_mountpoint": escaped in points}
+
+
+def reflink_test(args: dict[str, Any]) -> dict[str, Any]:
+    """{"can_reflink"}: whether the file system shares blocks between files (FICLONE). args: dir, file_name."""
+    paths = [os.path.join(args["dir"], args["file_name"] + suffix) for suffix in (".from", ".to")]
+    for path in paths:
+        _unlink_if_there(path)
+    try:
+        _write_new_file(paths[0], bytes(BLOCK_BYTES), is_synced=False)
+        source = os.open(paths[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            target = os.open(paths[1], os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.ioctl(target, _FICLONE, source)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM):
+            return {"can_reflink": False}
+        raise
+    finally:
+        for path in paths:
+            _unlink_if_there(path)
+    return {"can_reflink": True}
+
+
+def write_block(args: dict[str, Any]) -> dict[str, Any]:
+    """A block of a shared device written, read back past every cache and compared. args: device, offset_bytes.
+
+    O_DIRECT and O_DSYNC, so that neither direction is answered by memory. Two hosts may have been given the same
+    place in rare cases, hence a few tries before bytes that differ count as an error.
+    """
+    started = time.monotonic()
+    with mmap.mmap(-1, BLOCK_BYTES) as page, mmap.mmap(-1, BLOCK_BYTES) as read:
+        # Not O_CREAT: a device node that is missing must not become a file in /dev.
+        descriptor = os.open(args["device"], os.O_RDWR | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC)
+        try:
+            for _ in range(3):
+                page[:] = os.urandom(BLOCK_BYTES)
+                if os.pwritev(descriptor, [page], args["offset_bytes"]) != BLOCK_BYTES:
+                    raise OSError(errno.EIO, "short write", args["device"])
+                if os.preadv(descriptor, [read], args["offset_bytes"]) == BLOCK_BYTES and read[:] == page[:]:
+                    return {"latency_ms": round((time.monotonic() - started) * 1000, 3)}
+        finally:
+            os.close(descriptor)
+    raise OSError(errno.EIO, "the storage gave back other bytes than were written", args["device"])
+
+
+def read_block(args: dict[str, Any]) -> dict[str, Any]:
+    """The device's first block is readable past the cache, within latency_ms. args: device."""
+    started = time.monotonic()
+    with mmap.mmap(-1, BLOCK_BYTES) as page:
+        descriptor = os.open(args["device"], os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            if os.preadv(descriptor, [page], 0) != BLOCK_BYTES:
+                raise OSError(errno.EIO, "short read", args["device"])
+        finally:
+            os.close(descriptor)
+    return {"latency_ms": round((time.monotonic() - started) * 1000, 3)}
+
+
+def write_sysfs(args: dict[str, Any]) -> dict[str, Any]:
+    """The text is written to a sysfs attribute in one write; scans and removals wait for the device. args: path, text."""
+    try:
+        descriptor = os.open(args["path"], os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {"is_there": False}
+    try:
+        os.write(descriptor, args["text"].encode())
+    finally:
+        os.close(descriptor)
+    return {"is_there": True}
+
+
+def _unlink_if_there(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        if _is_there(path):
+            raise
+
+
+def _is_there(path: str) -> bool:
+    """On a read-only file system unlink(2) and rmdir(2) say EROFS before they have looked whether the name is there."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write_new_file(path: str, text: bytes, *, is_synced: bool = True) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        _write_all(descriptor, text)
+        if is_synced:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, text: bytes) -> None:
+    rest = memoryview(text)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _read_all(descriptor: int, limit: int) -> bytes:
+    parts: list[bytes] = []
+    while limit > 0 and (part := os.read(descriptor, limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
+def _fsync_dir(path: str) -> None:
+    """The folder's names are on stable storage; SMB and a few others refuse, and have nothing better to offer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+#: Every job by its name; Workers.run accepts no other.
+JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    job.__name__: job
+    for job in (
+        prove,
+        clear_place,
+        look_at_dir,
+        make_dir,
+        remove_dir_if_empty,
+        reflink_test,
+        write_block,
+        read_block,
+        write_sysfs,
+    )
+}

@@ -1,0 +1,117 @@
+"""The proof that a backend's folder is ours and takes writes, as the folder kinds share it."""
+
+import datetime as dt
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent import markers
+from agent.drivers.base import ProbeReport, Workers, Workspace
+from agent.errors import AgentFault
+from schemas.agent_rpc import ReleaseReport, Target
+from schemas.backends import Capability, Capacity
+from schemas.faults import FaultCode
+
+#: Seconds for one probe of a folder, unless the agent's config says otherwise.
+PROBE_TIMEOUT_S = 10.0
+#: Above half of its limit a probe counts as slow, as the fault's words say.
+_SLOW_SHARE = 0.5
+_NEARLY_FULL_SHARE = 0.95
+
+
+class OnMissing(enum.StrEnum):
+    """What a missing marker means: refuse it, make it (an add), or ignore it (a trial of a backend that is not yet)."""
+
+    REFUSE = "refuse"
+    MAKE = "make"
+    IGNORE = "ignore"
+
+
+class FolderProbes:
+    """Proves and clears folders through worker processes."""
+
+    def __init__(self, workers: Workers, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+        self._workers = workers
+        self._timeout_s = timeout_s
+
+    async def prove(
+        self,
+        folder: Path,
+        target: Target,
+        space: Workspace,
+        capabilities: tuple[Capability, ...],
+        on_missing: OnMissing,
+        *,
+        mount_root: Path | None = None,
+        shown_as: str = "",
+        is_trial: bool = False,
+    ) -> ProbeReport:
+        """The report of a write that was fsynced, read back and removed. Raises AgentFault: marker_*, or what the job met.
+
+        shown_as: what the operator knows the folder by, if not its path on this host.
+        """
+        where = shown_as or str(folder)
+        args = {
+            "dir": str(folder),
+            "mount_root": str(mount_root or ""),
+            "file_name": markers.trial_file(space) if is_trial else markers.probe_file(space),
+            "marker": markers.content_for(target),
+            "on_missing": str(on_missing),
+        }
+        answer = await self._workers.run("prove", args, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s)
+        if answer["marker"] == "unmounted":
+            raise AgentFault.of(FaultCode.NOT_A_MOUNTPOINT, f"{where} is not mounted on this host", "Wait: the agent mounts it again", is_retryable=True)
+        markers.refuse_other(answer, target, where)
+        if on_missing is OnMissing.REFUSE:
+            markers.refuse_missing(answer, where)
+        return report_of(answer, capabilities, self._timeout_s)
+
+    async def clear(self, folder: Path, target: Target, space: Workspace, *, shown_as: str, is_own_folder: bool = False) -> ReleaseReport:
+        """Our marker and probe files are gone, and with is_own_folder the folder if empty; says what is left. Absent is success."""
+        args = {
+            "dir": str(folder),
+            "file_names": [markers.probe_file(space), markers.trial_file(space)],
+            "marker": markers.content_for(target),
+            "rmdir": is_own_folder,
+        }
+        answer = await self._workers.run("clear_place", args, key=job_key(target), timeout_s=self._timeout_s)
+        return ReleaseReport(left=left_in(answer["entries"], shown_as))
+
+    async def clear_trial(self, folder: Path, target: Target, space: Workspace, *, is_own_folder: bool = False) -> None:
+        """What a killed trial left in the folder is gone; a marker stays."""
+        # An empty marker is nobody's, so clear_place takes none for ours.
+        args = {"dir": str(folder), "file_names": [markers.trial_file(space)], "marker": {"backend_id": "", "fleet_id": ""}, "rmdir": is_own_folder}
+        await self._workers.run("clear_place", args, key=job_key(target, is_trial=True), timeout_s=self._timeout_s)
+
+
+def job_key(target: Target, *, is_trial: bool = False) -> str:
+    """The worker key: one job at a time a backend, and its trial beside it."""
+    return f"{target.backend_id}/trial" if is_trial else target.backend_id
+
+
+def left_in(entries: int, where: str) -> tuple[str, ...]:
+    """The release report's sentence for what stays in a folder; none for an empty one."""
+    if entries == 0:
+        return ()
+    return (f"{entries} {'entry' if entries == 1 else 'entries'} in {where}",)
+
+
+def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...], timeout_s: float) -> ProbeReport:
+    """The report of a job's numbers; slow and nearly full are degraded, not failed."""
+    capacity = None
+    if "total_bytes" in answer:
+        capacity = Capacity(
+            total_bytes=answer["total_bytes"],
+            used_bytes=answer["used_bytes"],
+            available_bytes=answer["available_bytes"],
+            observed_at=dt.datetime.now(dt.UTC),
+        )
+    latency_ms = float(answer["latency_ms"])
+    code: FaultCode | None = None
+    detail: str | None = None
+    if latency_ms > timeout_s * 1000 * _SLOW_SHARE:
+        code, detail = FaultCode.SLOW, f"the probe took {latency_ms / 1000:.1f} s of {timeout_s:g} s"
+    elif capacity is not None and capacity.total_bytes > 0 and capacity.available_bytes < capacity.total_bytes * (1 - _NEARLY_FULL_SHARE):
+        code, detail = FaultCode.NEARLY_FULL, f"{capacity.available_bytes} of {capacity.total_bytes} bytes are available"
+    return ProbeReport(latency_ms=latency_ms, capacity=capacity, capabilities=capabilities, code=code, detail=detail)

@@ -1,0 +1,55 @@
+"""Whether a server's name resolves and its port answers from this host, asked before any mount."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from agent.drivers.base import Commands
+from agent.errors import AgentFault
+from schemas.agent_rpc import Check
+from schemas.faults import REMEDIES, FaultCode
+
+#: Seconds, for each of the two questions.
+REACH_TIMEOUT_S = 5.0
+TOOL_TIMEOUT_S = 5.0
+
+
+def bare_host(server: str) -> str:
+    """The server without the brackets that an IPv6 address may come in."""
+    return server[1:-1] if server.startswith("[") and server.endswith("]") else server
+
+
+def is_ipv6(server: str) -> bool:
+    """Whether it is a literal IPv6 address, with or without brackets and zone."""
+    try:
+        return ipaddress.ip_address(bare_host(server).partition("%")[0]).version == 6
+    except ValueError:
+        return False
+
+
+async def tool_check(commands: Commands, argv: Sequence[str], remedy: str) -> Check:
+    """Whether the tool can be started; argv asks it for its version."""
+    try:
+        await commands.run(argv, timeout_s=TOOL_TIMEOUT_S)
+    except AgentFault as error:
+        return Check(name=f"tool {argv[0]}", is_ok=False, detail=error.fault.detail, remedy=remedy)
+    return Check(name=f"tool {argv[0]}", is_ok=True)
+
+
+async def server_checks(server: str, port: int) -> tuple[Check, ...]:
+    """Two checks, name and port; the second only if the first is passed."""
+    host = bare_host(server)
+    try:
+        async with asyncio.timeout(REACH_TIMEOUT_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError):
+        return (Check(name="name", is_ok=False, detail=f"{host} does not resolve", remedy=REMEDIES[FaultCode.NAME_NOT_RESOLVED]),)
+    name = Check(name="name", is_ok=True, detail=f"{host} is {found[0][4][0]}")
+    try:
+        async with asyncio.timeout(REACH_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return name, Check(name="port", is_ok=False, detail=f"{host} port {port} does not answer", remedy=REMEDIES[FaultCode.SERVER_UNREACHABLE])
+    writer.close()
+    return name, Check(name="port", is_ok=True, detail=f"port {port} answers")

@@ -1,0 +1,252 @@
+"""Jobs in worker processes: at most one a key, with a deadline, abandoned and counted when they hang.
+
+The processes are children of a zygote (worker_main.py), which is started again when it dies. What is
+touched in a job may hang; what is here never does.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.errors import AgentFault
+from agent.worker_main import MAX_REQUEST_BYTES
+from schemas.faults import FaultCode
+
+log = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 256 * 1024
+#: How long a killed child is given to go, so that a plain time-out is not called hung.
+KILL_GRACE_S = 0.25
+
+FAULT_OF_ERRNO: dict[int, FaultCode] = {
+    errno.ENOSPC: FaultCode.NO_SPACE,
+    errno.EDQUOT: FaultCode.NO_SPACE,
+    errno.EROFS: FaultCode.READ_ONLY,
+    errno.ESTALE: FaultCode.STALE_HANDLE,
+    errno.EACCES: FaultCode.PERMISSION_DENIED,
+    errno.EPERM: FaultCode.PERMISSION_DENIED,
+    errno.EIO: FaultCode.IO_ERROR,
+    errno.ENOENT: FaultCode.PATH_NOT_FOUND,
+    errno.ENOTDIR: FaultCode.NOT_A_DIRECTORY,
+    errno.EBUSY: FaultCode.IN_USE,
+    errno.EHOSTDOWN: FaultCode.SERVER_UNREACHABLE,
+    errno.EHOSTUNREACH: FaultCode.SERVER_UNREACHABLE,
+    errno.ENETUNREACH: FaultCode.SERVER_UNREACHABLE,
+    errno.ECONNREFUSED: FaultCode.SERVER_UNREACHABLE,
+    errno.ECONNRESET: FaultCode.SERVER_UNREACHABLE,
+    errno.ECONNABORTED: FaultCode.SERVER_UNREACHABLE,
+    errno.ENOTCONN: FaultCode.SERVER_UNREACHABLE,
+    errno.ETIMEDOUT: FaultCode.SERVER_UNREACHABLE,
+}
+
+
+@dataclass
+class _Slot:
+    """What a key has going on. hung: the abandoned job's end."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hung: "asyncio.Future[bytes] | None" = None
+
+
+class WorkerPool:
+    """Satisfies `Workers`. Use as an async context manager: leaving it ends the zygote and, with it, every child."""
+
+    def __init__(self, jobs_module: str = "agent.jobs") -> None:
+        self._jobs_module = jobs_module
+        self._zygote: _Zygote | None = None
+        self._slots: dict[str, _Slot] = {}
+        self._last_id = 0
+        self._starting = asyncio.Lock()
+        self._outstanding: dict[int, asyncio.Future[bytes]] = {}
+
+    async def __aenter__(self) -> "WorkerPool":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._zygote is not None:
+            await self._zygote.end()
+        for answer in list(self._outstanding.values()):
+            answer.cancel()
+
+    @property
+    def hung_count(self) -> int:
+        """Jobs that outlived their deadline and still exist."""
+        return sum(slot.hung is not None for slot in self._slots.values())
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """None until the first job."""
+        return None if self._zygote is None else self._zygote.pid
+
+    async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
+        """See `Workers.run`. timeout_s includes the wait for an earlier job of the key. Cancelled: the job is killed."""
+        slot = self._slots.setdefault(key, _Slot())
+        try:
+            async with asyncio.timeout(timeout_s), slot.lock:
+                if slot.hung is not None:
+                    raise AgentFault.of(
+                        FaultCode.HUNG, "an earlier job on this storage is still stuck in the kernel", is_retryable=True
+                    )
+                return _outcome(job, await self._run_alone(job, args, slot))
+        except TimeoutError as error:
+            raise AgentFault.of(
+                FaultCode.TIMED_OUT, f"the storage did not answer within {timeout_s:g} s", is_retryable=True
+            ) from error
+
+    async def _run_alone(self, job: str, args: Mapping[str, Any], slot: _Slot) -> bytes:
+        job_id, answer = await self._launch(job, args)
+        try:
+            await asyncio.wait({answer})
+        except asyncio.CancelledError:
+            await self._abandon(job_id, answer, slot)
+            raise
+        return answer.result()
+
+    async def _launch(self, job: str, args: Mapping[str, Any]) -> tuple[int, "asyncio.Future[bytes]"]:
+        self._last_id += 1
+        job_id = self._last_id
+        request = json.dumps({"run": job_id, "job": job, "args": dict(args)}).encode()
+        if len(request) > MAX_REQUEST_BYTES:
+            raise ValueError(f"the arguments of job {job} are too long")
+        for is_last_try in (False, True):
+            zygote = await self._living_zygote()
+            read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                # The child gets a blocking pipe: an answer may be longer than a pipe's buffer.
+                os.set_blocking(write_end, True)
+                zygote.send(request, write_end)
+            except OSError:
+                os.close(read_end)
+                zygote.kill()
+                if is_last_try:
+                    raise AgentFault.of(
+                        FaultCode.FAILED, "the worker process cannot be reached", is_retryable=True
+                    ) from None
+            else:
+                answer = _read_to_end(read_end)
+                self._outstanding[job_id] = answer
+                answer.add_done_callback(lambda _: self._outstanding.pop(job_id, None))
+                return job_id, answer
+            finally:
+                os.close(write_end)
+        raise AssertionError("the second try returns or raises")
+
+    async def _living_zygote(self) -> "_Zygote":
+        async with self._starting:
+            if self._zygote is None or self._zygote.has_ended:
+                self._zygote = await _Zygote.start(self._jobs_module)
+            return self._zygote
+
+    async def _abandon(self, job_id: int, answer: "asyncio.Future[bytes]", slot: _Slot) -> None:
+        """The child is killed; until its pipe closes, the key counts as hung."""
+        slot.hung = answer
+        answer.add_done_callback(lambda _: setattr(slot, "hung", None))
+        if self._zygote is not None:
+            with contextlib.suppress(OSError):
+                self._zygote.send(json.dumps({"kill": job_id}).encode())
+        done, _ = await asyncio.wait({answer}, timeout=KILL_GRACE_S)
+        if not done:
+            log.warning("worker hangs", extra={"hung_workers": self.hung_count})
+
+
+class _Zygote:
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self.has_ended = False
+        # It never writes: readable means that it is gone.
+        self._loop.add_reader(control, self._on_end)
+
+    @classmethod
+    async def start(cls, jobs_module: str) -> "_Zygote":
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            # -S: without site, it stays small; so the path to our packages is given in the environment.
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-S", "-m", "agent.worker_main", str(theirs.fileno()), str(os.getpid()), jobs_module,
+                stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True,
+                env={"PYTHONPATH": str(Path(__file__).parents[1]), "LC_ALL": "C.UTF-8"},
+            )  # fmt: skip
+        log.info("worker zygote started", extra={"pid": process.pid})
+        return cls(process, ours)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: bytes, descriptor: int | None = None) -> None:
+        """Raises OSError: it is gone, or has not read for a long time."""
+        socket.send_fds(self._control, [message], [] if descriptor is None else [descriptor])
+
+    def kill(self) -> None:
+        """It ends, and so do its children (PDEATHSIG)."""
+        self._close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def end(self) -> None:
+        self.kill()
+        await self._process.wait()
+
+    def _on_end(self) -> None:
+        log.error("worker zygote died", extra={"pid": self.pid})
+        self._close()
+
+    def _close(self) -> None:
+        self.has_ended = True
+        self._loop.remove_reader(self._control)
+        self._control.close()
+
+
+def _read_to_end(descriptor: int) -> "asyncio.Future[bytes]":
+    """All that is written to the pipe, once every writer is gone; the descriptor is closed then, or on cancel."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[bytes] = loop.create_future()
+    content = bytearray()
+
+    def read() -> None:
+        try:
+            chunk = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return
+        content.extend(chunk[: MAX_ANSWER_BYTES - len(content)])
+        if not chunk:
+            # Not left to the callback: until that runs, the pipe would go on reporting its end.
+            loop.remove_reader(descriptor)
+            ended.set_result(bytes(content))
+
+    def close(_: object) -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+    ended.add_done_callback(close)
+    loop.add_reader(descriptor, read)
+    return ended
+
+
+def _outcome(job: str, content: bytes) -> dict[str, Any]:
+    try:
+        outcome: dict[str, Any] = json.loads(content)
+    except ValueError:
+        detail = "the worker process died before it could answer"
+        raise AgentFault.of(FaultCode.FAILED, detail, is_retryable=True) from None
+    if "answer" in outcome:
+        return dict(outcome["answer"])
+    if "errno" in outcome:
+        code = FAULT_OF_ERRNO.get(outcome["errno"], FaultCode.FAILED)
+        name = errno.errorcode.get(outcome["errno"], str(outcome["errno"]))
+        where = f"{outcome['filename']}: " if outcome["filename"] else ""
+        raise AgentFault.of(code, f"{where}{outcome['text'] or name} ({name})")
+    log.error("job raised", extra={"job": job, "error": outcome.get("failed")})
+    raise AgentFault.of(FaultCode.FAILED, "internal error in a worker on the host")

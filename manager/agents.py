@@ -1,0 +1,101 @@
+"""Commands to agents over the bus: one request, one typed answer, or an AgentError that says what may be concluded."""
+
+import asyncio
+import contextlib
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import TypeVar, assert_never
+
+import msgspec
+
+from manager.errors import AgentFailed, AgentOffline, AgentTimeout, StaleFence
+from manager.registry import Registry
+from schemas import subjects
+from schemas.agent_rpc import AnyCommand, Failed, Nudge, Ok, Reply, Stale
+from schemas.bus import Bus, BusDown, BusTimeout, NoResponders
+from schemas.faults import Fault, FaultCode, fault
+from schemas.ids import HostId, new_id
+
+ResultT = TypeVar("ResultT")
+
+#: Commands under way at once to one host, and from this replica in all.
+PER_HOST = 4
+IN_ALL = 256
+#: Seconds an agent has for one command; below the 30 s in which an API call waits for its saga.
+COMMAND_TTL_S = 20.0
+
+_NAMESPACE = uuid.UUID("0192f0c4-7f7e-7000-8000-73746f776167")
+
+
+def command_id(operation_id: str, step: str, phase: str, host_id: str, verb: str, attempt: int) -> str:
+    """The same for a command that is repeated because nobody knows its outcome, whichever replica repeats it.
+
+    attempt counts definite failures: trying those again is a new command.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{operation_id}:{step}:{phase}:{host_id}:{verb}:{attempt}"))
+
+
+class Agents:
+    """The manager's voice on the bus (user `commands`)."""
+
+    def __init__(self, bus: Bus, registry: Registry, *, ttl_s: float = COMMAND_TTL_S) -> None:
+        self._bus = bus
+        self._registry = registry
+        self.ttl_ms = int(ttl_s * 1000)
+        self._in_all = asyncio.Semaphore(IN_ALL)
+        self._per_host: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PER_HOST))
+
+    async def ask(self, host_id: str, command: AnyCommand, result: type[ResultT]) -> ResultT:
+        """The agent's result.
+
+        Raises AgentOffline, AgentTimeout (outcome unknown; also a garbled answer), AgentFailed, StaleFence.
+        """
+        verb = str(command.__struct_config__.tag)
+        subject = subjects.command(HostId(host_id), verb)
+        name = self._registry.host_name(host_id)
+        async with self._turn(host_id):
+            try:
+                answer = await self._bus.request(
+                    subject, msgspec.json.encode(command), timeout_s=command.ttl_ms / 1000 + 1.0
+                )
+            except NoResponders as error:
+                raise AgentOffline(host_id, f"host {name} is offline") from error
+            except (BusTimeout, BusDown) as error:
+                raise AgentTimeout(host_id, f"host {name} did not answer {verb} in time") from error
+        try:
+            reply: Reply = msgspec.json.decode(answer, type=Reply)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise AgentTimeout(host_id, f"host {name} answered {verb} with something unreadable") from error
+        match reply:
+            case Ok(result=raw):
+                try:
+                    return msgspec.json.decode(raw, type=result)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    raise AgentTimeout(host_id, f"host {name} answered {verb} with something unreadable") from error
+            case Failed(fault=what, is_retryable=is_retryable):
+                raise AgentFailed(host_id, msgspec.structs.replace(what, host=name), is_retryable=is_retryable)
+            case Stale(fence=fence):
+                raise StaleFence(host_id, f"host {name} has seen fence {fence}")
+            case _:
+                assert_never(reply)
+
+    async def nudge(self, host_id: str) -> None:
+        """The host syncs soon. Lost nudges cost a reconcile interval, nothing else."""
+        command = Nudge(command_id=new_id(), backend_id="", fence=0, ttl_ms=0)
+        with contextlib.suppress(BusDown):
+            await self._bus.publish(subjects.command(HostId(host_id), "nudge"), msgspec.json.encode(command))
+
+    async def nudge_all(self) -> None:
+        for host in self._registry.live_hosts():
+            await self.nudge(host.id)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, host_id: str) -> AsyncIterator[None]:
+        async with self._per_host[host_id], self._in_all:
+            yield
+
+
+def offline_fault(host_name: str) -> Fault:
+    """What a host that is not there looks like in a list of faults."""
+    return msgspec.structs.replace(fault(FaultCode.HOST_OFFLINE, f"host {host_name} is offline"), host=host_name)

@@ -1,0 +1,44 @@
+"""The API as an aiohttp application: services, middlewares, routes, put together in one place."""
+
+from aiohttp import web
+
+from manager.api.auth import FAILURES, FailureLimit, authenticate
+from manager.api.edge import add_headers, edge
+from manager.api.events import STREAMS, end_streams
+from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
+from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, READINESS, TOKENS, Readiness
+from manager.api.routes import build_routes
+from manager.backends import Backends
+from manager.events import Events
+from manager.hosts import Hosts
+from manager.operations import Operations
+from manager.tokens import Tokens
+
+
+def create_api(
+    *,
+    backends: Backends,
+    hosts: Hosts,
+    operations: Operations,
+    events: Events,
+    tokens: Tokens,
+    idempotency: Idempotency,
+    readiness: Readiness,
+    failures: FailureLimit | None = None,
+) -> web.Application:
+    """The application, to be served by server.ApiRunner."""
+    # client_max_size is not in use: decoding.read_body has its own limit, and its own words.
+    app = web.Application(middlewares=(edge, authenticate, idempotent))
+    app[BACKENDS] = backends
+    app[HOSTS] = hosts
+    app[OPERATIONS] = operations
+    app[EVENTS] = events
+    app[TOKENS] = tokens
+    app[IDEMPOTENCY] = idempotency
+    app[READINESS] = readiness
+    app[FAILURES] = failures or FailureLimit()
+    app[STREAMS] = set()
+    app[ACCESS] = build_routes(app.router)
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(end_streams)
+    return app

@@ -1,0 +1,99 @@
+"""/v1/storage_backends: list, add, show, edit, remove, probe, preflight, inspect, initialize."""
+
+from aiohttp import hdrs, web
+
+from manager.api import decoding
+from manager.api.encoding import accepted_response, backend_response, etag, json_response, page_response
+from manager.api.keys import ACTOR, BACKENDS
+from manager.api.paging import page_of
+from schemas.backends import BackendState, HealthStatus
+from schemas.kinds import KINDS
+from schemas.requests import decode_add_backend, decode_edit_backend, decode_initialize_backend
+
+
+async def list_backends(request: web.Request) -> web.Response:
+    found = decoding.query(request, ("kind", "status", "state", "limit", "cursor"), repeatable=("label",))
+    kind = decoding.one_of(found, "kind", KINDS)
+    status = decoding.one_of(found, "status", list(HealthStatus))
+    state = decoding.one_of(found, "state", list(BackendState))
+    labels = decoding.labels(found)
+    chosen = [
+        backend
+        for backend in request.app[BACKENDS].list()
+        if kind in (None, backend.kind)
+        and status in (None, backend.health.status)
+        and state in (None, backend.state)
+        and labels.items() <= backend.labels.items()
+    ]
+    return page_response(*page_of(chosen, found, "backends"))
+
+
+async def add_backend(request: web.Request) -> web.Response:
+    body = decode_add_backend(await decoding.read_body(request))
+    wanted = decoding.preferences(request)
+    answer = await request.app[BACKENDS].add(body, request[ACTOR], wanted.wait_s)
+    return backend_response(answer, status=201, is_async=wanted.is_async)
+
+
+async def show_backend(request: web.Request) -> web.Response:
+    backend = request.app[BACKENDS].get(request.match_info["ref"])
+    if decoding.is_none_match(request, etag(backend)):
+        return web.Response(status=304, headers={hdrs.ETAG: etag(backend)})
+    return backend_response(backend)
+
+
+async def edit_backend(request: web.Request) -> web.Response:
+    body = decode_edit_backend(await decoding.read_body(request))
+    wanted = decoding.preferences(request)
+    ref = request.match_info["ref"]
+    answer = await request.app[BACKENDS].edit(ref, body, _if_match(request), request[ACTOR], wanted.wait_s)
+    return backend_response(answer, is_async=wanted.is_async)
+
+
+async def remove_backend(request: web.Request) -> web.Response:
+    is_dry = decoding.flag(decoding.query(request, ("dry_run",)), "dry_run")
+    ref = request.match_info["ref"]
+    if is_dry:
+        return json_response(await request.app[BACKENDS].plan_removal(ref))
+    wanted = decoding.preferences(request)
+    pending = await request.app[BACKENDS].remove(ref, _if_match(request), request[ACTOR], wanted.wait_s)
+    if pending is not None:
+        return accepted_response(pending.operation_id, is_async=wanted.is_async)
+    return web.Response(status=204)
+
+
+async def show_hosts_of_backend(request: web.Request) -> web.Response:
+    return json_response({"hosts": request.app[BACKENDS].observations(request.match_info["ref"])})
+
+
+async def probe_backend(request: web.Request) -> web.Response:
+    return json_response({"hosts": await request.app[BACKENDS].probe(request.match_info["ref"], request[ACTOR])})
+
+
+async def probe_all_backends(request: web.Request) -> web.Response:
+    probed = await request.app[BACKENDS].probe_all(request[ACTOR])
+    items = [{"backend": backend.name, "backend_id": backend.id, "hosts": hosts} for backend, hosts in probed]
+    return json_response({"items": items})
+
+
+async def preflight(request: web.Request) -> web.Response:
+    body = decode_add_backend(await decoding.read_body(request))
+    return json_response({"hosts": await request.app[BACKENDS].preflight(body, request[ACTOR])})
+
+
+async def inspect_backend(request: web.Request) -> web.Response:
+    return json_response(await request.app[BACKENDS].inspection(request.match_info["ref"], request[ACTOR]))
+
+
+async def initialize_backend(request: web.Request) -> web.Response:
+    body = decode_initialize_backend(await decoding.read_body(request))
+    wanted = decoding.preferences(request)
+    ref = request.match_info["ref"]
+    answer = await request.app[BACKENDS].initialize(ref, body, request[ACTOR], wanted.wait_s)
+    return backend_response(answer, is_async=wanted.is_async)
+
+
+def _if_match(request: web.Request) -> int | None:
+    if hdrs.IF_MATCH not in request.headers:
+        return None
+    return decoding.if_match(request, request.app[BACKENDS].get(request.match_info["ref"]).version)

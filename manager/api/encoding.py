@@ -1,0 +1,70 @@
+"""Answers: JSON by msgspec, pages with their cursor, ETags, 202 for what goes on, problem documents."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from manager import problems
+from manager.backends import Pending
+from manager.errors import ManagerError
+from schemas.backends import Backend
+from schemas.problems import ProblemCode
+
+
+def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
+    )
+
+
+def page_response(items: Sequence[Any], next_cursor: str | None) -> web.Response:
+    return json_response({"items": items, "next_cursor": next_cursor})
+
+
+def etag(backend: Backend) -> str:
+    return f'"{backend.version}"'
+
+
+def backend_response(answer: Backend | Pending, *, status: int = 200, is_async: bool = False) -> web.Response:
+    """The backend with its ETag (and Location when new); or 202 with the operation that goes on."""
+    if isinstance(answer, Pending):
+        return accepted_response(answer.operation_id, is_async=is_async)
+    headers = {"ETag": etag(answer)}
+    if status == 201:
+        headers["Location"] = f"/v1/storage_backends/{answer.id}"
+    return json_response(answer, status=status, headers=headers)
+
+
+def accepted_response(operation_id: str, *, is_async: bool) -> web.Response:
+    """202; is_async: the caller had asked for it (RFC 7240)."""
+    where = f"/v1/operations/{operation_id}"
+    headers = {"Location": where}
+    if is_async:
+        headers["Preference-Applied"] = "respond-async"
+    return json_response({"operation": operation_id, "href": where}, status=202, headers=headers)
+
+
+def problem_response(
+    error: ManagerError, request_id: str, *, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    document = problems.document(error.problem, request_id, status)
+    sent = dict(headers or {})
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.problem.code is ProblemCode.NO_AGENT:
+        retry_after_s = problems.NO_AGENT_RETRY_S
+    if retry_after_s is not None:
+        sent["Retry-After"] = str(retry_after_s)
+    if error.problem.code is ProblemCode.UNAUTHORIZED:
+        sent["WWW-Authenticate"] = 'Bearer realm="stowage"'
+    response = web.Response(
+        body=msgspec.json.encode(document),
+        status=document.status,
+        content_type="application/problem+json",
+        headers=sent,
+    )
+    if error.problem.code is ProblemCode.MALFORMED_BODY:
+        # What is left of such a body is not worth reading (server.py bounds the lingering).
+        response.force_close()
+    return response

@@ -1,0 +1,35 @@
+"""What an application and a request carry through the API, typed."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import TypeAlias
+
+from aiohttp import web
+
+from manager.actor import Actor, Role
+from manager.backends import Backends
+from manager.events import Events
+from manager.hosts import Hosts
+from manager.operations import Operations
+from manager.tokens import Tokens
+
+#: What is not ready yet, in words, by subsystem; empty: ready.
+Readiness: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
+
+BACKENDS: web.AppKey[Backends] = web.AppKey("backends", Backends)
+HOSTS: web.AppKey[Hosts] = web.AppKey("hosts", Hosts)
+OPERATIONS: web.AppKey[Operations] = web.AppKey("operations", Operations)
+EVENTS: web.AppKey[Events] = web.AppKey("events", Events)
+TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
+READINESS: web.AppKey[Readiness] = web.AppKey("readiness")
+#: The least role a route wants; None: open to everybody.
+ACCESS: web.AppKey[Mapping[web.AbstractRoute, Role | None]] = web.AppKey("access")
+
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+ACTOR: web.RequestKey[Actor] = web.RequestKey("actor", Actor)
+BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
+#: The answer as it may be kept, where the real one shows a secret.
+KEPT_BODY: web.RequestKey[bytes] = web.RequestKey("kept_body", bytes)
+
+#: For log lines written far below the edge.
+current_request_id: ContextVar[str] = ContextVar("request_id", default="")

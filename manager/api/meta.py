@@ -1,0 +1,37 @@
+"""What the manager says of itself: alive, ready, the kinds it knows."""
+
+from aiohttp import web
+
+from manager.api import decoding
+from manager.api.encoding import json_response
+from manager.api.keys import READINESS
+from schemas.kinds import KINDS, json_schema
+
+
+async def show_health(request: web.Request) -> web.Response:
+    """The process answers; nothing more is asked, so that a database's trouble restarts nobody."""
+    return json_response({"status": "alive"})
+
+
+async def show_readiness(request: web.Request) -> web.Response:
+    missing = await request.app[READINESS]()
+    if missing:
+        return json_response({"status": "not ready", "missing": missing}, status=503, headers={"Retry-After": "1"})
+    return json_response({"status": "ready", "missing": {}})
+
+
+async def list_kinds(request: web.Request) -> web.Response:
+    decoding.query(request, ())
+    return json_response(
+        [
+            {
+                "kind": spec.kind,
+                "title": spec.title,
+                "capabilities": spec.capabilities,
+                "can_initialize": spec.can_initialize,
+                "config_schema": json_schema(spec.config),
+                "credentials_schema": json_schema(spec.credentials) if spec.credentials is not None else None,
+            }
+            for spec in KINDS.values()
+        ]
+    )

@@ -1,0 +1,41 @@
+"""/v1/operations: list, show, and another try for a stuck one."""
+
+from aiohttp import web
+
+from manager.api import decoding
+from manager.api.encoding import json_response, page_response
+from manager.api.keys import ACTOR, OPERATIONS
+from manager.errors import Refused
+from schemas.ids import is_id
+from schemas.operations import OperationState
+from schemas.problems import ProblemCode
+
+
+async def list_operations(request: web.Request) -> web.Response:
+    """The newest first."""
+    found = decoding.query(request, ("subject", "state", "kind", "limit", "cursor"))
+    items, place = await request.app[OPERATIONS].list(
+        subject=decoding.one(found, "subject"),
+        state=decoding.one_of(found, "state", list(OperationState)),
+        kind=decoding.one(found, "kind"),
+        cursor=decoding.cursor(found, "operations"),
+        limit=decoding.limit(found),
+    )
+    return page_response(items, decoding.opaque("operations", place))
+
+
+async def show_operation(request: web.Request) -> web.Response:
+    return json_response(await request.app[OPERATIONS].get(_id(request)))
+
+
+async def retry_operation(request: web.Request) -> web.Response:
+    operation_id = _id(request)
+    await request.app[OPERATIONS].retry(operation_id, request[ACTOR])
+    return json_response(await request.app[OPERATIONS].get(operation_id))
+
+
+def _id(request: web.Request) -> str:
+    operation_id = request.match_info["id"]
+    if not is_id(operation_id):
+        raise Refused.because(ProblemCode.NOT_FOUND, "there is no operation with this id")
+    return operation_id

@@ -1,0 +1,243 @@
+"""Puts the manager together: the only place that wires; and runs it until it is told to stop."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import Path
+
+import asyncpg
+from aiohttp import web
+
+from manager.agents import COMMAND_TTL_S, Agents
+from manager.api.application import create_api
+from manager.api.idempotency import Idempotency
+from manager.api.server import ApiRunner
+from manager.backends import Backends
+from manager.bus_auth import BusAuth
+from manager.config import Config
+from manager.errors import ConfigError
+from manager.events import Events
+from manager.feed import Feed
+from manager.hosts import Hosts
+from manager.keys import Keys
+from manager.operations import Operations
+from manager.outbox import Relay
+from manager.registry import Registry
+from manager.sagas.catalog import SAGAS
+from manager.sagas.engine import Engine
+from manager.sagas.steps import SagaDef
+from manager.store import hosts as host_store
+from manager.store.migrate import migrate, newest_version
+from manager.store.pool import Pool, connect, open_pool
+from manager.tokens import Tokens
+from manager.uplink import UplinkListener
+from manager.vault import Vault
+from manager.watch import Watch
+from schemas import subjects
+from schemas.bus import Bus, BusError
+from schemas.ids import new_id
+
+log = logging.getLogger(__name__)
+
+#: Seconds an unanswering database may take at the start before the manager gives up with a message.
+_DATABASE_S = 30.0
+
+
+@contextlib.asynccontextmanager
+async def running(
+    config: Config,
+    *,
+    definitions: Mapping[str, SagaDef] = SAGAS,
+    command_ttl_s: float = COMMAND_TTL_S,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> AsyncIterator[str]:
+    """A manager that serves; yields its URL. Everything it started is gone when the block ends.
+
+    definitions and on_line are for tests of the sagas. Raises ConfigError before anything listens.
+    """
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys = Keys.load_or_create(config.keys_dir)
+    fleet_id = await _prepared_database(config)
+    async with contextlib.AsyncExitStack() as stack:
+        pool = await open_pool(config.database_url)
+        stack.push_async_callback(_close_pool, pool)
+        bus_auth = BusAuth(keys)
+        creds = bus_auth.write_creds(config.state_dir / "bus")
+
+        def bus(user: str, creds_file: Path) -> Bus:
+            made = Bus(
+                servers=config.nats_urls,
+                creds_file=creds_file,
+                name=f"{config.replica} {user}",
+                inbox_prefix=subjects.manager_inbox(uuid.uuid4().hex),
+                fail_fast=True,
+                tls_ca=config.nats_tls_ca,
+            )
+            stack.push_async_callback(made.close)
+            return made
+
+        commands, uplink = bus("commands", creds.commands), bus("uplink", creds.uplink)
+        relay_bus, system = bus("relay", creds.relay), bus("system", creds.system)
+
+        registry = Registry(
+            pool, host_silent_s=config.host_silent_s, observation_stale_s=config.observation_stale_s
+        )
+        await registry.load()
+        agents = Agents(commands, registry, ttl_s=command_ttl_s)
+        vault = Vault(agents, registry, keys.sealing)
+        engine = Engine(
+            pool,
+            definitions,
+            agents=agents,
+            registry=registry,
+            vault=vault,
+            fleet_id=fleet_id,
+            owner=f"{config.replica}:{uuid.uuid4().hex}",
+            lease_s=config.lease_s,
+            on_line=on_line,
+        )
+        operations = Operations(pool, engine)
+        tls, fingerprint = _tls(config)
+        scheme = "https" if tls else "http"
+        hosts = Hosts(
+            pool,
+            registry,
+            agents,
+            bus_auth,
+            system,
+            fleet_id=fleet_id,
+            manager_key=keys.sealing.verify_key,
+            nats_urls=config.agent_nats_urls or config.nats_urls,
+            public_url=f"{scheme}://{config.listen}",
+            fingerprint=fingerprint,
+        )
+        backends = Backends(pool, registry, engine, operations, agents, vault, fleet_id=fleet_id)
+        events, tokens = Events(pool, fleet_id), Tokens(pool)
+        relay = Relay(config.database_url, relay_bus, fleet_id)
+        watch = Watch(pool, registry, relay, settle_s=config.host_silent_s)
+        listener = UplinkListener(uplink, pool, registry, hosts, agents, vault, fleet_id=fleet_id)
+        stack.push_async_callback(listener.stop)
+        feed = Feed(
+            config.database_url,
+            pool,
+            replica=config.replica,
+            registry=registry,
+            tokens=tokens,
+            engine=engine,
+            events=events,
+            relay=relay,
+        )
+
+        async def missing() -> dict[str, str]:
+            lacks = {}
+            if not feed.is_live:
+                lacks["database"] = "notifications are not heard; the database may be away"
+            if not all(each.is_usable for each in (commands, uplink, relay_bus)):
+                lacks["bus"] = "no usable connection to NATS"
+            return lacks
+
+        async def tell_revocations() -> None:
+            try:
+                await hosts.push_revocations()
+            except BusError as error:
+                log.warning("revocations not pushed", extra={"error": str(error)})
+
+        system.on_connect(tell_revocations)
+        # Agents answer a nudge with a sync: a manager that starts knows within milliseconds who is there.
+        commands.on_connect(agents.nudge_all)
+        for each in (system, relay_bus, uplink, commands):
+            await each.start(None, wait=False)
+
+        duties = {"feed": feed.run(), "relay": relay.run(), "sagas": engine.run(), "watch": watch.run()}
+        await stack.enter_async_context(_kept_running(duties))
+        stack.push_async_callback(engine.stop)
+
+        await tokens.ensure_admin(config.state_dir / "admin.token")
+        runner = ApiRunner(
+            create_api(
+                backends=backends,
+                hosts=hosts,
+                operations=operations,
+                events=events,
+                tokens=tokens,
+                idempotency=Idempotency(pool, keys.mac),
+                readiness=missing,
+            )
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        url = await _listen(runner, config, tls)
+        log.info("manager serves", extra={"url": url, "replica": config.replica, "fleet_id": fleet_id})
+        yield url
+
+
+async def _prepared_database(config: Config) -> str:
+    """The fleet's id, the schema being this code's. Raises ConfigError naming the database's own words."""
+    deadline = asyncio.get_running_loop().time() + _DATABASE_S
+    while True:
+        try:
+            connection = await connect(config.database_url)
+            break
+        except (asyncpg.InvalidPasswordError, asyncpg.InvalidCatalogNameError, ValueError) as error:
+            raise ConfigError(f"database_url: {error}") from error
+        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise ConfigError(f"database_url: no connection in {_DATABASE_S:.0f} s: {error}") from error
+            await asyncio.sleep(0.2)
+    try:
+        version = await migrate(connection)
+        log.info("database ready", extra={"schema": version, "code_schema": newest_version()})
+        return await host_store.fleet_id(connection, new_id())
+    finally:
+        await connection.close()
+
+
+async def _listen(runner: ApiRunner, config: Config, tls: ssl.SSLContext | None) -> str:
+    host, port = config.listen_address
+    site = web.TCPSite(runner, host, port, ssl_context=tls)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError(f"listen: cannot listen on {config.listen}: {error.strerror}") from error
+    bound = runner.addresses[0][1]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{bound}"
+
+
+@contextlib.asynccontextmanager
+async def _kept_running(duties: Mapping[str, Coroutine[object, object, None]]) -> AsyncIterator[None]:
+    """The duties run until the block ends; one that dies ends the block with its error."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(duty, name=name) for name, duty in duties.items()]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _close_pool(pool: Pool) -> None:
+    """Closed in order if that takes no time, else cut: a dead server must not hold up a stop."""
+    try:
+        await asyncio.wait_for(pool.close(), 2.0)
+    except TimeoutError:
+        pool.terminate()
+
+
+def _tls(config: Config) -> tuple[ssl.SSLContext | None, str | None]:
+    """(context, SHA-256 of the certificate in hex), or (None, None) for plain HTTP."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None, None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+        first, end, _ = config.tls_cert.read_text().partition("-----END CERTIFICATE-----")
+        certificate = ssl.PEM_cert_to_DER_cert(first + end)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tls_cert, tls_key: {error}") from error
+    return context, hashlib.sha256(certificate).hexdigest()

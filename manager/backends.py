@@ -1,0 +1,589 @@
+"""What can be done with backends: the use cases behind the API, the command line and the page.
+
+Reads come from the registry. A change of name, labels, hosts, state or default is one transaction; a
+change that hosts must prove or undo is a saga, awaited here as long as the caller cares to wait.
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from manager.actor import Actor
+from manager.agents import Agents, offline_fault
+from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
+from manager.operations import Operations
+from manager.registry import Registry
+from manager.sagas import moves
+from manager.sagas.default import make_default
+from manager.sagas.engine import Engine
+from manager.store import backends as store
+from manager.store import events
+from manager.store.backends import BackendRow
+from manager.store.hosts import HostRow
+from manager.store.pool import Connection, Pool, transaction
+from manager.vault import Vault
+from schemas.agent_rpc import (
+    CredentialNonce,
+    Inspect,
+    Inspection,
+    Nonce,
+    Observation,
+    Preflight,
+    PreflightReport,
+    Probe,
+    Target,
+)
+from schemas.backends import Backend, BackendState, HealthStatus, HostObservation
+from schemas.credentials import Credentials
+from schemas.events import EventType
+from schemas.faults import REMEDIES, FaultCode
+from schemas.hosts import HostSelector
+from schemas.ids import is_id, new_id
+from schemas.kinds import KINDS, KindSpec, fixed_fields, validate_config, validate_credentials
+from schemas.problems import FieldError, ProblemCode
+from schemas.requests import AddBackend, EditBackend, InitializeBackend
+
+#: How often an edit without If-Match reads again when somebody was faster.
+_MOST_REREADS = 8
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The saga goes on; ask /v1/operations/<id>."""
+
+    operation_id: str
+
+
+@dataclass(frozen=True)
+class _Author:
+    actor_name: str
+    request_id: str
+
+
+class Backends:
+    """Use cases. Every method may raise Refused; those that change something journal it under the actor's name."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        registry: Registry,
+        engine: Engine,
+        operations: Operations,
+        agents: Agents,
+        vault: Vault,
+        *,
+        fleet_id: str,
+    ) -> None:
+        self._pool = pool
+        self._registry = registry
+        self._engine = engine
+        self._operations = operations
+        self._agents = agents
+        self._vault = vault
+        self._fleet_id = fleet_id
+
+    # ---- reading
+
+    def list(self) -> Sequence[Backend]:
+        return self._registry.backends()
+
+    def get(self, ref: str) -> Backend:
+        backend = self._registry.find(ref)
+        if backend is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]}")
+        return backend
+
+    def observations(self, ref: str) -> tuple[HostObservation, ...]:
+        return self._registry.cells(self.get(ref).id)
+
+    # ---- adding
+
+    async def add(self, body: AddBackend, actor: Actor, wait_s: float) -> Backend | Pending:
+        """The new backend, proven on every online host that it is for; or nothing of it anywhere."""
+        if self._registry.find(body.name):
+            raise Refused.because(ProblemCode.NAME_TAKEN, f"a backend named {body.name} exists already")
+        chosen = self._chosen(body.hosts)
+        backend_id = new_id()
+        params = {
+            "backend_id": backend_id,
+            "name": body.name,
+            "kind": body.kind,
+            "config": body.config,
+            "credential_version": 1 if body.credentials else 0,
+            "is_default": body.is_default,
+            "labels": body.labels,
+            "selector": msgspec.to_builtins(body.hosts),
+            "hosts": [host.id for host in self._able(chosen, body.name)],
+        }
+        operation_id = await self._engine.start(
+            "backend.add",
+            key=_key(backend_id),
+            subject=_subject(backend_id),
+            params=params,
+            actor=actor,
+            credentials=body.credentials or None,
+        )
+        return await self._finish(operation_id, backend_id, wait_s)
+
+    async def preflight(self, body: AddBackend, actor: Actor) -> Sequence[dict[str, Any]]:
+        """One entry an online host: its checks, and what a trial saw. Nothing is persisted, nothing is left."""
+        chosen = self._chosen(body.hosts)
+        self._able(chosen, body.name)
+        target = Target(
+            backend_id=new_id(),
+            fleet_id=self._fleet_id,
+            kind=body.kind,
+            config=body.config,
+            generation=1,
+            credential_version=1 if body.credentials else 0,
+        )
+        return tuple(await asyncio.gather(*(self._preflight_on(host, target, body.credentials, actor) for host in chosen)))
+
+    async def _preflight_on(
+        self, host: HostRow, target: Target, credentials: Credentials, actor: Actor
+    ) -> dict[str, Any]:
+        if not self._registry.is_online(host.id):
+            missing = offline_fault(host.name)
+            return {"host": host.name, "status": HealthStatus.UNKNOWN, "checks": [], **_fault_words(missing)}
+        try:
+            sealed = b""
+            if credentials:
+                nonce = await self._agents.ask(
+                    host.id, CredentialNonce(**self._question(target.backend_id, actor), version=1), Nonce
+                )
+                sealed = self._vault.seal(host.id, target.backend_id, credentials, 1, nonce.nonce)
+            command = Preflight(**self._question(target.backend_id, actor), target=target, sealed=sealed)
+            report = await self._agents.ask(host.id, command, PreflightReport)
+        except AgentFailed as error:
+            return {"host": host.name, "status": HealthStatus.UNREACHABLE, "checks": [], **_fault_words(error.fault)}
+        except AgentError as error:
+            return {
+                "host": host.name,
+                "status": HealthStatus.UNKNOWN,
+                "checks": [],
+                "code": FaultCode.TIMED_OUT,
+                "detail": str(error),
+                "remedy": REMEDIES[FaultCode.TIMED_OUT],
+            }
+        seen = report.observation
+        return {
+            "host": host.name,
+            "status": seen.status if seen else HealthStatus.UNREACHABLE,
+            "code": seen.code if seen else None,
+            "detail": seen.detail if seen else None,
+            "remedy": seen.remedy if seen else None,
+            "latency_ms": seen.latency_ms if seen else None,
+            "capacity": seen.capacity if seen else None,
+            "checks": [msgspec.to_builtins(check) for check in report.checks],
+        }
+
+    # ---- editing
+
+    async def edit(
+        self, ref: str, body: EditBackend, if_match: int | None, actor: Actor, wait_s: float
+    ) -> Backend | Pending:
+        """The backend as changed. Config and credentials are proven on the hosts first; the rest is one transaction."""
+        for attempt in range(_MOST_REREADS):
+            try:
+                return await self._edit(ref, body, if_match, actor, wait_s)
+            except Refused as error:
+                is_race = error.problem.code is ProblemCode.STALE_VERSION and if_match is None
+                if not is_race or attempt == _MOST_REREADS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _edit(
+        self, ref: str, body: EditBackend, if_match: int | None, actor: Actor, wait_s: float
+    ) -> Backend | Pending:
+        async with self._pool.acquire() as connection:
+            row = await store.find(connection, ref, is_id=is_id(ref))
+        if row is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]}")
+        _check_version(row, if_match)
+        spec = KINDS[row.kind]
+        config, credentials = _merged(row, spec, body)
+        patch: dict[str, Any] = {}
+        if body.name is not None and body.name != row.name:
+            patch["name"] = body.name
+        if body.labels is not None and body.labels != row.labels:
+            patch["labels"] = body.labels
+        if body.hosts is not None and body.hosts != row.selector:
+            self._chosen(body.hosts)
+            patch["selector"] = msgspec.to_builtins(body.hosts)
+        if body.state is not None and body.state != row.state:
+            patch["state"] = body.state.value
+        if body.is_default:
+            patch["is_default"] = True
+        _check_state(row, patch)
+        if config == row.config and not credentials:
+            return await self._change(row, patch, if_match, actor)
+        hosts = self._registry.chosen(row)
+        params = {
+            "backend_id": row.id,
+            "name": row.name,
+            "kind": row.kind,
+            "version": row.version,
+            "generation": row.generation,
+            "config": config,
+            "credential_version": row.credential_version + bool(credentials),
+            "base_credential_version": row.credential_version,
+            "is_rotation": bool(credentials),
+            "patch": patch,
+            "hosts": [host.id for host in hosts],
+        }
+        operation_id = await self._engine.start(
+            "backend.edit",
+            key=_key(row.id),
+            subject=_subject(row.id),
+            params=params,
+            actor=actor,
+            credentials=credentials or None,
+        )
+        return await self._finish(operation_id, row.id, wait_s)
+
+    async def _change(self, row: BackendRow, patch: dict[str, Any], if_match: int | None, actor: Actor) -> Backend:
+        """Name, labels, hosts, state and default: one transaction with its events."""
+        touched = {row.id}
+        async with transaction(self._pool) as connection:
+            before = await store.lock(connection, row.id)
+            if before is None:
+                raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {row.name}")
+            _check_version(before, if_match)
+            if before.state in (BackendState.CREATING, BackendState.DELETING):
+                raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {before.state.value}")
+            _check_state(before, patch)
+            if patch.keys() - {"is_default"}:
+                await self._write_change(connection, before, patch, actor)
+            if patch.get("is_default"):
+                author = _Author(actor.name, actor.request_id)
+                previous = await make_default(connection, author, before)
+                touched |= {previous} if previous else set()
+        await self._registry.refresh(list(touched))
+        if "selector" in patch:
+            await self._agents.nudge_all()
+        return self.get(row.id)
+
+    async def _write_change(self, connection: Connection, before: BackendRow, patch: dict[str, Any], actor: Actor) -> None:
+        try:
+            after = await store.change(
+                connection,
+                before.id,
+                name=patch.get("name", before.name),
+                config=before.config,
+                credential_version=before.credential_version,
+                labels=patch.get("labels", before.labels),
+                selector=HostSelector(**patch["selector"]) if "selector" in patch else before.selector,
+                state=BackendState(patch.get("state", before.state)),
+                is_reconfigured=False,
+            )
+        except asyncpg.UniqueViolationError:
+            raise Refused.because(
+                ProblemCode.NAME_TAKEN, f"a backend named {patch['name']} exists already"
+            ) from None
+        await events.append(
+            connection,
+            type=EventType.BACKEND_UPDATED,
+            collection="storage_backends",
+            subject_id=after.id,
+            actor=actor.name,
+            request_id=actor.request_id,
+            data={"name": after.name, "kind": after.kind, "before": moves.shown(before), "after": moves.shown(after)},
+        )
+
+    # ---- removing
+
+    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> None | Pending:
+        """Gone, here and on every online host; offline hosts let go when they return. Data stays where it is."""
+        backend = self.get(ref)
+        row = self._registry.row(backend.id)
+        hosts = self._registry.chosen(row) if row else []
+        operation_id = await self._engine.start(
+            "backend.delete",
+            key=_key(backend.id),
+            subject=_subject(backend.id),
+            params={
+                "backend_id": backend.id,
+                "name": backend.name,
+                "kind": backend.kind,
+                "if_match": if_match,
+                "hosts": [host.id for host in hosts],
+            },
+            actor=actor,
+        )
+        await self._registry.refresh([backend.id])
+        done = await self._operations.outcome(operation_id, wait_s)
+        await self._registry.refresh([backend.id])
+        return None if done else Pending(operation_id)
+
+    async def plan_removal(self, ref: str) -> dict[str, Any]:
+        """What a removal would do, and what blocks it."""
+        backend = self.get(ref)
+        async with self._pool.acquire() as connection:
+            count, volumes = await store.live_volumes(connection, backend.id)
+        blockers = [{"type": "volume", **volume} for volume in volumes]
+        if backend.is_default:
+            blockers.append({"type": "default", "id": backend.id, "name": backend.name})
+        row = self._registry.row(backend.id)
+        hosts = self._registry.chosen(row) if row else []
+        return {
+            "is_allowed": not blockers,
+            "live_volumes": count,
+            "blockers": blockers,
+            "hosts": [
+                {
+                    "host": host.name,
+                    "action": "release now" if self._registry.is_online(host.id) else "release when it returns",
+                }
+                for host in hosts
+            ],
+            "left": "data on the storage is left alone; only the backend's marker is removed",
+        }
+
+    # ---- asking the storage
+
+    async def probe(self, ref: str, actor: Actor) -> tuple[HostObservation, ...]:
+        """What every host sees now; hosts that are offline or silent are unknown."""
+        backend = self.get(ref)
+        row = self._registry.row(backend.id)
+        hosts = [h.id for h in self._registry.chosen(row) if self._registry.is_online(h.id)] if row else []
+        await asyncio.gather(*(self._probe_on(host_id, backend.id, actor) for host_id in hosts))
+        if self._registry.row(backend.id) is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]} any more")
+        return self._registry.cells(backend.id)
+
+    async def probe_all(self, actor: Actor) -> Sequence[tuple[Backend, tuple[HostObservation, ...]]]:
+        ids = [backend.id for backend in self._registry.backends()]
+        await asyncio.gather(*(self.probe(backend_id, actor) for backend_id in ids), return_exceptions=True)
+        found = [self._registry.find(backend_id) for backend_id in ids]
+        return [(backend, self._registry.cells(backend.id)) for backend in found if backend]
+
+    async def _probe_on(self, host_id: str, backend_id: str, actor: Actor) -> None:
+        try:
+            seen = await self._agents.ask(host_id, Probe(**self._question(backend_id, actor)), Observation)
+        except AgentOffline:
+            self._registry.silence(host_id)
+            return
+        except AgentFailed as error:
+            row = self._registry.row(backend_id)
+            seen = Observation(
+                backend_id=backend_id,
+                generation=row.generation if row else 0,
+                status=HealthStatus.UNREACHABLE,
+                code=error.fault.code,
+                detail=error.fault.detail,
+                remedy=error.fault.remedy,
+                observed_at=dt.datetime.now(dt.UTC),
+            )
+        except AgentError:
+            return  # nobody knows; the last observation grows stale by itself
+        self._registry.observe(host_id, [seen])
+        async with self._pool.acquire() as connection:
+            await store.record(connection, host_id, [seen])
+
+    async def inspection(self, ref: str, actor: Actor) -> dict[str, Any]:
+        """What one online host finds on the device of a backend that needs initialization."""
+        row = self._initializable(ref)
+        host = self._first_online(row)
+        try:
+            found = await self._agents.ask(
+                host.id, Inspect(**self._question(row.id, actor), target=self._target(row)), Inspection
+            )
+        except AgentError as error:
+            raise _refusal(error, host.name, row.name) from error
+        return {"host": host.name, **msgspec.to_builtins(found)}
+
+    async def initialize(self, ref: str, body: InitializeBackend, actor: Actor, wait_s: float) -> Backend | Pending:
+        """Ready after our structures are on the confirmed device."""
+        row = self._initializable(ref)
+        if body.confirm != row.name:
+            raise Refused.because(
+                ProblemCode.INVALID_FIELD,
+                "the confirmation does not fit",
+                errors=(FieldError(pointer="/confirm", detail=f"must be the backend's name, {row.name}"),),
+            )
+        self._first_online(row)
+        operation_id = await self._engine.start(
+            "backend.initialize",
+            key=_key(row.id),
+            subject=_subject(row.id),
+            params={
+                "backend_id": row.id,
+                "name": row.name,
+                "kind": row.kind,
+                "config": row.config,
+                "generation": row.generation,
+                "credential_version": row.credential_version,
+                "wwid": body.wwid,
+                "force": body.force,
+                "hosts": [host.id for host in self._registry.chosen(row)],
+            },
+            actor=actor,
+        )
+        return await self._finish(operation_id, row.id, wait_s)
+
+    # ---- inside
+
+    async def _finish(self, operation_id: str, backend_id: str, wait_s: float) -> Backend | Pending:
+        if wait_s <= 0:
+            await self._registry.refresh([backend_id])
+            return Pending(operation_id)
+        try:
+            done = await self._operations.outcome(operation_id, wait_s)
+        finally:
+            # A write is readable at once on the replica that made it, a failed one's end too.
+            await self._registry.refresh([backend_id])
+        if done is None:
+            return Pending(operation_id)
+        previous = [b.id for b in self._registry.backends() if b.is_default]
+        await self._registry.refresh(previous)
+        await self._nudge_behind(backend_id)
+        return self.get(backend_id)
+
+    async def _nudge_behind(self, backend_id: str) -> None:
+        """Hosts that came in the meantime and were told to keep their hands off may converge now."""
+        row = self._registry.row(backend_id)
+        if row is None:
+            return
+        for cell in self._registry.cells(backend_id):
+            if cell.observed_generation != row.generation and self._registry.is_online(cell.host_id):
+                await self._agents.nudge(cell.host_id)
+
+    def _chosen(self, selector: HostSelector) -> Sequence[HostRow]:
+        """The live hosts of a selector. Raises Refused when a name in it is nobody's, or nobody bears the labels."""
+        live = self._registry.live_hosts()
+        names = {host.name for host in live}
+        unknown = [name for name in selector.names if name != "*" and name not in names]
+        if unknown:
+            raise Refused.because(
+                ProblemCode.INVALID_FIELD,
+                "the hosts are not all known",
+                errors=(FieldError(pointer="/hosts/names", detail=f"there is no host {', '.join(unknown)[:200]}"),),
+            )
+        chosen = [host for host in live if selector.matches(host.name, host.labels)]
+        if not chosen and live:
+            raise Refused.because(
+                ProblemCode.INVALID_FIELD,
+                "no host is chosen",
+                errors=(FieldError(pointer="/hosts", detail="no host has such a name and such labels"),),
+            )
+        return chosen
+
+    def _able(self, chosen: Sequence[HostRow], name: str) -> Sequence[HostRow]:
+        """The chosen hosts, if one of them is online."""
+        if not any(self._registry.is_online(host.id) for host in chosen):
+            raise Refused.because(
+                ProblemCode.NO_AGENT,
+                f"none of the hosts chosen for {name} is online; nothing was changed",
+                faults=tuple(offline_fault(host.name) for host in chosen),
+                retry_after_s=5,
+            )
+        return chosen
+
+    def _initializable(self, ref: str) -> BackendRow:
+        row = self._registry.row(self.get(ref).id)
+        assert row is not None, "the registry shows only what it has"
+        if row.state is not BackendState.NEEDS_INITIALIZATION:
+            raise Refused.because(
+                ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}, there is nothing to initialize"
+            )
+        return row
+
+    def _first_online(self, row: BackendRow) -> HostRow:
+        for host in self._registry.chosen(row):
+            if self._registry.is_online(host.id):
+                return host
+        raise Refused.because(
+            ProblemCode.NO_AGENT, f"none of the hosts chosen for {row.name} is online", retry_after_s=5
+        )
+
+    def _target(self, row: BackendRow) -> Target:
+        return Target(
+            backend_id=row.id,
+            fleet_id=self._fleet_id,
+            kind=row.kind,
+            config=row.config,
+            generation=row.generation,
+            credential_version=row.credential_version,
+        )
+
+    def _question(self, backend_id: str, actor: Actor) -> dict[str, Any]:
+        """The head of a command that changes nothing: fence 0."""
+        return {
+            "command_id": new_id(),
+            "backend_id": backend_id,
+            "fence": 0,
+            "ttl_ms": self._agents.ttl_ms,
+            "request_id": actor.request_id,
+        }
+
+
+def _key(backend_id: str) -> str:
+    return f"backend:{backend_id}"
+
+
+def _subject(backend_id: str) -> str:
+    return f"storage_backends/{backend_id}"
+
+
+def _check_version(row: BackendRow, if_match: int | None) -> None:
+    if if_match is not None and row.version != if_match:
+        raise Refused.because(
+            ProblemCode.STALE_VERSION, f"{row.name} is at version {row.version}, not {if_match}; read it again"
+        )
+
+
+def _check_state(row: BackendRow, patch: dict[str, Any]) -> None:
+    if "state" in patch and row.state is BackendState.NEEDS_INITIALIZATION:
+        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} needs initialization first")
+    if patch.get("state") == BackendState.DRAINING and (row.is_default or patch.get("is_default")):
+        raise Refused.because(
+            ProblemCode.BACKEND_IS_DEFAULT,
+            f"{row.name} is the default backend; make a different backend default before draining it",
+        )
+
+
+def _merged(row: BackendRow, spec: KindSpec, body: EditBackend) -> tuple[dict[str, Any], Credentials]:
+    """The whole config after the edit, and the new credentials. Raises Refused with every wrong field."""
+    errors: list[FieldError] = []
+    config = row.config
+    if body.config:
+        config, errors = validate_config(spec, {**row.config, **body.config})
+        # A frozen field is reported by name alone: the new value was never going to be used.
+        errors += [
+            FieldError(pointer=f"/config/{name}", detail="cannot be changed; add a new backend instead")
+            for name in sorted(fixed_fields(spec) & body.config.keys())
+            if body.config[name] != row.config.get(name)
+        ]
+    credentials, wrong = validate_credentials(
+        spec, body.credentials.reveal(), is_partial=row.credential_version > 0
+    )
+    errors += wrong
+    if body.is_default is False:
+        errors.append(
+            FieldError(pointer="/is_default", detail="cannot be switched off; make a different backend default instead")
+        )
+    if errors:
+        raise Refused.because(
+            ProblemCode.INVALID_FIELD, f"{len(errors)} field(s) are not valid", errors=tuple(errors)
+        )
+    return config, credentials
+
+
+def _fault_words(fault: Any) -> dict[str, Any]:
+    return {"code": fault.code, "detail": fault.detail, "remedy": fault.remedy}
+
+
+def _refusal(error: AgentError, host: str, name: str) -> Refused:
+    """What a caller is told when the one host that was asked could not answer."""
+    if isinstance(error, AgentFailed):
+        return Refused.because(ProblemCode.PROBE_FAILED, f"{name} could not be read on {host}", faults=(error.fault,))
+    if isinstance(error, AgentOffline):
+        return Refused.because(ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host),), retry_after_s=5)
+    return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error))
+
+

@@ -1,0 +1,98 @@
+"""What `stowage up` asks of its manager over HTTP; no proxy of the environment comes between."""
+
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from manager.embedded.errors import StartError
+
+_REQUEST_TIMEOUT_S = 35  # above the 30 s after which the manager answers 202
+_POLL_S = 0.02
+
+
+class ManagerClient:
+    """One manager at an address on this machine."""
+
+    def __init__(self, host: str, port: int, token_file: Path) -> None:
+        self._host = host
+        self._port = port
+        self._token_file = token_file
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+
+    def is_ready(self) -> bool:
+        try:
+            return self._request("GET", "/readyz", None, token=None)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def join_token(self) -> str:
+        """A one-time token for one agent."""
+        return str(self._expect(201, "POST", "/v1/hosts/join_tokens", {"ttl_s": 300})["token"])
+
+    def online_hosts(self) -> set[str]:
+        """The names of the hosts whose agents answer."""
+        items = self._expect(200, "GET", "/v1/hosts", None)["items"]
+        return {str(host["name"]) for host in items if host["state"] == "online"}
+
+    def add_default_backend(self, root_dir: Path) -> None:
+        """The first backend exists. One that an interrupted first start has made counts."""
+        body = {"name": "local", "kind": "local_file", "config": {"root_dir": str(root_dir)}, "is_default": True}
+        status, answer = self._request("POST", "/v1/storage_backends", body, token=self._token())
+        if status != 201 and answer.get("code") != "name_taken":
+            raise StartError(f"the default backend was not added ({status}): {_reason(answer)}")
+
+    def _expect(self, wanted: int, method: str, path: str, body: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        status, answer = self._request(method, path, body, token=self._token())
+        if status != wanted:
+            raise StartError(f"{method} {path} answered {status}: {_reason(answer)}")
+        return answer
+
+    def _token(self) -> str:
+        try:
+            return self._token_file.read_text(encoding="ascii").strip()
+        except FileNotFoundError as error:
+            raise StartError(f"the admin token is missing: {self._token_file}") from error
+
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, *, token: str | None
+    ) -> tuple[int, Mapping[str, Any]]:
+        headers = {"Accept": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=_REQUEST_TIMEOUT_S)
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        try:
+            answer: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+        except msgspec.DecodeError:  # an empty body, or not one of ours
+            answer = {}
+        return response.status, answer
+
+
+def wait_online(client: ManagerClient, names: set[str], *, timeout_s: float) -> set[str]:
+    """The names of those that are still not online when the time is over; empty when all are."""
+    deadline = time.monotonic() + timeout_s
+    while missing := names - client.online_hosts():
+        if time.monotonic() > deadline:
+            return missing
+        time.sleep(_POLL_S)
+    return set()
+
+
+def _reason(answer: Mapping[str, Any]) -> str:
+    faults = [f"{fault.get('host')}: {fault.get('detail')}" for fault in answer.get("faults", ())]
+    return "; ".join([str(answer.get("detail") or answer.get("title") or "no reason given"), *faults])

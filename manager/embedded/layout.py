@@ -1,0 +1,129 @@
+"""Where everything lies in the data folder of a `stowage up`, and how its files come about."""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_LABEL_MAX = 63
+
+
+def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Outside any checkout, so that a `git clean` deletes no disk."""
+    if named := environment.get("STOWAGE_DATA_DIR"):
+        return Path(named)
+    return Path("/var/lib/stowage") if os.geteuid() == 0 else Path.home() / ".local" / "share" / "stowage"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names in one data folder."""
+
+    data: Path
+
+    @property
+    def postgres(self) -> Path:
+        return self.data / "postgres"
+
+    @property
+    def postgres_password(self) -> Path:
+        return self.data / "postgres.password"
+
+    @property
+    def nats(self) -> Path:
+        return self.data / "nats"
+
+    @property
+    def keys(self) -> Path:
+        return self.data / "keys"
+
+    @property
+    def admin_token(self) -> Path:
+        return self.manager("manager") / "admin.token"
+
+    @property
+    def volumes(self) -> Path:
+        return self.data / "volumes"
+
+    @property
+    def first_start_done(self) -> Path:
+        return self.data / "first_start_done"
+
+    @property
+    def ready(self) -> Path:
+        return self.data / "ready.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "log"
+
+    def manager(self, name: str) -> Path:
+        return self.data / name
+
+    def agent(self, name: str) -> Path:
+        return self.data / "agents" / name
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    @property
+    def own_log(self) -> Path:
+        """What a detached `stowage up` says itself."""
+        return self.log("up")
+
+    def create(self) -> None:
+        """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root.
+
+        A data folder that exists is left as it is: whoever made it decided who may pass.
+        """
+        if not self.data.exists():
+            self.data.mkdir(parents=True)
+            self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        for folder in (self.postgres, self.nats, self.keys, self.logs, self.data / "agents"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def rotate_logs(self) -> None:
+        """Every child's log begins empty; the last run's is beside it as `.1`."""
+        for log in self.logs.glob("*.log"):
+            if log != self.own_log:  # we may be writing to it already
+                rotate(log)
+
+
+def rotate(log: Path) -> None:
+    """The log is gone; what it held is beside it as `.1`."""
+    if log.exists():
+        log.replace(log.with_name(log.name + ".1"))
+
+
+def agent_names(count: int, hostname: str | None = None) -> list[str]:
+    """The names of this machine's agents: its own, and then with -2, -3 …; all of them DNS labels."""
+    text = (hostname or socket.gethostname()).partition(".")[0].lower()
+    label = re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "host"
+    return [_label(label, "" if number == 1 else f"-{number}") for number in range(1, count + 1)]
+
+
+def manager_names(count: int) -> list[str]:
+    return ["manager", *(f"manager-{number}" for number in range(2, count + 1))]
+
+
+def write_private(path: Path, text: str) -> None:
+    """The file holds exactly the text, 0600, at every moment either the old or the new."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def toml(values: Mapping[str, str | Sequence[str]]) -> str:
+    """A flat TOML document; JSON's strings and lists of strings are TOML's too."""
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+def _label(text: str, suffix: str) -> str:
+    return text[: _LABEL_MAX - len(suffix)].rstrip("-") + suffix

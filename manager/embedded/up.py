@@ -1,0 +1,309 @@
+"""`stowage up`: PostgreSQL, NATS, managers, agents, first backend; then ready.json, and watching until a signal.
+
+Everything here runs in the main thread and blocks: the children's death signal follows that thread,
+and a signal's handler ends a wait by raising StopRequested wherever it stands.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from manager import bus_auth
+from manager.embedded import children, identity, nats, postgres
+from manager.embedded.client import ManagerClient, wait_online
+from manager.embedded.errors import StartError
+from manager.embedded.layout import Layout, agent_names, manager_names, toml, write_private
+from manager.embedded.lock import DataLock
+from manager.embedded.nats import Nats
+from manager.embedded.ports import free_port, is_free
+from manager.embedded.postgres import Postgres
+from manager.embedded.supervisor import Service, Supervisor
+from manager.keys import Keys
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+_MANAGER_READY_TIMEOUT_S = 60
+_JOIN_TIMEOUT_S = 30
+_ONLINE_TIMEOUT_S = 30
+_POLL_S = 0.01
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OVERRIDES = {
+    f"STOWAGE_{key}"
+    for key in ("DATABASE_URL", "NATS_URLS", "KEYS_DIR", "STATE_DIR", "LISTEN", "REPLICA", "AGENT_NATS_URLS")
+}
+_ANY_ADDRESS = {"0.0.0.0": _LOOPBACK, "::": "::1"}
+
+
+class StopRequested(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived. No Exception, so that nothing on the way swallows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the person asked for. port 0: a free one."""
+
+    data: Path
+    host: str
+    port: int
+    agents: int = 1
+    managers: int = 1
+
+
+def up(options: Options, *, say: Callable[[str], None]) -> None:
+    """Runs until a signal comes, then stops everything. Raises StartError."""
+    layout = Layout(options.data.absolute())
+    _prepare_folder(layout)
+    try:
+        _raise_on_signals()
+        lock = DataLock(layout.data)
+        try:
+            layout.rotate_logs()
+            _Start(options, layout, lock, say).run()
+        finally:
+            _ignore_signals()
+            lock.release()
+    except StopRequested:
+        say("stopped")
+
+
+class _Start:
+    """One start of everything on a locked data folder."""
+
+    def __init__(self, options: Options, layout: Layout, lock: DataLock, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._layout = layout
+        self._keep_fds = (lock.children_fd,)
+        self._say = say
+        self._supervisor = Supervisor(layout.logs, on_restart=self._write_ready)
+        self._clients: list[ManagerClient] = []
+        self._services: dict[str, Service] = {}
+
+    def run(self) -> NoReturn:
+        """Starts, watches; whatever ends it, every child is stopped."""
+        began = time.monotonic()
+        try:
+            self._layout.ready.unlink(missing_ok=True)
+            self._start_servers()
+            self._start_managers()
+            self._start_agents()
+            self._write_ready()
+            self._say(self._banner(time.monotonic() - began))
+            self._supervisor.run()
+            raise AssertionError("the supervisor returned")
+        finally:
+            _ignore_signals()
+            self._layout.ready.unlink(missing_ok=True)
+            self._supervisor.stop()
+
+    def _start_servers(self) -> None:
+        layout = self._layout
+        who = identity.choose(layout.postgres, [postgres.binaries() / "postgres", nats.binary()])
+        self._postgres = Postgres(
+            layout.postgres,
+            password_file=layout.postgres_password,
+            log=layout.log("postgres"),
+            identity=who,
+            keep_fds=self._keep_fds,
+        )
+        self._postgres.start()
+        self._watch("postgres", self._postgres.spawn, self._postgres.process, stop=self._postgres.stop)
+        keys = Keys.load_or_create(layout.keys)
+        identity.own(layout.nats, who)
+        self._nats = Nats(
+            layout.nats,
+            config_for=lambda port: bus_auth.server_config(
+                keys, data_dir=layout.nats, host=_LOOPBACK, port=port, ports_file_dir=layout.nats
+            ),
+            log=layout.log("nats"),
+            identity=who,
+            keep_fds=self._keep_fds,
+        )
+        self._nats.start()
+        self._watch("nats", self._nats.spawn, self._nats.process, stop=self._nats.stop)
+
+    def _start_managers(self) -> None:
+        options, layout = self._options, self._layout
+        for name in manager_names(options.managers):
+            is_first = name == "manager"
+            port = options.port if is_first and options.port else free_port(options.host)
+            _check_free(options.host, port)
+            folder = layout.manager(name)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            address = f"[{options.host}]" if ":" in options.host else options.host
+            config: dict[str, str | Sequence[str]] = {
+                "database_url": self._postgres.url(),
+                "nats_urls": [self._nats.url],
+                "keys_dir": str(layout.keys),
+                "state_dir": str(folder),
+                "listen": f"{address}:{port}",
+                "replica": name if not is_first else "manager-1",
+            }
+            write_private(folder / "config.toml", toml(config))
+            client = ManagerClient(_ANY_ADDRESS.get(options.host, options.host), port, layout.admin_token)
+            self._start_child(f"manager {name}", name, ["manager", "--config", str(folder / "config.toml")])
+            self._wait(client.is_ready, f"{name} to be ready", timeout_s=_MANAGER_READY_TIMEOUT_S, log=layout.log(name))
+            self._clients.append(client)
+
+    def _start_agents(self) -> None:
+        layout, client = self._layout, self._clients[0]
+        names = agent_names(self._options.agents)
+        for name in names:
+            folder = layout.agent(name)
+            if not (folder / "agent.toml").exists():
+                self._join(name, folder, client)
+            argv = ["agent", "run", "--state-dir", str(folder), "--nats-url", self._nats.url]
+            self._start_child(f"agent {name}", f"agent-{name}", argv)
+        is_first_start = not layout.first_start_done.exists()
+        missing = wait_online(client, set(names), timeout_s=_ONLINE_TIMEOUT_S)
+        if missing:
+            late = f"agents did not come online in {_ONLINE_TIMEOUT_S} s: {', '.join(sorted(missing))}"
+            if is_first_start:
+                raise StartError(late, log=layout.log(f"agent-{min(missing)}"))
+            # One may have been revoked on purpose; that must not keep the others down.
+            log.warning("agents are not online", extra={"hosts": sorted(missing)})
+        if is_first_start:
+            client.add_default_backend(layout.volumes)
+            write_private(layout.first_start_done, "")
+
+    def _join(self, name: str, folder: Path, client: ManagerClient) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._layout.log(f"agent-{name}")
+        # --allow-http: the manager listens on this machine, if perhaps not on its loopback address.
+        argv = ["agent", "join", client.url, "-", "--state-dir", str(folder), "--name", name, "--allow-http"]
+        process = self._spawn(path, argv, stdin=subprocess.PIPE)
+        try:
+            process.communicate(f"{client.join_token()}\n".encode(), timeout=_JOIN_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise StartError(f"agent {name} did not join in {_JOIN_TIMEOUT_S} s", log=path) from error
+        finally:
+            children.stop(process)
+        if process.returncode != 0:
+            raise StartError(f"agent {name} could not join (exit code {process.returncode})", log=path)
+
+    def _start_child(self, name: str, log_name: str, argv: list[str]) -> None:
+        path = self._layout.log(log_name)
+        self._watch(name, lambda: self._spawn(path, argv), None, log_name=log_name)
+
+    def _spawn(self, path: Path, argv: list[str], *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        # -P: the working folder is no place to import from.
+        return children.spawn(
+            [sys.executable, "-P", "-m", *argv],
+            log=path,
+            death_signal=signal.SIGTERM,
+            env=_environment(),
+            keep_fds=self._keep_fds,
+            stdin=stdin,
+        )
+
+    def _watch(
+        self,
+        name: str,
+        spawn: Callable[[], subprocess.Popen[bytes]],
+        process: subprocess.Popen[bytes] | None,
+        *,
+        stop: Callable[[], None] | None = None,
+        log_name: str | None = None,
+    ) -> None:
+        service = Service(name=name, log=self._layout.log(log_name or name), spawn=spawn, stop=stop, process=process)
+        self._supervisor.adopt(service)
+        self._services[name] = service
+        if process is None:
+            service.start()
+
+    def _wait(self, is_so: Callable[[], bool], what: str, *, timeout_s: float, log: Path) -> None:
+        """Until it is so. A child that dies meanwhile ends the start, and its log says why."""
+        deadline = time.monotonic() + timeout_s
+        while not is_so():
+            if dead := self._supervisor.first_dead():
+                code = dead.process.returncode if dead.process else None
+                raise StartError(f"{dead.name} ended with exit code {code}", log=dead.log)
+            if time.monotonic() > deadline:
+                raise StartError(f"waited {timeout_s} s for {what}", log=log)
+            time.sleep(_POLL_S)
+
+    def _write_ready(self) -> None:
+        pids = {name: service.pid for name, service in self._services.items()}
+        managers = [pid for name, pid in pids.items() if name.startswith("manager ")]
+        ready = {
+            "url": self._clients[0].url,
+            "urls": [client.url for client in self._clients],
+            "token_file": str(self._layout.admin_token),
+            "nats_url": self._nats.url,
+            "database_url": self._postgres.url(),
+            "pids": {
+                "supervisor": os.getpid(),
+                "postgres": pids["postgres"],
+                "nats": pids["nats"],
+                "manager": managers[0],
+                "managers": managers,
+                "agents": {name.removeprefix("agent "): pid for name, pid in pids.items() if name.startswith("agent ")},
+            },
+        }
+        write_private(self._layout.ready, json.dumps(ready, indent=2) + "\n")
+
+    def _banner(self, took_s: float) -> str:
+        url, data = self._clients[0].url, self._layout.data
+        return banner(url, data, self._layout.admin_token) + f"\n(ready after {took_s:.1f} s)"
+
+
+def banner(url: str, data: Path, token_file: Path, *, is_detached: bool = False) -> str:
+    """What a person needs to go on."""
+    command = f"stowage down --data-dir {shlex.quote(str(data))}"
+    header = f'"Authorization: Bearer $(cat {shlex.quote(str(token_file))})"'
+    return (
+        f"Stowage is ready at {url}/\n"
+        f"  admin token  {token_file}\n"
+        f"  data         {data}\n"
+        f"  try          curl -H {header} {url}/v1/storage_backends\n"
+        f"  stop         {command if is_detached else 'Ctrl-C, or: ' + command}"
+    )
+
+
+def _prepare_folder(layout: Layout) -> None:
+    try:
+        layout.create()
+    except OSError as error:
+        raise StartError(
+            f"cannot make the data folder {layout.data}: {error.strerror}; choose one with --data-dir"
+        ) from error
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        if not is_free(host, port):
+            raise StartError(f"{host}:{port} is taken; choose another with --listen HOST:PORT (port 0: a free one)")
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {host}: {error.strerror}; choose an address of this machine with --listen"
+        ) from error
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without the words that would override what is written into the managers' configuration."""
+    return {key: value for key, value in os.environ.items() if key not in _OVERRIDES}
+
+
+def _raise_on_signals() -> None:
+    def handler(number: int, frame: FrameType | None) -> NoReturn:
+        _ignore_signals()  # one is enough: the end is bounded, and a second must not cut it short
+        raise StopRequested
+
+    for number in _STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) means it
+            signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,80 @@
+"""Events as callers see them: pages of the audit log, and the live stream, both from the database's sealed chain."""
+
+import asyncio
+import datetime as dt
+import re
+from collections.abc import AsyncIterator
+
+from manager.operations import bad_cursor
+from manager.store import events as store
+from manager.store.pool import Pool
+from schemas.events import CloudEvent
+
+#: Seconds between the stream's signs of life.
+KEEP_ALIVE_S = 15.0
+_PAGE = 200
+
+
+class Events:
+    """`sealed` is called when the chain grew; subscribers then read on from where they are."""
+
+    def __init__(self, pool: Pool, fleet_id: str) -> None:
+        self._pool = pool
+        self._fleet_id = fleet_id
+        self._grown = asyncio.Condition()
+        self._last = 0
+
+    async def page(
+        self,
+        *,
+        subject: str | None = None,
+        type: str | None = None,
+        actor: str | None = None,
+        since: dt.datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[list[CloudEvent], str | None]:
+        """(oldest first, those after the cursor, which is a sequence; the cursor of the next page or None)."""
+        if cursor is not None and not re.fullmatch(r"[0-9]{1,18}", cursor):
+            raise bad_cursor()
+        async with self._pool.acquire() as connection:
+            found = await store.page(
+                connection,
+                self._fleet_id,
+                after=int(cursor or 0),
+                limit=limit + 1,
+                subject=subject,
+                type=type,
+                actor=actor,
+                since=since,
+            )
+        if len(found) <= limit:
+            return found, None
+        return found[:limit], found[limit - 1].sequence
+
+    async def sealed(self, sequence: int) -> None:
+        """The chain reaches up to `sequence` now."""
+        async with self._grown:
+            self._last = max(self._last, sequence)
+            self._grown.notify_all()
+
+    async def subscribe(self, last_event_sequence: int | None) -> AsyncIterator[CloudEvent | None]:
+        """Every event after the given sequence (None: from now on), in order, without a hole; None is a sign of life."""
+        async with self._pool.acquire() as connection:
+            newest = await store.last_sequence(connection)
+        self._last = max(self._last, newest)
+        at = newest if last_event_sequence is None else last_event_sequence
+        while True:
+            async with self._pool.acquire() as connection:
+                found = await store.page(connection, self._fleet_id, after=at, limit=_PAGE)
+            for event in found:
+                at = int(event.sequence)
+                yield event
+            if len(found) == _PAGE:
+                continue
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S), self._grown:
+                    while self._last <= at:
+                        await self._grown.wait()
+            except TimeoutError:
+                yield None

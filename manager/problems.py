@@ -1,0 +1,79 @@
+"""The one table from exceptions to problems, and the document that a problem becomes on the wire."""
+
+import msgspec
+
+from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, ManagerError, Refused, StaleFence
+from schemas.faults import Fault
+from schemas.problems import STATUS, TITLES, FieldError, Problem, ProblemCode
+from schemas.requests import InvalidFields, MalformedBody
+
+#: Seconds; an agent that restarts is back within one.
+NO_AGENT_RETRY_S = 5
+
+
+class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457 plus our members. `type` is a relative reference, so it names this manager's own pages."""
+
+    type: str
+    title: str
+    status: int
+    code: ProblemCode
+    detail: str
+    request_id: str
+    errors: tuple[FieldError, ...]
+    faults: tuple[Fault, ...]
+    blockers: tuple[dict[str, str], ...]
+    operation: str | None
+
+
+def refusal(error: Exception) -> ManagerError | None:
+    """The problem that the error means to a caller; None: a bug, of which the caller learns only the request id."""
+    match error:
+        case ManagerError():
+            return error
+        case MalformedBody():
+            return Refused.because(ProblemCode.MALFORMED_BODY, str(error))
+        case InvalidFields():
+            fields = len(error.errors)
+            detail = "one field is not valid" if fields == 1 else f"{fields} fields are not valid"
+            return Refused.because(ProblemCode.INVALID_FIELD, detail, errors=error.errors)
+        case AgentOffline():
+            return Refused.because(ProblemCode.NO_AGENT, "the host is offline", retry_after_s=NO_AGENT_RETRY_S)
+        case AgentTimeout():
+            return Refused.because(
+                ProblemCode.AGENT_TIMEOUT, "the host did not answer in time; whether it acted is unknown"
+            )
+        case AgentFailed():
+            return Refused.because(ProblemCode.PROBE_FAILED, error.fault.detail, faults=(error.fault,))
+        case StaleFence():
+            return Refused.because(ProblemCode.WRONG_STATE, "another change of the same backend overtook this one")
+        case AgentError():
+            return Refused.because(ProblemCode.AGENT_TIMEOUT, "what became of it on the host is unknown")
+        case _:
+            return None
+
+
+def internal() -> ManagerError:
+    return Refused.because(
+        ProblemCode.INTERNAL, "something failed inside; the manager's log has it under this request id"
+    )
+
+
+def status_of(error: ManagerError) -> int:
+    return STATUS[error.problem.code]
+
+
+def document(problem: Problem, request_id: str, status: int | None = None) -> ProblemDocument:
+    """status: where HTTP knows a finer one than the code's own (405)."""
+    return ProblemDocument(
+        type=f"/problems/{problem.code}",
+        title=TITLES[problem.code],
+        status=status or STATUS[problem.code],
+        code=problem.code,
+        detail=problem.detail,
+        request_id=request_id,
+        errors=problem.errors,
+        faults=problem.faults,
+        blockers=problem.blockers,
+        operation=problem.operation,
+    )

@@ -1,0 +1,130 @@
+"""What a saga is made of: a table of steps, each with its remote effect, its undo, and the SQL of its journal line."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from manager.agents import Agents, command_id
+from manager.registry import Registry
+from manager.store.operations import OperationRow
+from manager.store.pool import Connection
+from manager.vault import Vault
+from schemas.agent_rpc import Observation
+from schemas.credentials import Credentials
+from schemas.problems import Problem
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass
+class Run:
+    """One saga as this replica drives it. `row` is the journal's latest word; `fence` in it is what commands carry.
+
+    The last five live in this process alone: after a takeover they are empty, and steps know it.
+    seen: observation a host, to be recorded. confirmed: hosts that said they hold nothing of the backend.
+    failures: definite failures of a command in this step, (host id, verb) -> how many.
+    """
+
+    row: OperationRow
+    agents: Agents
+    registry: Registry
+    vault: Vault
+    fleet_id: str
+    credentials: Credentials | None = None
+    seen: dict[str, Observation] = field(default_factory=dict)
+    confirmed: set[str] = field(default_factory=set)
+    step_name: str = ""
+    phase: str = "do"
+    failures: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.row.params
+
+    @property
+    def output(self) -> dict[str, Any]:
+        return self.row.output
+
+    @property
+    def actor_name(self) -> str:
+        return self.row.actor
+
+    @property
+    def request_id(self) -> str:
+        return self.row.request_id
+
+    @property
+    def backend_id(self) -> str:
+        return str(self.row.params["backend_id"])
+
+    def head(self, host_id: str, verb: str) -> dict[str, Any]:
+        """The common fields of a command of the current step."""
+        attempt = self.failures.get((host_id, verb), 0)
+        return {
+            "command_id": command_id(self.row.id, self.step_name, self.phase, host_id, verb, attempt),
+            "backend_id": self.backend_id,
+            "fence": self.row.fence,
+            "ttl_ms": self.agents.ttl_ms,
+            "request_id": self.row.request_id,
+        }
+
+    def online(self, host_ids: Sequence[str]) -> list[str]:
+        return [host_id for host_id in host_ids if self.registry.is_online(host_id)]
+
+
+type_Do = Callable[[Run], Awaitable[dict[str, Any]]]
+type_Undo = Callable[[Run], Awaitable[None]]
+type_Sql = Callable[[Connection, Run, dict[str, Any]], Awaitable[dict[str, Any] | None]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """do: idempotent remote effect, returns what the journal keeps of it (no secret). undo: takes it back, and accepts
+    that it was never done. do_sql, undo_sql: in the transaction of the journal line; do_sql's answer joins the output.
+    applies: whether this saga has the step at all, by its params.
+    """
+
+    name: str
+    do: type_Do | None = None
+    undo: type_Undo | None = None
+    do_sql: type_Sql | None = None
+    undo_sql: type_Sql | None = None
+    applies: Callable[[dict[str, Any]], bool] = lambda _: True
+
+
+@dataclass(frozen=True)
+class SagaDef:
+    """steps[0] has only SQL and runs in the transaction that starts the saga, so a refusal leaves nothing at all.
+
+    pivot: name of the step after whose completion there is no way back: its failures are retried, never undone.
+    budget_s: how long the way forward to the pivot may take, retries included.
+    """
+
+    kind: str
+    version: int
+    steps: tuple[Step, ...]
+    pivot: str
+    budget_s: float = 60.0
+
+    @property
+    def pivot_index(self) -> int:
+        return next(i for i, step in enumerate(self.steps) if step.name == self.pivot)
+
+
+class StepFailed(Exception):
+    """The step failed for good; the saga turns back with this problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class TryAgain(Exception):
+    """The step's outcome is unknown or may change: the engine runs it again, until the saga's budget is spent.
+
+    problem: what the caller is told if it never gets better.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem

@@ -1,0 +1,10 @@
+"""All SQL of the manager, a module a subject: functions that take a connection and return structs.
+
+pool, migrate   connections and schema
+backends        backends and what each host saw of them
+hosts           hosts and join tokens
+operations      the saga journal
+events          outbox and audit log
+tokens          API tokens
+idempotency     answers kept for a repeated request
+"""

@@ -1,0 +1,123 @@
+"""Outbox and audit log: appended in the transaction of the change, sealed into the chain and published by the relay."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from manager.store.pool import Connection
+from schemas.events import CloudEvent, EventType, chain_hash
+from schemas.ids import new_id
+
+#: How many events one sealing transaction and one publishing round take.
+BATCH = 200
+
+_COLUMNS = "id, type, subject, subject_id, actor, request_id, time, data, sequence, prevhash, hash"
+
+
+class SealedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A sealed event and the id that its NATS subject ends in."""
+
+    subject_id: str
+    event: CloudEvent
+
+
+async def append(
+    connection: Connection,
+    *,
+    type: EventType,
+    collection: str,
+    subject_id: str,
+    actor: str,
+    request_id: str,
+    data: dict[str, Any],
+) -> None:
+    """The event, in the caller's transaction: it exists if and only if the change does. collection: "storage_backends" or "hosts"."""
+    await connection.execute(
+        "INSERT INTO event (id, type, subject, subject_id, actor, request_id, data) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        new_id(), type, f"{collection}/{subject_id}", subject_id, actor, request_id, data,
+    )  # fmt: skip
+
+
+async def seal(connection: Connection, fleet_id: str) -> int:
+    """How many events joined the chain, in the order of insertion.
+
+    The fleet's row is locked first, so a stale leader waits and then sees the chain's new head; two
+    relays can never seal the same place twice.
+    """
+    async with connection.transaction():
+        head = await connection.fetchrow("SELECT chain_sequence, chain_hash FROM fleet FOR UPDATE")
+        assert head is not None, "the fleet's row is made at start"
+        records = await connection.fetch(
+            f"SELECT {_COLUMNS} FROM event WHERE sequence IS NULL ORDER BY n LIMIT $1", BATCH
+        )
+        if not records:
+            return 0
+        sequence, previous = head["chain_sequence"], head["chain_hash"]
+        sealed = []
+        for record in records:
+            sequence += 1
+            event = _event(dict(record) | {"sequence": sequence, "prevhash": previous, "hash": ""}, fleet_id)
+            digest = chain_hash(event)
+            sealed.append((record["id"], sequence, previous, digest))
+            previous = digest
+        await connection.executemany("UPDATE event SET sequence = $2, prevhash = $3, hash = $4 WHERE id = $1", sealed)
+        await connection.execute("UPDATE fleet SET chain_sequence = $1, chain_hash = $2", sequence, previous)
+        await connection.execute("SELECT pg_notify('stowage', 'event:' || $1::text)", str(sequence))
+    return len(sealed)
+
+
+async def unpublished(connection: Connection, fleet_id: str) -> list[SealedEvent]:
+    """Sealed events that the stream may not have yet, in order."""
+    records = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM event WHERE published_at IS NULL AND sequence IS NOT NULL ORDER BY sequence LIMIT $1",
+        BATCH,
+    )
+    return [SealedEvent(subject_id=r["subject_id"], event=_event(dict(r), fleet_id)) for r in records]
+
+
+async def mark_published(connection: Connection, ids: Sequence[str]) -> None:
+    await connection.execute("UPDATE event SET published_at = now() WHERE id = ANY($1)", list(ids))
+
+
+async def page(
+    connection: Connection,
+    fleet_id: str,
+    *,
+    after: int,
+    limit: int,
+    subject: str | None = None,
+    type: str | None = None,
+    actor: str | None = None,
+    since: dt.datetime | None = None,
+) -> list[CloudEvent]:
+    """Sealed events of a higher sequence than `after`, oldest first. subject: "storage_backends/<id>" or the bare id."""
+    records = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM event WHERE sequence > $1"
+        " AND ($3::text IS NULL OR subject = $3 OR subject_id::text = $3) AND ($4::text IS NULL OR type = $4)"
+        " AND ($5::text IS NULL OR actor = $5) AND ($6::timestamptz IS NULL OR time >= $6)"
+        " ORDER BY sequence LIMIT $2",
+        after, limit, subject, type, actor, since,
+    )  # fmt: skip
+    return [_event(dict(r), fleet_id) for r in records]
+
+
+async def last_sequence(connection: Connection) -> int:
+    return int(await connection.fetchval("SELECT chain_sequence FROM fleet"))
+
+
+def _event(record: dict[str, Any], fleet_id: str) -> CloudEvent:
+    return CloudEvent(
+        id=record["id"],
+        source=f"/stowage/{fleet_id}",
+        type=EventType(record["type"]),
+        subject=record["subject"],
+        time=record["time"].astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        actor=record["actor"],
+        requestid=record["request_id"],
+        sequence=str(record["sequence"]),
+        prevhash=record["prevhash"],
+        hash=record["hash"],
+        data=record["data"],
+    )

@@ -1,0 +1,259 @@
+"""The saga journal: one row a saga, one row a step, every write checked against the fence."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from manager.store.backends import INSERT_LOCK
+from manager.store.pool import Connection
+from schemas.operations import Operation, OperationState, OperationStep, Progress, StepState
+from schemas.problems import Problem
+
+_COLUMNS = (
+    "id, kind, version, key, subject, params, state, step, output, deadline, owner, fence, error, result,"
+    " actor, request_id, created_at, updated_at"
+)
+
+
+class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of table operation. step: the next to run (running) or to undo (undoing). output: of all finished steps."""
+
+    id: str
+    kind: str
+    version: int
+    key: str
+    subject: str
+    params: dict[str, Any]
+    state: OperationState
+    step: int
+    output: dict[str, Any]
+    deadline: dt.datetime
+    owner: str | None
+    fence: int
+    error: Problem | None
+    result: dict[str, Any] | None
+    actor: str
+    request_id: str
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+class StepLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What one journal write says of one step."""
+
+    index: int
+    name: str
+    state: StepState
+    error: str | None = None
+
+
+def _row(record: asyncpg.Record) -> OperationRow:
+    return msgspec.convert(dict(record), OperationRow)
+
+
+async def insert(
+    connection: Connection,
+    *,
+    operation_id: str,
+    kind: str,
+    version: int,
+    key: str,
+    subject: str,
+    params: dict[str, Any],
+    budget_s: float,
+    owner: str,
+    lease_s: float,
+    actor: str,
+    request_id: str,
+    first: StepLine,
+) -> OperationRow | None:
+    """The new saga with its first step done, owned by the caller; None when another one is active on the key."""
+    # Shared with nobody who draws up a host's list right now: see backends.wanted_by.
+    await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", INSERT_LOCK)
+    record = await connection.fetchrow(
+        "INSERT INTO operation (id, kind, version, key, subject, params, step, deadline, owner, lease_until, fence, actor, request_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, 1, now() + make_interval(secs => $7), $8, now() + make_interval(secs => $9),"
+        " nextval('fence_seq'), $10, $11)"
+        f" ON CONFLICT (key) WHERE state IN ('running', 'undoing', 'stuck') DO NOTHING RETURNING {_COLUMNS}",
+        operation_id, kind, version, key, subject, params, budget_s, owner, lease_s, actor, request_id,
+    )  # fmt: skip
+    if record is None:
+        return None
+    await connection.execute(
+        "INSERT INTO operation_step (operation_id, index, name, state, started_at, ended_at)"
+        " VALUES ($1, $2, $3, $4, now(), now())",
+        operation_id, first.index, first.name, first.state,
+    )  # fmt: skip
+    return _row(record)
+
+
+async def active_on(connection: Connection, key: str) -> OperationRow | None:
+    record = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM operation WHERE key = $1 AND state IN ('running', 'undoing', 'stuck')", key
+    )
+    return _row(record) if record else None
+
+
+async def write(
+    connection: Connection,
+    row: OperationRow,
+    line: StepLine,
+    *,
+    state: OperationState,
+    step: int,
+    output: dict[str, Any] | None = None,
+    error: Problem | None = None,
+    result: dict[str, Any] | None = None,
+) -> OperationRow | None:
+    """One journal line: the saga moves on under a new fence; None when somebody else has moved it (we are fenced off)."""
+    record = await connection.fetchrow(
+        "WITH moved AS (UPDATE operation SET state = $3, step = $4, output = output || $5,"
+        " error = coalesce($6, error), result = coalesce($7, result), fence = nextval('fence_seq'), updated_at = now()"
+        " WHERE id = $1 AND fence = $2 AND state IN ('running', 'undoing')"
+        f" RETURNING {_COLUMNS}),"
+        " line AS (INSERT INTO operation_step AS s (operation_id, index, name, state, error, started_at, ended_at)"
+        " SELECT id, $8, $9, $10, $11, $12, now() FROM moved"
+        " ON CONFLICT (operation_id, index) DO UPDATE SET state = excluded.state,"
+        " error = coalesce(excluded.error, s.error), ended_at = excluded.ended_at)"
+        " SELECT * FROM moved",
+        row.id, row.fence, state, step, output or {},
+        msgspec.to_builtins(error) if error else None, result,
+        line.index, line.name, line.state, line.error, row.updated_at,
+    )  # fmt: skip
+    return _row(record) if record else None
+
+
+async def is_fence_held(connection: Connection, row: OperationRow) -> bool:
+    """Whether the fence is still the one we know; if so its row is locked until the transaction ends."""
+    fence = await connection.fetchval(
+        "SELECT fence FROM operation WHERE id = $1 AND fence = $2 AND state IN ('running', 'undoing') FOR UPDATE",
+        row.id, row.fence,
+    )  # fmt: skip
+    return fence is not None
+
+
+async def renew_fence(connection: Connection, row: OperationRow) -> OperationRow | None:
+    """The same saga under a higher fence; None when it is no longer ours."""
+    record = await connection.fetchrow(
+        "UPDATE operation SET fence = nextval('fence_seq') WHERE id = $1 AND fence = $2"
+        f" AND state IN ('running', 'undoing') RETURNING {_COLUMNS}",
+        row.id, row.fence,
+    )  # fmt: skip
+    return _row(record) if record else None
+
+
+async def claim(connection: Connection, *, owner: str, lease_s: float, limit: int) -> list[OperationRow]:
+    """Sagas whose owner let the lease run out; they are ours now, under a new fence."""
+    records = await connection.fetch(
+        "UPDATE operation SET owner = $1, fence = nextval('fence_seq'), lease_until = now() + make_interval(secs => $2)"
+        " WHERE id IN (SELECT id FROM operation WHERE state IN ('running', 'undoing')"
+        " AND (lease_until IS NULL OR lease_until < now()) ORDER BY created_at FOR UPDATE SKIP LOCKED LIMIT $3)"
+        f" RETURNING {_COLUMNS}",
+        owner, lease_s, limit,
+    )  # fmt: skip
+    return [_row(r) for r in records]
+
+
+async def disown(connection: Connection, *, replica: str) -> None:
+    """Sagas of an earlier life of this replica are free at once. The caller holds the replica's session lock."""
+    await connection.execute(
+        "UPDATE operation SET lease_until = NULL WHERE state IN ('running', 'undoing') AND split_part(owner, ':', 1) = $1",
+        replica,
+    )
+
+
+async def renew_leases(connection: Connection, *, owner: str, ids: Sequence[str], lease_s: float) -> set[str]:
+    """The ids that are still ours, their leases renewed."""
+    records = await connection.fetch(
+        "UPDATE operation SET lease_until = now() + make_interval(secs => $3)"
+        " WHERE id = ANY($2) AND owner = $1 AND state IN ('running', 'undoing') RETURNING id",
+        owner, list(ids), lease_s,
+    )  # fmt: skip
+    return {r["id"] for r in records}
+
+
+async def release_lease(connection: Connection, *, owner: str) -> None:
+    """At an orderly stop: whoever is there may take our sagas over at once."""
+    await connection.execute(
+        "UPDATE operation SET lease_until = NULL WHERE owner = $1 AND state IN ('running', 'undoing')", owner
+    )
+
+
+async def unstick(connection: Connection, operation_id: str) -> bool:
+    """Whether it was stuck; if so its undo is tried again by whoever claims it."""
+    done = await connection.execute(
+        "UPDATE operation SET state = 'undoing', lease_until = NULL, fence = nextval('fence_seq'), updated_at = now()"
+        " WHERE id = $1 AND state = 'stuck'",
+        operation_id,
+    )
+    return bool(done == "UPDATE 1")
+
+
+async def link_idempotency(connection: Connection, *, token_id: str, key: str, operation_id: str) -> None:
+    """A repeated request finds its saga even when the answer was never written."""
+    await connection.execute(
+        "UPDATE idempotency SET operation_id = $3 WHERE token_id = $1 AND key = $2", token_id, key, operation_id
+    )
+
+
+async def get_row(connection: Connection, operation_id: str) -> OperationRow | None:
+    record = await connection.fetchrow(f"SELECT {_COLUMNS} FROM operation WHERE id = $1", operation_id)
+    return _row(record) if record else None
+
+
+async def get(connection: Connection, operation_id: str) -> Operation | None:
+    """The operation as the API shows it."""
+    row = await get_row(connection, operation_id)
+    if row is None:
+        return None
+    steps = await connection.fetch(
+        "SELECT operation_id, name, state, started_at, ended_at, error FROM operation_step WHERE operation_id = $1 ORDER BY index",
+        operation_id,
+    )
+    return _shown(row, steps)
+
+
+async def page(
+    connection: Connection, *, subject: str | None, state: str | None, kind: str | None, before: str | None, limit: int
+) -> list[Operation]:
+    """The newest first, those older than the id `before`."""
+    records = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM operation WHERE ($1::text IS NULL OR subject = $1) AND ($2::text IS NULL OR state = $2)"
+        " AND ($3::text IS NULL OR kind = $3) AND ($4::uuid IS NULL OR id < $4) ORDER BY id DESC LIMIT $5",
+        subject, state, kind, before, limit,
+    )  # fmt: skip
+    rows = [_row(r) for r in records]
+    steps = await connection.fetch(
+        "SELECT operation_id, name, state, started_at, ended_at, error FROM operation_step"
+        " WHERE operation_id = ANY($1) ORDER BY operation_id, index",
+        [row.id for row in rows],
+    )
+    return [_shown(row, [s for s in steps if s["operation_id"] == row.id]) for row in rows]
+
+
+def _shown(row: OperationRow, steps: Sequence[asyncpg.Record]) -> Operation:
+    return Operation(
+        id=row.id,
+        kind=row.kind,
+        subject=row.subject,
+        state=row.state,
+        steps=tuple(
+            OperationStep(
+                name=s["name"],
+                state=StepState(s["state"]),
+                started_at=s["started_at"],
+                ended_at=s["ended_at"],
+                error=s["error"],
+            )
+            for s in steps
+        ),
+        progress=Progress(),
+        error=row.error,
+        result=row.result,
+        actor=row.actor,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )

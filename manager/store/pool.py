@@ -1,0 +1,58 @@
+"""Connections to PostgreSQL with our codecs: jsonb as Python values, uuid as text."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+import msgspec
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Record: TypeAlias = asyncpg.Record
+    Connection: TypeAlias = asyncpg.Connection[Record] | PoolConnectionProxy[Record]
+    Pool: TypeAlias = asyncpg.Pool[Record]
+else:
+    Connection = Pool = object
+
+#: Seconds; every statement of ours is short, so a longer one is a fault.
+COMMAND_TIMEOUT_S = 30.0
+
+
+async def open_pool(url: str, *, size: int = 16) -> Pool:
+    """A pool of at most `size` connections. Raises OSError or asyncpg.PostgresError when the server cannot be reached."""
+    return await asyncpg.create_pool(
+        url,
+        min_size=2,
+        max_size=size,
+        command_timeout=COMMAND_TIMEOUT_S,
+        init=prepare,
+        server_settings={"application_name": "stowage-manager", "timezone": "UTC"},
+    )
+
+
+async def connect(url: str) -> "asyncpg.Connection[Record]":
+    """A connection of its own: listeners and session locks must not live on pooled ones (BUS.md 4)."""
+    connection = await asyncpg.connect(url, command_timeout=COMMAND_TIMEOUT_S, server_settings={"timezone": "UTC"})
+    await prepare(connection)
+    return connection
+
+
+async def prepare(connection: Connection) -> None:
+    """Our codecs on a fresh connection."""
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", encoder=_json_text, decoder=msgspec.json.decode, format="text"
+    )
+    await connection.set_type_codec("uuid", schema="pg_catalog", encoder=str, decoder=str, format="text")
+
+
+@contextlib.asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """A pooled connection in a transaction; it commits when the block ends without an error."""
+    async with pool.acquire() as connection, connection.transaction():
+        yield connection
+
+
+def _json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()

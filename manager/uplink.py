@@ -1,0 +1,207 @@
+"""What agents say unasked: signs of life, what they see, and the question what is wanted of them.
+
+Every replica hears everything (its registry is live); of each sync, renewal and status one replica, the
+queue group's choice, answers or records it. Who speaks is read from the subject, never from the body.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import asyncpg
+import msgspec
+
+from manager.agents import Agents
+from manager.errors import AgentError
+from manager.hosts import Hosts
+from manager.registry import Registry, is_settled
+from manager.store import backends as backend_store
+from manager.store import hosts as host_store
+from manager.store.backends import WantedRow
+from manager.store.pool import Pool, transaction
+from manager.vault import Vault
+from schemas import subjects
+from schemas.agent_rpc import Held, Intent, RenewReply, Status, SyncReply, SyncRequest, Target, Wanted
+from schemas.bus import Bus, Message
+from schemas.ids import HostId, new_id
+from schemas.subjects import Uplink
+
+log = logging.getLogger(__name__)
+
+StructT = TypeVar("StructT")
+
+_DATABASE_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+
+class UplinkListener:
+    """Subscribes at construction; answers nothing to a reply subject that is not the speaker's own inbox."""
+
+    def __init__(
+        self, bus: Bus, pool: Pool, registry: Registry, hosts: Hosts, agents: Agents, vault: Vault, *, fleet_id: str
+    ) -> None:
+        self._bus = bus
+        self._pool = pool
+        self._registry = registry
+        self._hosts = hosts
+        self._agents = agents
+        self._vault = vault
+        self._fleet_id = fleet_id
+        self._deliveries: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        bus.subscribe(subjects.ALL_UPLINKS, self._hear)
+        for kind in (Uplink.SYNC, Uplink.RENEW, Uplink.STATUS):
+            bus.subscribe(f"stowage.up.*.{kind}", self._serve, queue=subjects.UPLINK_QUEUE)
+
+    async def _hear(self, message: Message) -> None:
+        """Any word is a sign of life; a status is news for this replica's registry."""
+        speaker = self._speaker(message)
+        if speaker is None:
+            return
+        host_id, kind = speaker
+        self._registry.alive(host_id)
+        if kind is Uplink.STATUS:
+            self._registry.observe(host_id, _decode(message, Status).observations)
+
+    async def _serve(self, message: Message) -> None:
+        speaker = self._speaker(message)
+        if speaker is None:
+            return
+        host_id, kind = speaker
+        try:
+            match kind:
+                case Uplink.STATUS:
+                    async with self._pool.acquire() as connection:
+                        await backend_store.record(connection, host_id, _decode(message, Status).observations)
+                case Uplink.SYNC:
+                    await self._answer(host_id, message, await self._sync(host_id, _decode(message, SyncRequest)))
+                case Uplink.RENEW:
+                    user_jwt = self._hosts.renewed_jwt(host_id)
+                    if user_jwt:
+                        await self._answer(host_id, message, RenewReply(user_jwt=user_jwt))
+                case Uplink.BEAT:
+                    return
+        except _DATABASE_AWAY as error:
+            # The agent asks again; no answer is better than a wrong one.
+            log.warning("uplink not served", extra={"host_id": host_id, "kind": kind, "error": str(error)})
+
+    def _speaker(self, message: Message) -> tuple[str, Uplink] | None:
+        speaker = subjects.parse_uplink(message.subject)
+        if speaker is None:
+            return None
+        row = self._registry.host_row(speaker[0])
+        return speaker if row is not None and not row.revoked_at else None
+
+    async def _answer(self, host_id: str, message: Message, reply: msgspec.Struct) -> None:
+        if not subjects.is_own_inbox(message.reply, HostId(host_id)):
+            log.warning("host named a foreign reply subject", extra={"host_id": host_id})
+            return
+        await self._bus.publish(message.reply, msgspec.json.encode(reply))
+
+    async def _sync(self, host_id: str, request: SyncRequest) -> SyncReply:
+        """What is wanted of the host, as of one fence; what it confirmed is noted, what it lacks is sent after it."""
+        held = {item.backend_id: item for item in request.held}
+        host = self._registry.host_row(host_id)
+        assert host is not None, "the speaker was checked"
+        async with transaction(self._pool) as connection:
+            fence, rows = await backend_store.wanted_by(connection, host_id)
+        wanted = []
+        for row in rows:
+            intent = _intent(row, host.name, host.labels)
+            if intent is None:
+                continue
+            wanted.append(
+                Wanted(
+                    target=Target(
+                        backend_id=row.id,
+                        fleet_id=self._fleet_id,
+                        kind=row.kind,
+                        config=row.config,
+                        generation=row.generation,
+                        credential_version=row.credential_version,
+                    ),
+                    intent=intent,
+                    fence=fence if row.operation_fence is None else row.operation_fence,
+                    remove_marker=row.is_deleted,
+                )
+            )
+            if intent is Intent.ATTACHED and _lacks_credentials(row, held.get(row.id)):
+                self._deliver_soon(host_id, row.id, row.credential_version, fence)
+        async with self._pool.acquire() as connection:
+            # Only tombstones that were there before the agent drew up its list can be confirmed by it.
+            gone = [row.id for row in rows if row.is_tombstone and row.id not in held]
+            if gone:
+                await backend_store.confirm_absent(connection, host_id, gone)
+            await host_store.update_facts(connection, host_id, request.facts)
+        return SyncReply(fence=fence, host_name=host.name, wanted=tuple(wanted))
+
+    def _deliver_soon(self, host_id: str, backend_id: str, version: int, fence: int) -> None:
+        """One delivery at a time a host and backend; the host is nudged when it has them."""
+        if (host_id, backend_id) in self._deliveries:
+            return
+        self._deliveries.add((host_id, backend_id))
+        task = asyncio.create_task(
+            self._deliver(host_id, backend_id, version, fence), name=f"credentials of {backend_id} to {host_id}"
+        )
+        self._tasks.add(task)
+
+        def done(finished: asyncio.Task[None]) -> None:
+            self._tasks.discard(finished)
+            self._deliveries.discard((host_id, backend_id))
+            if not finished.cancelled() and (error := finished.exception()):
+                log.error("credentials were not delivered", exc_info=error, extra={"host_id": host_id})
+
+        task.add_done_callback(done)
+
+    async def _deliver(self, host_id: str, backend_id: str, version: int, fence: int) -> None:
+        """Some holder seals them for the newcomer; we only pass the box on."""
+        for holder_id in self._registry.holders(backend_id, version):
+            if holder_id == host_id:
+                continue
+            heads = {
+                "nonce": self._head(backend_id, fence),
+                "reseal": self._head(backend_id, 0),
+                "store": self._head(backend_id, fence),
+            }
+            try:
+                await self._vault.reseal(holder_id, host_id, version, heads=heads)
+            except AgentError as error:
+                log.info("credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": str(error)})
+                continue
+            log.info("credentials resealed", extra={"host_id": host_id, "holder": holder_id, "backend_id": backend_id})
+            await self._agents.nudge(host_id)
+            return
+
+    def _head(self, backend_id: str, fence: int) -> Mapping[str, Any]:
+        return {
+            "command_id": new_id(),
+            "backend_id": backend_id,
+            "fence": fence,
+            "ttl_ms": self._agents.ttl_ms,
+        }
+
+    async def stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _intent(row: WantedRow, name: str, labels: dict[str, str]) -> Intent | None:
+    """None: not this host's concern, so an agent that holds it lets go."""
+    if row.operation_fence is not None and not row.is_deleted:
+        return Intent.HOLD
+    if row.is_tombstone:
+        return Intent.ABSENT
+    if row.selector.matches(name, labels) and is_settled(row.state):
+        return Intent.ATTACHED
+    return None
+
+
+def _lacks_credentials(row: WantedRow, held: Held | None) -> bool:
+    return row.credential_version > 0 and (held is None or held.credential_version < row.credential_version)
+
+
+def _decode(message: Message, type_: type[StructT]) -> StructT:
+    """The body; a broken one is the bus edge's to log (bus.py), with the subject, and harms nobody else."""
+    return msgspec.json.decode(message.data, type=type_)

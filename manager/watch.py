@@ -1,0 +1,125 @@
+"""The leader's watch: a turn of a backend's health becomes one event, and hosts' last signs of life are kept.
+
+Every replica derives health from the same reports; the leader alone records a turn, with a guarded
+update, so that several who think themselves leader still make one event.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+import asyncpg
+
+from manager import health
+from manager.actor import SYSTEM
+from manager.outbox import Relay
+from manager.registry import Registry
+from manager.store import backends as store
+from manager.store import events, hosts
+from manager.store.backends import BackendRow
+from manager.store.pool import Pool, transaction
+from schemas.backends import BackendState
+from schemas.events import EventType
+from schemas.faults import FaultCode
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks for hosts that fell silent.
+SWEEP_S = 1.0
+#: Seconds between writes of last_seen_at.
+TOUCH_S = 30.0
+
+
+class Watch:
+    """`run` sweeps the registry, records turns of health and touches hosts.
+
+    settle_s: seconds after the start in which silence is no news, for nobody has had the time to speak.
+    """
+
+    def __init__(self, pool: Pool, registry: Registry, relay: Relay, *, settle_s: float) -> None:
+        self._pool = pool
+        self._registry = registry
+        self._relay = relay
+        self._settled_at = time.monotonic() + settle_s
+        self._touched_at = time.monotonic()
+        self._due: set[str] = set()
+        self._wake = asyncio.Event()
+        registry.watch(self._note)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), SWEEP_S)
+            except TimeoutError:
+                self._registry.sweep()
+                self._due |= set(self._registry.backend_ids())
+            self._wake.clear()
+            due, self._due = self._due, set()
+            if not self._relay.is_leader:
+                continue
+            try:
+                for backend_id in due:
+                    await self._record(backend_id)
+                await self._touch_hosts()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                log.warning("health was not recorded", extra={"error": str(error)})
+
+    def _note(self, ids: Iterable[str]) -> None:
+        self._due |= set(ids)
+        self._wake.set()
+
+    async def _record(self, backend_id: str) -> None:
+        found = self._registry.recorded_health(backend_id)
+        if found is None:
+            return
+        row, verdict = found
+        if not self._is_turn(row, verdict):
+            return
+        async with transaction(self._pool) as connection:
+            is_ours = await store.set_health(
+                connection,
+                backend_id,
+                before=row.health_status,
+                after=verdict.status,
+                code=verdict.code,
+                detail=verdict.detail,
+            )
+            if not is_ours:
+                return
+            await events.append(
+                connection,
+                type=EventType.BACKEND_HEALTH_CHANGED,
+                collection="storage_backends",
+                subject_id=row.id,
+                actor=SYSTEM.name,
+                request_id="",
+                data={
+                    "name": row.name,
+                    "kind": row.kind,
+                    "before": {"status": row.health_status, "code": row.health_code},
+                    "after": {"status": verdict.status, "code": verdict.code, "detail": verdict.detail},
+                },
+            )
+        log.info(
+            "health changed",
+            extra={"backend_id": row.id, "backend": row.name, "before": row.health_status, "after": verdict.status},
+        )
+        await self._registry.refresh([backend_id])
+
+    def _is_turn(self, row: BackendRow, verdict: health.Verdict) -> bool:
+        if row.state in (BackendState.CREATING, BackendState.DELETING) or verdict.status is row.health_status:
+            return False
+        if verdict.code is FaultCode.CONVERGING:
+            return False  # it passes by itself, or turns into something with a name
+        return time.monotonic() >= self._settled_at or all(
+            self._registry.is_online(host.id) for host in self._registry.chosen(row)
+        )
+
+    async def _touch_hosts(self) -> None:
+        if time.monotonic() - self._touched_at < TOUCH_S:
+            return
+        self._touched_at = time.monotonic()
+        online = [host.id for host in self._registry.live_hosts() if self._registry.is_online(host.id)]
+        async with self._pool.acquire() as connection:
+            await hosts.touch(connection, online)

@@ -1,0 +1,89 @@
+"""What the API shows of a backend: its row, its health, its capacity, and each host's observation."""
+
+import datetime as dt
+import enum
+from typing import Any
+
+import msgspec
+
+from schemas.faults import FaultCode
+from schemas.hosts import HostSelector
+
+
+class BackendState(enum.StrEnum):
+    CREATING = "creating"
+    NEEDS_INITIALIZATION = "needs_initialization"
+    READY = "ready"
+    DRAINING = "draining"
+    DELETING = "deleting"
+    STUCK = "stuck"
+
+
+class HealthStatus(enum.StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNREACHABLE = "unreachable"
+    PENDING = "pending"
+    UNKNOWN = "unknown"
+
+
+class Capability(enum.StrEnum):
+    EXTERNAL = "external"
+    CLONE_FROM_IMAGE = "clone_from_image"
+    SNAPSHOT = "snapshot"
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    total_bytes: int
+    used_bytes: int
+    available_bytes: int
+    observed_at: dt.datetime
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    status: HealthStatus
+    code: FaultCode | None
+    detail: str | None
+    since: dt.datetime
+
+
+class HostSummary(msgspec.Struct, frozen=True, kw_only=True):
+    total: int
+    healthy: int
+
+
+class HostObservation(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell of the matrix: a backend as one host last saw it."""
+
+    host: str
+    host_id: str
+    status: HealthStatus
+    code: FaultCode | None = None
+    detail: str | None = None
+    remedy: str | None = None
+    latency_ms: float | None = None
+    capacity: Capacity | None = None
+    observed_at: dt.datetime | None = None
+    desired_generation: int | None = None
+    observed_generation: int | None = None
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    kind: str
+    config: dict[str, Any]
+    has_credentials: bool
+    is_default: bool
+    state: BackendState
+    health: Health
+    capabilities: tuple[Capability, ...]
+    capacity: Capacity | None
+    hosts: HostSelector
+    host_summary: HostSummary
+    live_volumes: int
+    labels: dict[str, str]
+    generation: int
+    version: int
+    created_at: dt.datetime
+    updated_at: dt.datetime

@@ -1,0 +1,469 @@
+"""The one NATS client of manager and agent: it goes on for ever and says truly whether it works.
+
+Bus            supervisor: one connection after another, with full-jitter pauses; subscriptions, echo, requests
+SafeClient     one connection (bus_client.py)
+
+BusError
+├── NoResponders   nobody listens. Take it for "offline or unknown": a responder can forge it (BUS.md 2, bug 7)
+├── BusTimeout     no answer in time, or the connection ended while waiting: the outcome is unknown
+├── BusDown        no usable connection: nothing was sent
+└── BusRefused     the message or the stream's answer says no; the same again will not help
+"""
+
+import asyncio
+import functools
+import logging
+import random
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from nats import errors
+from nats.aio.msg import Msg
+
+from schemas.bus_client import CredsError, Identity, SafeClient, creds_text
+
+__all__ = [
+    "Ack",
+    "Bus",
+    "BusDown",
+    "BusError",
+    "BusRefused",
+    "BusStats",
+    "BusTimeout",
+    "CredsError",
+    "Message",
+    "NoResponders",
+    "creds_text",
+]
+
+log = logging.getLogger(__name__)
+
+#: Seconds before attempt n: uniform in 0..min(cap, base * 2**n). The first spreads a fleet after a server restart.
+_BACKOFF_BASE_S = 0.5
+_BACKOFF_CAP_S = 15.0
+#: A connection that lived shorter counts as a failed attempt, or a refused identity would spin.
+_STABLE_S = 5.0
+#: All of one attempt: every server twice, each with its handshake.
+_CONNECT_S = 30.0
+_ECHO_S = 5.0
+#: How long a publish of a bus that may wait does wait for a connection.
+_PUBLISH_WAIT_S = 5.0
+_FLUSH_S = 5.0
+_STREAM_S = 5.0
+#: Bytes written by us and not taken by the socket: beyond it the other end is as good as gone.
+_MAX_UNSENT_BYTES = 8 * 1024 * 1024
+#: Events under way at once; `sync_interval: always` gives 4 to 5 thousand a second from 64 on (BUS.md 6).
+_EVENTS_IN_FLIGHT = 256
+_STREAM_EXISTS = 10058
+
+
+class BusError(Exception):
+    """The bus did not do what was asked."""
+
+
+class NoResponders(BusError):
+    """Nobody listens on the subject, as far as the bus knows."""
+
+
+class BusTimeout(BusError):
+    """Sent, and no answer: the outcome is unknown."""
+
+
+class BusDown(BusError):
+    """Not connected; nothing was sent."""
+
+
+class BusRefused(BusError):
+    """Too large, a bad subject, or an error from the stream."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """reply is empty where no answer is expected; check it before answering an agent (subjects.is_own_inbox)."""
+
+    subject: str
+    reply: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Ack:
+    """Stored and synced. is_duplicate: it had been already, under the same message id."""
+
+    sequence: int
+    is_duplicate: bool
+
+
+@dataclass(frozen=True)
+class BusStats:
+    """reconnects: connections after the first. rebuilds: those given up by us, since no echo came back."""
+
+    reconnects: int
+    rebuilds: int
+    dropped_messages: int
+
+
+Handler = Callable[[Message], Awaitable[None]]
+OnConnect = Callable[[], Awaitable[None]]
+
+
+class Bus:
+    """A connection to the bus that comes back.
+
+    creds_file is read anew at each connection, so a renewed JWT needs no restart. fail_fast: without a
+    usable connection `request` and `publish` raise BusDown at once; else they wait for one within their
+    time. Nothing is ever kept for later sending.
+    """
+
+    def __init__(
+        self,
+        *,
+        servers: Sequence[str],
+        creds_file: Path,
+        name: str,
+        inbox_prefix: str,
+        fail_fast: bool,
+        ping_interval_s: float = 15.0,
+        echo_interval_s: float = 30.0,
+        tls_ca: Path | None = None,
+    ) -> None:
+        self._servers = tuple(servers)
+        self._creds_file = creds_file
+        self._name = name
+        self._inbox_prefix = inbox_prefix
+        self._fail_fast = fail_fast
+        self._ping_interval_s = ping_interval_s
+        self._echo_interval_s = echo_interval_s
+        self._tls_ca = tls_ca
+        self._subscriptions: list[_Subscription] = []
+        self._on_connect: list[OnConnect] = []
+        self._client: SafeClient | None = None
+        self._opening: SafeClient | None = None
+        self._usable = asyncio.Event()
+        self._greet = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handling: set[asyncio.Task[None]] = set()
+        self._errors: Counter[type[Exception]] = Counter()
+        self._connections = 0
+        self._rebuilds = 0
+        self._dropped = 0
+        self._last_failure = "not started"
+
+    def subscribe(self, subject: str, handler: Handler, *, queue: str = "", concurrency: int = 64) -> None:
+        """The handler runs for each message in a task of its own, at most `concurrency` at once, on this and every later connection.
+
+        What it raises is logged here. Messages beyond the bound wait in order; 16 thousand waiting, the newest is dropped.
+        """
+        subscription = _Subscription(subject, queue, handler, asyncio.Semaphore(concurrency))
+        self._subscriptions.append(subscription)
+        if self._opening is not None:
+            self._spawn(self._listen(self._opening, subscription), f"{self._name} subscribe")
+
+    def on_connect(self, callback: OnConnect) -> None:
+        """Run after each connection, the first too, when requests work. Callbacks run one after another; runs never overlap."""
+        self._on_connect.append(callback)
+
+    async def start(self, timeout_s: float | None = None, *, wait: bool = True) -> None:
+        """Supervised from now on until `close`. With `wait`: also usable now.
+
+        Raises BusDown when it isn't after timeout_s; then nothing goes on. wait=False: returns at once, and it is tried for ever.
+        """
+        if self._tasks:
+            raise RuntimeError("the bus has been started already")
+        self._tasks = [
+            asyncio.create_task(self._supervise(), name=f"{self._name} supervisor"),
+            asyncio.create_task(self._greet_for_ever(), name=f"{self._name} on_connect"),
+        ]
+        if not wait:
+            return
+        try:
+            await self.wait_usable(timeout_s)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def wait_usable(self, timeout_s: float | None) -> None:
+        """Usable now. Raises BusDown, with the last failure in its text."""
+        try:
+            await asyncio.wait_for(self._usable.wait(), timeout_s)
+        except TimeoutError as error:
+            raise BusDown(f"the bus is not usable after {timeout_s} s: {self._last_failure}") from error
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is a connection that has heard its own echo and has not been lost since."""
+        return self._client is not None and not self._client.lost.is_set()
+
+    @property
+    def stats(self) -> BusStats:
+        dropped = self._dropped + (self._opening.dropped if self._opening is not None else 0)
+        return BusStats(reconnects=max(0, self._connections - 1), rebuilds=self._rebuilds, dropped_messages=dropped)
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """The first answer's bytes. Raises NoResponders, BusTimeout, BusDown, BusRefused."""
+        return await self._request(subject, payload, timeout_s=timeout_s, headers=None)
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        """Handed to the connection; no more is known of its fate. Raises BusDown, BusRefused."""
+        client = await self._usable_client(_PUBLISH_WAIT_S)
+        try:
+            await client.publish(subject, payload)
+        except (errors.OutboundBufferLimitError, errors.ConnectionClosedError, OSError) as error:
+            raise BusDown(f"cannot publish {subject}: the connection is gone") from error
+        except errors.Error as error:
+            raise BusRefused(f"cannot publish {subject}: {error}") from error
+
+    async def flush(self) -> None:
+        """The server has processed everything sent before. Raises BusTimeout, BusDown."""
+        client = await self._usable_client(_FLUSH_S)
+        for subscription in self._subscriptions:
+            await self._listen(client, subscription)
+        if not await client.hears_itself(_FLUSH_S):
+            raise BusTimeout("the bus did not confirm in time")
+
+    async def close(self) -> None:
+        """Gone, with its tasks and the handlers still running. What was published is still sent if it can be."""
+        for task in (*self._tasks, *self._handling):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._handling, return_exceptions=True)
+        self._tasks = []
+
+    async def ensure_stream(
+        self,
+        name: str,
+        stream_subjects: Sequence[str],
+        *,
+        max_age_s: float = 24 * 3600,
+        duplicate_window_s: float = 600,
+        max_bytes: int = 1024**3,
+        replicas: int = 1,
+    ) -> None:
+        """The stream exists with this configuration: made, or changed to it. Raises as `request`; BusRefused with the server's reason."""
+        config = msgspec.json.encode(
+            {
+                "name": name,
+                "subjects": list(stream_subjects),
+                "retention": "limits",
+                "storage": "file",
+                "discard": "old",
+                "max_age": round(max_age_s * 1e9),
+                "duplicate_window": round(duplicate_window_s * 1e9),
+                "max_bytes": max_bytes,
+                "num_replicas": replicas,
+                "deny_delete": True,
+            }
+        )
+        answer = await self._ask_stream(f"$JS.API.STREAM.CREATE.{name}", config, None)
+        if answer.error is not None and answer.error.err_code == _STREAM_EXISTS:
+            answer = await self._ask_stream(f"$JS.API.STREAM.UPDATE.{name}", config, None)
+        if answer.error is not None:
+            raise BusRefused(f"stream {name}: {answer.error.description}")
+
+    async def publish_event(self, subject: str, payload: bytes, message_id: str) -> Ack:
+        """Stored once in a stream; the same message_id again within the duplicate window is acknowledged and dropped.
+
+        Raises BusTimeout (it may be stored), NoResponders (no stream takes the subject), BusDown, BusRefused.
+        """
+        answer = await self._ask_stream(subject, payload, {"Nats-Msg-Id": message_id})
+        if answer.error is not None:
+            raise BusRefused(f"{subject} was not stored: {answer.error.description}")
+        return Ack(sequence=answer.seq, is_duplicate=answer.duplicate)
+
+    async def publish_events(self, events: Sequence[tuple[str, bytes, str]]) -> list[Ack]:
+        """Each (subject, payload, message id) stored, in this order; all acks awaited, whatever becomes of one.
+
+        Raises the first failure; what was stored before and after it is unknown then, so send all again.
+        A payload over the server's limit is refused before anything is sent, so that none overtakes it.
+        """
+        client = await self._usable_client(_STREAM_S)
+        for subject, payload, _ in events:
+            if len(payload) > client.max_payload:
+                raise BusRefused(f"cannot publish {subject}: {len(payload)} bytes are over the limit")
+        acks: list[Ack] = []
+        for first in range(0, len(events), _EVENTS_IN_FLIGHT):
+            batch = (self.publish_event(*event) for event in events[first : first + _EVENTS_IN_FLIGHT])
+            for outcome in await asyncio.gather(*batch, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                acks.append(outcome)
+        return acks
+
+    async def _request(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        client = await self._usable_client(timeout_s)
+        try:
+            # From the check in _usable_client to the write there is no pause: closed below means closed while waiting.
+            reply = await client.request(subject, payload, timeout=deadline - loop.time(), headers=headers)
+        except errors.NoRespondersError as error:
+            raise NoResponders(f"nobody listens on {subject}") from error
+        except errors.TimeoutError as error:
+            raise BusTimeout(f"no answer on {subject} within {timeout_s} s") from error
+        except errors.ConnectionClosedError as error:
+            raise BusTimeout(f"the connection ended while waiting for an answer on {subject}") from error
+        except (errors.OutboundBufferLimitError, OSError) as error:
+            raise BusDown(f"cannot send {subject}: the connection is gone") from error
+        except errors.Error as error:
+            raise BusRefused(f"cannot send {subject}: {error}") from error
+        return reply.data
+
+    async def _ask_stream(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> "_StreamAnswer":
+        answer = await self._request(subject, payload, timeout_s=_STREAM_S, headers=headers)
+        try:
+            return msgspec.json.decode(answer, type=_StreamAnswer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BusTimeout(f"an unreadable answer on {subject}") from error
+
+    async def _usable_client(self, timeout_s: float) -> SafeClient:
+        if not self.is_usable and not self._fail_fast:
+            await self.wait_usable(timeout_s)
+        client = self._client
+        if client is None or client.lost.is_set():
+            raise BusDown(f"the bus is not usable: {self._last_failure}")
+        if client.pending_data_size > _MAX_UNSENT_BYTES:
+            raise BusDown("the bus is not usable: the server does not take what is sent")
+        return client
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            connected_at: float | None = None
+            try:
+                client = await self._connect()
+                connected_at = loop.time()
+                await self._watch(client)
+            except (OSError, errors.Error, CredsError, BusError, TimeoutError) as error:
+                self._last_failure = str(error) or type(error).__name__
+                log.warning("bus connection failed", extra={"bus": self._name, "reason": self._last_failure})
+            except Exception as error:  # the edge of this loop: it must outlive what nobody thought of
+                self._last_failure = type(error).__name__
+                log.exception("bus connection failed", extra={"bus": self._name})
+            finally:
+                await self._drop_client()
+            is_stable = connected_at is not None and loop.time() - connected_at >= _STABLE_S
+            failures = 0 if is_stable else failures + 1
+            await asyncio.sleep(random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
+
+    async def _connect(self) -> SafeClient:
+        self._opening = client = SafeClient(self._on_error)
+        await asyncio.wait_for(
+            client.open(
+                self._servers,
+                identity=Identity.read(self._creds_file),
+                name=self._name,
+                inbox_prefix=self._inbox_prefix,
+                ping_interval_s=self._ping_interval_s,
+                tls=self._tls_context(),
+            ),
+            _CONNECT_S,
+        )
+        for subscription in self._subscriptions:
+            await self._listen(client, subscription)
+        if not await client.hears_itself(_ECHO_S):
+            raise BusDown(f"no echo on a fresh connection: {client.loss or 'silence'}")
+        self._connections += 1
+        self._client = client
+        self._usable.set()
+        self._greet.set()
+        log.info("bus connected", extra={"bus": self._name, "connections": self._connections})
+        return client
+
+    async def _watch(self, client: SafeClient) -> None:
+        """Returns never; raises BusDown when the connection is over or deaf."""
+        while True:
+            try:
+                await asyncio.wait_for(client.lost.wait(), self._echo_interval_s)
+            except TimeoutError:
+                if await client.hears_itself(min(_ECHO_S, self._echo_interval_s)):
+                    continue
+            if not client.lost.is_set():
+                self._rebuilds += 1
+                raise BusDown("the connection no longer hears its own echo")
+            raise BusDown(f"the connection ended: {client.loss}")
+
+    async def _drop_client(self) -> None:
+        self._usable.clear()
+        client, self._client, self._opening = self._opening, None, None
+        if client is not None:
+            self._dropped += client.dropped
+            await client.discard()
+
+    async def _greet_for_ever(self) -> None:
+        while True:
+            await self._greet.wait()
+            self._greet.clear()
+            for callback in tuple(self._on_connect):
+                try:
+                    await callback()
+                except Exception:
+                    log.exception("bus on_connect callback failed", extra={"bus": self._name})
+
+    async def _listen(self, client: SafeClient, subscription: "_Subscription") -> None:
+        if subscription.client is not client:
+            subscription.client = client
+            await client.listen(
+                subscription.subject, subscription.queue, functools.partial(self._receive, subscription)
+            )
+
+    async def _receive(self, subscription: "_Subscription", received: Msg) -> None:
+        await subscription.slots.acquire()
+        message = Message(subject=received.subject, reply=received.reply, data=received.data)
+        task = self._spawn(self._handle(subscription.handler, message), f"{self._name} {subscription.subject}")
+        task.add_done_callback(lambda _: subscription.slots.release())
+
+    async def _handle(self, handler: Handler, message: Message) -> None:
+        try:
+            await handler(message)
+        except Exception:
+            log.exception("bus handler failed", extra={"bus": self._name, "subject": message.subject})
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._handling.add(task)
+        task.add_done_callback(self._handling.discard)
+        return task
+
+    async def _on_error(self, error: Exception) -> None:
+        # A peer can cause these at will: of each sort the 1st, 2nd, 4th, 8th ... is logged.
+        self._errors[type(error)] += 1
+        count = self._errors[type(error)]
+        if count & (count - 1) == 0:
+            log.warning("bus error", extra={"bus": self._name, "reason": repr(error), "count": count})
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        if self._tls_ca is None:
+            return None
+        context = ssl.create_default_context(cafile=str(self._tls_ca))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
+
+
+@dataclass
+class _Subscription:
+    """client: the connection on which it was last made."""
+
+    subject: str
+    queue: str
+    handler: Handler
+    slots: asyncio.Semaphore
+    client: SafeClient | None = None
+
+
+class _StreamError(msgspec.Struct, frozen=True, kw_only=True):
+    err_code: int = 0
+    description: str = ""
+
+
+class _StreamAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An ack, or the answer to a stream's making, of which only the error matters."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: _StreamError | None = None

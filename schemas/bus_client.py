@@ -1,0 +1,330 @@
+"""One connection to a NATS server: nats-py 2.16 without its parser, its reconnecting and its trust in what arrives.
+
+A client here lives for one connection. Whatever goes wrong with it (end of file, stale pings, an error
+line of the server such as "Authentication Expired", a byte that nobody expected) ends in `lost`, and
+`Bus` builds the next one. Of nats-py's own reconnecting nothing is used: it closes for ever on an expired
+JWT, sleeps without jitter, sends buffered requests long after their caller gave up and spins on a
+creds file without a JWT in it (BUS.md 2; the last one seen 2026-11-23). The overridden methods are private:
+the version is pinned and tests/bus proves each fault cured.
+"""
+
+import asyncio
+import base64
+import contextlib
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from nats import errors
+from nats.aio.client import Client, Srv
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
+from nats.protocol.parser import Parser
+
+from schemas import nkey
+
+#: Seconds for TCP, TLS, INFO and the answer to CONNECT, each. A server under a storm of reconnects takes seconds.
+_HANDSHAKE_STEP_S = 10
+_READ_BYTES = 32 * 1024
+#: An INFO line of a large cluster has some kilobytes; a line beyond this is no NATS server.
+_MAX_LINE_BYTES = 1024 * 1024
+_MAX_OUTSTANDING_PINGS = 2
+#: Messages waiting for a handler of one subscription; beyond it the newest is dropped and counted.
+_PENDING_MESSAGES = 16 * 1024
+_PENDING_BYTES = 32 * 1024 * 1024
+_CLOSE_S = 2.0
+
+
+class CredsError(Exception):
+    """The creds file cannot be read as one; the message names the file and quotes nothing of it."""
+
+
+class Identity:
+    """A user JWT and the seed of its key, as a creds file holds them. Its repr shows neither."""
+
+    __slots__ = ("_jwt", "_seed")
+
+    def __init__(self, user_jwt: str, seed: str) -> None:
+        self._jwt = user_jwt
+        self._seed = seed
+
+    @classmethod
+    def read(cls, creds_file: Path) -> "Identity":
+        """What the file holds now. Raises CredsError."""
+        try:
+            lines = creds_file.read_text(encoding="ascii").splitlines()
+            user_jwt = lines[lines.index(_JWT_HEAD) + 1].strip()
+            seed = lines[lines.index(_SEED_HEAD) + 1].strip()
+            nkey.public_key(seed)
+        except OSError as error:
+            raise CredsError(f"cannot read {creds_file}: {error.strerror}") from error
+        except (ValueError, IndexError):
+            # `from None`: the cause may quote a line of the file.
+            raise CredsError(f"{creds_file} is not a NATS creds file") from None
+        return cls(user_jwt, seed)
+
+    def jwt(self) -> bytearray:
+        return bytearray(self._jwt.encode())
+
+    def sign(self, nonce: str) -> bytes:
+        """The server's nonce signed, in base64 as CONNECT wants it."""
+        return base64.b64encode(nkey.sign(self._seed, nonce.encode()))
+
+    def __repr__(self) -> str:
+        return "<identity>"
+
+
+_JWT_HEAD = "-----BEGIN NATS USER JWT-----"
+_SEED_HEAD = "-----BEGIN USER NKEY SEED-----"
+
+
+def creds_text(user_jwt: str, seed: str) -> str:
+    """The content of a creds file; whoever writes it writes it 0600, with fsync and rename."""
+    return f"{_JWT_HEAD}\n{user_jwt}\n------END NATS USER JWT------\n\n{_SEED_HEAD}\n{seed}\n------END USER NKEY SEED------\n"
+
+
+class SafeClient(Client):
+    """One connection. `lost` is set when it is over, `loss` then says why; `dropped` counts messages thrown away."""
+
+    def __init__(self, on_error: Callable[[Exception], Awaitable[None]]) -> None:
+        super().__init__()
+        self._ps = _StrictParser(self)
+        self._on_error = on_error
+        self._echo_inbox = ""
+        self._echoes: dict[bytes, asyncio.Future[None]] = {}
+        self.lost = asyncio.Event()
+        self.loss: Exception | None = None
+        self.dropped = 0
+
+    async def open(
+        self,
+        servers: Sequence[str],
+        *,
+        identity: Identity,
+        name: str,
+        inbox_prefix: str,
+        ping_interval_s: float,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        """Connected, and subscribed to its own inbox for replies and echoes. Raises OSError, nats.errors.Error, TimeoutError."""
+
+        async def on_error(error: Exception) -> None:
+            if isinstance(error, errors.SlowConsumerError):
+                self.dropped += 1
+            await self._on_error(error)
+
+        # Each server is tried twice and then it is over: pauses and further attempts are the supervisor's.
+        # pending_size 0: nothing is kept to be sent later, when its caller has long given up.
+        await self.connect(
+            list(servers),
+            name=name,
+            error_cb=on_error,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=_HANDSHAKE_STEP_S,
+            ping_interval=ping_interval_s,  # type: ignore[arg-type]  # annotated int, only slept on
+            max_outstanding_pings=_MAX_OUTSTANDING_PINGS,
+            pending_size=0,
+            inbox_prefix=inbox_prefix,
+            user_jwt_cb=identity.jwt,
+            signature_cb=identity.sign,
+            tls=tls,
+            tls_handshake_first=tls is not None,
+        )
+        await self._init_request_sub()
+        self._echo_inbox = self.new_inbox()
+        await self.subscribe(self._echo_inbox, cb=self._on_echo)
+
+    async def listen(self, subject: str, queue: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
+        """Subscribed, with bounded memory. nats-py runs one subscription's callbacks one after another."""
+        await self.subscribe(
+            subject, queue, callback, pending_msgs_limit=_PENDING_MESSAGES, pending_bytes_limit=_PENDING_BYTES
+        )
+
+    async def hears_itself(self, timeout_s: float) -> bool:
+        """Whether a message to our own inbox came back, which also proves everything sent before it was processed."""
+        mark = secrets.token_hex(8).encode()
+        heard = self._echoes[mark] = asyncio.get_running_loop().create_future()
+        try:
+            await self.publish(self._echo_inbox, mark)
+            await asyncio.wait_for(heard, timeout_s)
+        except (OSError, errors.Error, TimeoutError):
+            return False
+        finally:
+            del self._echoes[mark]
+        return True
+
+    async def discard(self) -> None:
+        """Closed within seconds, whatever the other end does; what is pending is still sent if it can be."""
+        self._lose(errors.ConnectionClosedError())
+        transport = self._transport
+        try:
+            # An OSError here only says that the other end was gone first.
+            with contextlib.suppress(OSError, errors.Error, TimeoutError):
+                await asyncio.wait_for(self.close(), _CLOSE_S)
+        finally:
+            if isinstance(transport, _HandshakeTransport):
+                transport.abort()
+
+    def _lose(self, why: Exception) -> None:
+        if self.lost.is_set():
+            return
+        self.loss = why
+        if not self.is_closed:
+            self._status = Client.DISCONNECTED
+        self.lost.set()
+        for waiting in (*self._resp_map.values(), *self._echoes.values()):
+            if not waiting.done():
+                waiting.set_exception(errors.ConnectionClosedError())
+
+    async def _on_echo(self, echo: Msg) -> None:
+        heard = self._echoes.get(echo.data)
+        if heard is not None and not heard.done():
+            heard.set_result(None)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        self._transport = transport = _HandshakeTransport()
+        await transport.connect(s.uri, buffer_size=_READ_BYTES, connect_timeout=_HANDSHAKE_STEP_S)
+
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        if not self.is_connected:
+            # nats-py takes any other line for success and returns a client that never works (BUS.md 2, bug 4).
+            raise errors.Error("the server did not finish the handshake")
+
+    async def _read_loop(self) -> None:
+        # Unlike nats-py's: there is no way out of this loop that leaves the connection looking alive (bugs 1, 2).
+        try:
+            while not self.lost.is_set():
+                assert self._transport is not None
+                chunk = await self._transport.read(_READ_BYTES)
+                if not chunk:
+                    raise errors.UnexpectedEOF
+                await self._ps.parse(chunk)
+        except Exception as error:
+            self._lose(error)
+        finally:
+            self._lose(errors.ConnectionClosedError())
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except Exception as error:
+            # A subject, reply or header that does not decode costs its sender this one message (bug 1).
+            self.dropped += 1
+            await self._on_error(error)
+
+    async def _process_pong(self) -> None:
+        if self._pongs:
+            waiting = self._pongs.pop(0)
+            if not waiting.done():  # a flush that timed out left it cancelled (bug 2)
+                waiting.set_result(True)
+        self._pongs_received += 1
+        self._pings_outstanding = 0
+
+    async def _process_err(self, err_msg: str) -> None:
+        if "permissions violation" in err_msg:  # the one error after which the server keeps the connection
+            await self._on_error(errors.Error(err_msg))
+            return
+        self._lose(errors.Error(err_msg))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self._lose(e)
+
+
+class _HandshakeTransport(TcpTransport):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    async def readline(self) -> bytes:
+        """The next line of the handshake that is not the server's first PING.
+
+        It sends that after 2 s, before the answer to ours when authentication is slow (bug 4). nats-py
+        reads lines during the handshake only.
+        """
+        while True:
+            assert self._io_reader is not None
+            line = await self._io_reader.readline()
+            if not line:
+                raise ConnectionResetError("the server closed the connection during the handshake")
+            if not line.startswith(b"PING"):
+                return line
+            assert self._io_writer is not None
+            self._io_writer.write(b"PONG\r\n")
+            await self._io_writer.drain()
+
+    def abort(self) -> None:
+        """The socket is gone without waiting for the other end."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+
+class _StrictParser(Parser):
+    """Splits control lines where the server does: at single spaces.
+
+    nats-py's regular expressions split at any white space, and a publisher may put a vertical tab or a form
+    feed into a subject: that broke the line in other places, ended the connection, or let the message
+    be taken for another subscription's (seen 2026-11-23; tests/bus/test_poison.py).
+    """
+
+    def __init__(self, client: SafeClient) -> None:
+        super().__init__(client)
+        self._client = client
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Every whole line and message so far is dispatched. Raises ProtocolError for what no NATS server sends."""
+        self.buf.extend(data)
+        while (end := self.buf.find(b"\r\n")) >= 0:
+            words = bytes(self.buf[:end]).split(b" ")
+            taken = end + 2
+            match words:
+                case [b"MSG", subject, sid, *reply, size] if len(reply) < 2:
+                    taken += _count(size) + 2
+                    if len(self.buf) < taken:
+                        return
+                    body = bytes(self.buf[end + 2 : taken - 2])
+                    del self.buf[:taken]
+                    await self._client._process_msg(_count(sid), subject, b"".join(reply), body, b"")
+                    continue
+                case [b"HMSG", subject, sid, *reply, header_size, size] if len(reply) < 2:
+                    taken += _count(size) + 2
+                    if len(self.buf) < taken:
+                        return
+                    body_at = end + 2 + _count(header_size)
+                    headers, body = bytes(self.buf[end + 2 : body_at]), bytes(self.buf[body_at : taken - 2])
+                    del self.buf[:taken]
+                    await self._client._process_msg(_count(sid), subject, b"".join(reply), body, headers)
+                    continue
+                case [b"PING", *_]:
+                    await self._client._process_ping()
+                case [b"PONG", *_]:
+                    await self._client._process_pong()
+                case [b"-ERR", *what]:
+                    await self._client._process_err(
+                        b" ".join(what).decode("utf-8", "backslashreplace").lower().strip("'")
+                    )
+                case [b"INFO", *info]:
+                    await self._client._process_info(_info(b" ".join(info)))
+                case [b"+OK", *_]:
+                    pass
+                case _:
+                    raise errors.ProtocolError
+            del self.buf[:taken]
+        if len(self.buf) > _MAX_LINE_BYTES:
+            raise errors.ProtocolError
+
+
+def _count(digits: bytes) -> int:
+    if not digits.isdigit():
+        raise errors.ProtocolError
+    return int(digits)
+
+
+def _info(encoded: bytes) -> dict[str, object]:
+    try:
+        return msgspec.json.decode(encoded, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise errors.ProtocolError from error

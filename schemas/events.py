@@ -1,0 +1,57 @@
+"""CloudEvents 1.0 of every committed change, and the hash chain that lets an auditor see a hole."""
+
+import enum
+import hashlib
+from typing import Any
+
+import msgspec
+
+
+class EventType(enum.StrEnum):
+    BACKEND_CREATED = "backend.created"
+    BACKEND_UPDATED = "backend.updated"
+    BACKEND_DELETED = "backend.deleted"
+    BACKEND_DEFAULT_CHANGED = "backend.default_changed"
+    BACKEND_CREDENTIALS_ROTATED = "backend.credentials_rotated"
+    BACKEND_INITIALIZED = "backend.initialized"
+    BACKEND_HEALTH_CHANGED = "backend.health_changed"
+    HOST_JOINED = "host.joined"
+    HOST_LEFT = "host.left"
+
+
+GENESIS = "0" * 64
+
+
+class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """`sequence` counts from 1 without a hole; `prevhash` is the hash of the event before, GENESIS for the first."""
+
+    specversion: str = "1.0"
+    id: str
+    source: str
+    type: EventType
+    subject: str
+    time: str
+    datacontenttype: str = "application/json"
+    actor: str
+    requestid: str
+    sequence: str
+    prevhash: str
+    hash: str
+    data: dict[str, Any]
+
+
+def chain_hash(event: CloudEvent) -> str:
+    """SHA-256 (hex) of the event's JSON with sorted keys, no blanks, and without the field `hash`."""
+    plain = msgspec.to_builtins(event)
+    del plain["hash"]
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()
+
+
+def verify_chain(events: list[CloudEvent]) -> str | None:
+    """None if each event follows the one before unaltered, else the id of the first that does not."""
+    for before, event in zip([None, *events], events, strict=False):
+        if chain_hash(event) != event.hash:
+            return event.id
+        if before is not None and (event.prevhash != before.hash or int(event.sequence) != int(before.sequence) + 1):
+            return event.id
+    return None

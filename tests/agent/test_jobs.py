@@ -1,0 +1,288 @@
+"""The jobs on a real file system, and with two hosts racing for one folder."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import jobs
+from tests.agent.mounting import needs_root, tmpfs
+
+OURS = {"backend_id": "b-1", "fleet_id": "f-1", "created_at": "2026-11-23T00:00:00+00:00"}
+OTHER = {**OURS, "backend_id": "b-2"}
+
+
+def args_for(folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "dir": str(folder),
+        "file_name": ".stowage-probe-h1",
+        "marker": OURS,
+        "on_missing": "refuse",
+        "mount_root": "",
+        **more,
+    }
+
+
+def test_write_probe_on_a_folder_measures_and_leaves_nothing(tmp_path: Path) -> None:
+    answer = jobs.write_probe(args_for(tmp_path))
+    assert answer["latency_ms"] > 0
+    assert answer["total_bytes"] >= answer["used_bytes"] > 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_write_probe_after_a_kill_removes_what_was_left(tmp_path: Path) -> None:
+    (tmp_path / ".stowage-probe-h1").write_bytes(b"left by a kill")
+    jobs.write_probe(args_for(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_write_probe_on_a_planted_link_does_not_follow_it(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / ".stowage-probe-h1").symlink_to(victim)
+    jobs.write_probe(args_for(place))
+    assert victim.read_text() == "precious"
+
+
+def test_write_probe_with_a_storage_that_lies_is_an_io_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_read_all", lambda *_: b"other bytes")
+    with pytest.raises(OSError, match="other bytes") as caught:
+        jobs.write_probe(args_for(tmp_path))
+    assert caught.value.errno == errno.EIO
+    assert os.listdir(tmp_path) == []
+
+
+@needs_root
+def test_write_probe_on_a_full_file_system_is_no_space_and_leaves_nothing(tmp_path: Path) -> None:
+    with tmpfs(tmp_path, "size=64k"):
+        with open(tmp_path / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(OSError) as caught:
+            jobs.write_probe(args_for(tmp_path))
+        assert caught.value.errno == errno.ENOSPC
+        assert os.listdir(tmp_path) == ["filler"]
+
+
+@needs_root
+def test_prove_on_a_read_only_file_system_is_read_only_and_clearing_it_succeeds(tmp_path: Path) -> None:
+    with tmpfs(tmp_path, "ro"):
+        with pytest.raises(OSError) as caught:
+            jobs.prove(args_for(tmp_path, on_missing="make"))
+        assert caught.value.errno == errno.EROFS
+        assert (
+            jobs.clear_place({**args_for(tmp_path), "file_names": [".stowage-probe-h1"], "rmdir": False})["entries"]
+            == 0
+        )
+
+
+def test_prove_without_marker_and_refuse_writes_nothing(tmp_path: Path) -> None:
+    assert jobs.prove(args_for(tmp_path)) == {"marker": "missing"}
+    assert os.listdir(tmp_path) == []
+
+
+def test_prove_with_make_makes_a_marker_that_the_next_one_takes_for_ours(tmp_path: Path) -> None:
+    first = jobs.prove(args_for(tmp_path, on_missing="make"))
+    second = jobs.prove(args_for(tmp_path))
+    assert (first["marker"], first["made_marker"], second["marker"]) == ("ours", True, "ours")
+    assert json.loads((tmp_path / jobs.MARKER_NAME).read_text()) == OURS
+    assert os.listdir(tmp_path) == [jobs.MARKER_NAME]
+
+
+@pytest.mark.parametrize("on_missing", ["refuse", "make", "ignore"])
+def test_prove_with_the_marker_of_another_backend_writes_nothing(tmp_path: Path, on_missing: str) -> None:
+    jobs.prove(args_for(tmp_path, on_missing="make", marker=OTHER))
+    answer = jobs.prove(args_for(tmp_path, on_missing=on_missing))
+    assert answer["marker"] == "other"
+    assert answer["found"]["backend_id"] == "b-2"
+    assert "latency_ms" not in answer
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"backend_id": "b-1"}', "x" * 10_000])
+def test_prove_with_an_unreadable_marker_takes_it_for_anothers(tmp_path: Path, text: str) -> None:
+    (tmp_path / jobs.MARKER_NAME).write_text(text)
+    assert jobs.prove(args_for(tmp_path, on_missing="make"))["marker"] == "other"
+    assert (tmp_path / jobs.MARKER_NAME).read_text() == text
+
+
+def test_prove_with_a_fifo_as_marker_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / jobs.MARKER_NAME)
+    assert jobs.prove(args_for(tmp_path, on_missing="make"))["marker"] == "other"
+
+
+@needs_root
+def test_prove_in_a_mount_that_went_away_writes_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "mount"
+    root.mkdir()
+    with tmpfs(root):
+        assert jobs.prove(args_for(root, mount_root=str(root), on_missing="make"))["marker"] == "ours"
+    assert jobs.prove(args_for(root, mount_root=str(root), on_missing="make")) == {"marker": "unmounted"}
+    assert os.listdir(root) == []
+
+
+@needs_root
+def test_prove_in_a_subfolder_that_a_servers_link_leads_out_of_the_mount_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "mount"
+    root.mkdir()
+    (tmp_path / "local").mkdir()
+    with tmpfs(root):
+        (root / "vms").symlink_to(tmp_path / "local")
+        (root / "inner").mkdir()
+        with pytest.raises(PermissionError):
+            jobs.prove(args_for(root / "vms", mount_root=str(root), on_missing="make"))
+        assert jobs.prove(args_for(root / "inner", mount_root=str(root), on_missing="make"))["marker"] == "ours"
+    assert os.listdir(tmp_path / "local") == []
+
+
+def test_prove_on_a_file_is_not_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        jobs.prove(args_for(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_create_marker_by_hosts_of_one_backend_that_race_is_ours_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse_link)
+    answers = race(tmp_path, [OURS] * 8)
+    assert [answer["marker"] for answer in answers] == ["ours"] * 8
+    assert sum(answer.get("made_marker", False) for answer in answers) == 1
+    assert os.listdir(tmp_path) == [jobs.MARKER_NAME]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_create_marker_by_two_backends_that_race_is_ours_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse_link)
+    answers = race(tmp_path, [OURS, OTHER])
+    assert sorted(answer["marker"] for answer in answers) == ["other", "ours"]
+
+
+def refuse_link(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, "no hard links here")
+
+
+def race(folder: Path, contents: list[dict[str, str]]) -> list[dict[str, Any]]:
+    barrier = threading.Barrier(len(contents))
+    answers: list[dict[str, Any]] = []
+
+    def run(number: int, content: dict[str, str]) -> None:
+        barrier.wait()
+        answers.append(jobs.create_marker(args_for(folder, marker=content, file_name=f".stowage-probe-h{number}")))
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(contents)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return answers
+
+
+def clear(folder: Path, **more: Any) -> dict[str, Any]:
+    return jobs.clear_place({**args_for(folder), "file_names": [".stowage-probe-h1"], "rmdir": False, **more})
+
+
+def test_clear_place_removes_ours_and_counts_what_stays(tmp_path: Path) -> None:
+    jobs.prove(args_for(tmp_path, on_missing="make"))
+    for name in ("a.qcow2", "b.qcow2", ".stowage-probe-h1", ".stowage-probe-h2"):
+        (tmp_path / name).touch()
+    assert clear(tmp_path, rmdir=True) == {"is_removed": False, "entries": 3}
+    assert sorted(os.listdir(tmp_path)) == [".stowage-probe-h2", "a.qcow2", "b.qcow2"]
+
+
+def test_clear_place_of_an_empty_folder_that_we_made_removes_it_and_twice_is_the_same(tmp_path: Path) -> None:
+    place = tmp_path / "vms"
+    jobs.make_dir({"dir": str(place)})
+    jobs.prove(args_for(place, on_missing="make"))
+    assert clear(place, rmdir=True) == {"is_removed": True, "entries": 0}
+    assert not place.exists()
+    assert clear(place, rmdir=True) == {"is_removed": True, "entries": 0}
+
+
+def test_clear_place_leaves_the_marker_of_another_backend(tmp_path: Path) -> None:
+    jobs.prove(args_for(tmp_path, on_missing="make", marker=OTHER))
+    assert clear(tmp_path)["entries"] == 1
+    assert (tmp_path / jobs.MARKER_NAME).exists()
+
+
+def test_look_at_dir_resolves_links_and_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert jobs.look_at_dir({"dir": str(tmp_path / "link")}) == {
+        "path": str(tmp_path / "real"),
+        "exists": True,
+        "is_mountpoint": False,
+    }
+    assert jobs.look_at_dir({"dir": str(tmp_path / "link/new")}) == {
+        "path": str(tmp_path / "real/new"),
+        "exists": False,
+        "is_mountpoint": False,
+    }
+
+
+def test_look_at_dir_without_parent_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        jobs.look_at_dir({"dir": str(tmp_path / "no/such")})
+
+
+def test_look_at_dir_on_a_file_is_not_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        with pytest.raises(NotADirectoryError):
+            jobs.look_at_dir({"dir": str(tmp_path / path)})
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["plain", "with blank"])
+def test_is_mountpoint_tells_a_mount_from_a_folder(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    assert jobs.is_mountpoint({"dir": str(place)}) == {"is_mountpoint": False}
+    with tmpfs(place):
+        assert jobs.is_mountpoint({"dir": str(place)}) == {"is_mountpoint": True}
+        assert jobs.remove_dir_if_empty({"dir": str(place)}) == {"is_removed": False}
+
+
+def test_make_dir_twice_is_made_once(tmp_path: Path) -> None:
+    place = {"dir": str(tmp_path / "vms")}
+    assert [jobs.make_dir(place), jobs.make_dir(place)] == [{"is_made": True}, {"is_made": False}]
+
+
+def test_reflink_test_answers_and_leaves_nothing(tmp_path: Path) -> None:
+    assert jobs.reflink_test(args_for(tmp_path))["can_reflink"] in (True, False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_write_block_writes_only_its_place_and_reads_it_back(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.write_bytes(bytes(4 * jobs.BLOCK_BYTES))
+    assert jobs.write_block({"device": str(device), "offset_bytes": jobs.BLOCK_BYTES})["latency_ms"] > 0
+    content = device.read_bytes()
+    assert content[jobs.BLOCK_BYTES : 2 * jobs.BLOCK_BYTES] != bytes(jobs.BLOCK_BYTES)
+    assert content[: jobs.BLOCK_BYTES] == bytes(jobs.BLOCK_BYTES)
+    assert content[2 * jobs.BLOCK_BYTES :] == bytes(2 * jobs.BLOCK_BYTES)
+    assert jobs.read_block({"device": str(device)})["latency_ms"] > 0
+
+
+def test_write_block_without_device_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        jobs.write_block({"device": str(tmp_path / "gone"), "offset_bytes": 0})
+    assert os.listdir(tmp_path) == []
+
+
+def test_write_sysfs_of_a_device_that_is_gone_is_an_answer(tmp_path: Path) -> None:
+    attribute = tmp_path / "delete"
+    assert jobs.write_sysfs({"path": str(attribute), "text": "1"}) == {"is_there": False}
+    attribute.touch()
+    assert jobs.write_sysfs({"path": str(attribute), "text": "1"}) == {"is_there": True}
+    assert attribute.read_text() == "1"

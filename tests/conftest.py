@@ -1,0 +1,69 @@
+"""Fixtures that many tests share: a real PostgreSQL for the session, a fresh database for the test."""
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from manager.embedded import identity, postgres
+from manager.embedded.postgres import Postgres
+
+#: Makes a database, from a template if one is named, and returns its name.
+MakeDatabase = Callable[[str | None], Awaitable[str]]
+
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+
+
+@pytest.fixture(scope="session")
+def server_dir() -> Iterator[Path]:
+    """A folder that other users may pass through, with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="stowage-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_dir: Path) -> Iterator[Postgres]:
+    """The session's server, without fsync."""
+    folder = server_dir / "postgres"
+    folder.mkdir(mode=0o700)
+    who = identity.choose(folder, [postgres.binaries() / "postgres"])
+    server = Postgres(
+        folder, password_file=server_dir / "password", log=server_dir / "postgres.log", identity=who, settings=_FAST
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def new_database(postgres_server: Postgres) -> AsyncIterator[MakeDatabase]:
+    """Makes databases that go when the test ends."""
+    made: list[str] = []
+    numbers = itertools.count()
+    admin = await asyncpg.connect(postgres_server.url())
+
+    async def make(template: str | None = None) -> str:
+        name = f"test_{os.urandom(6).hex()}_{next(numbers)}"
+        await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or "template0"}" STRATEGY FILE_COPY')
+        made.append(name)
+        return name
+
+    yield make
+    with contextlib.suppress(asyncpg.PostgresConnectionError):  # a test may have killed the server
+        for name in made:
+            await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await admin.close()
+
+
+@pytest.fixture
+async def database(postgres_server: Postgres, new_database: MakeDatabase) -> str:
+    """The DSN of a fresh, empty database."""
+    return postgres_server.url(await new_database(None))

@@ -1,0 +1,207 @@
+"""The embedded PostgreSQL: where it can run, what it survives, and who gets in."""
+
+import os
+import shutil
+import signal
+import stat
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from manager.embedded import children
+from manager.embedded.errors import StartError
+from manager.embedded.postgres import Postgres
+from tests.embedded.conftest import MakePostgres
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+
+
+async def _write(server: Postgres) -> None:
+    connection = await asyncpg.connect(server.url())
+    await connection.execute("CREATE TABLE kept (what text)")
+    await connection.execute("INSERT INTO kept VALUES ('a row')")
+    await connection.close()
+
+
+async def _read(server: Postgres) -> str:
+    connection = await asyncpg.connect(server.url())
+    try:
+        return str(await connection.fetchval("SELECT what FROM kept"))
+    finally:
+        await connection.close()
+
+
+async def test_postgres_stopped_and_started_again_keeps_its_rows(open_dir: Path, make_postgres: MakePostgres) -> None:
+    first = make_postgres(open_dir)
+    first.start()
+    await _write(first)
+    first.stop()
+    assert first.process is not None and first.process.returncode == 0
+    second = make_postgres(open_dir)
+    second.start()
+    assert second.url() == first.url()
+    assert await _read(second) == "a row"
+
+
+async def test_postgres_killed_with_all_its_children_recovers(open_dir: Path, make_postgres: MakePostgres) -> None:
+    first = make_postgres(open_dir)
+    first.start()
+    await _write(first)
+    assert first.process is not None
+    first.process.kill()
+    first.process.wait()
+    second = make_postgres(open_dir)
+    second.start()
+    assert await _read(second) == "a row"
+
+
+async def test_postgres_with_a_pid_file_naming_another_living_process_starts(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    first = make_postgres(open_dir)
+    first.start()
+    await _write(first)
+    pid_file = open_dir / "postgres" / "data" / "postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    first.stop()
+    pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+    second = make_postgres(open_dir)
+    second.start()
+    assert await _read(second) == "a row"
+
+
+def test_postgres_on_the_folder_of_a_running_one_is_refused_with_its_pid(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    first = make_postgres(open_dir)
+    first.start()
+    with pytest.raises(StartError, match=str(first.pid)):
+        make_postgres(open_dir).start()
+
+
+async def test_postgres_whose_initialization_was_killed_begins_anew(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    server = make_postgres(open_dir)
+    half = open_dir / "postgres" / "data.new"
+    half.mkdir()
+    (half / "PG_VERSION").write_text("18\n")
+    server.start()
+    await _write(server)
+    assert not half.exists()
+
+
+async def test_postgres_without_its_password_file_gets_a_new_password(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    first = make_postgres(open_dir)
+    first.start()
+    await _write(first)
+    old = first.url()
+    first.stop()
+    (open_dir / "password").unlink()
+    second = make_postgres(open_dir)
+    second.start()
+    assert second.url() != old
+    assert await _read(second) == "a row"
+
+
+async def test_postgres_with_a_wrong_password_lets_nobody_in(open_dir: Path, make_postgres: MakePostgres) -> None:
+    server = make_postgres(open_dir)
+    server.start()
+    password = (open_dir / "password").read_text().strip()
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(server.url().replace(password, "wrong"))
+    assert stat.S_IMODE((open_dir / "password").stat().st_mode) == 0o600
+    assert password not in (open_dir / "postgres.log").read_text()
+
+
+async def test_postgres_under_a_broken_locale_sorts_by_code_point_in_utf8(
+    open_dir: Path, make_postgres: MakePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LANG", "LC_ALL", "LC_CTYPE"):
+        monkeypatch.setenv(name, "xx_NOWHERE.UTF-8")
+    server = make_postgres(open_dir)
+    server.start()
+    connection = await asyncpg.connect(server.url())
+    assert await connection.fetchval("SHOW server_encoding") == "UTF8"
+    assert await connection.fetchval("SELECT lower('ÄB') || ('Z' < 'a')::text") == "äbtrue"
+    await connection.close()
+
+
+async def test_postgres_in_a_folder_with_a_very_long_path_gets_a_short_socket(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    folder = open_dir / ("x" * 60) / ("y" * 60)
+    folder.mkdir(parents=True)
+    first = make_postgres(folder)
+    first.start()
+    await _write(first)
+    socket_dir = Path((folder / "postgres" / "socket_dir").read_text())
+    assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
+    assert first.process is not None
+    first.process.kill()
+    first.process.wait()
+    second = make_postgres(folder)
+    second.start()
+    assert await _read(second) == "a row"
+    assert not socket_dir.exists()
+    second.stop()
+    assert not Path((folder / "postgres" / "socket_dir").read_text()).exists()
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o700, 0o711])
+async def test_postgres_started_by_root_runs_and_leaves_the_parents_alone(
+    mode: int, open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    closed = open_dir / "closed"
+    closed.mkdir(mode=mode)
+    server = make_postgres(closed / "deep" / "data")
+    server.start()
+    await _write(server)
+    assert stat.S_IMODE(closed.stat().st_mode) == mode
+    server.stop()
+    again = make_postgres(closed / "deep" / "data")
+    again.start()
+    assert await _read(again) == "a row"
+
+
+@as_root
+async def test_postgres_data_moved_where_its_user_cannot_go_changes_its_owner(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    (open_dir / "before").mkdir(mode=0o711)
+    first = make_postgres(open_dir / "before")
+    first.start()
+    await _write(first)
+    first.stop()
+    (open_dir / "closed").mkdir(mode=0o700)
+    shutil.move(open_dir / "before", open_dir / "closed" / "after")
+    second = make_postgres(open_dir / "closed" / "after")
+    second.start()
+    assert await _read(second) == "a row"
+
+
+def test_postgres_that_cannot_start_says_why_and_where_to_look(open_dir: Path, make_postgres: MakePostgres) -> None:
+    server = make_postgres(open_dir)
+    server.prepare()
+    (open_dir / "postgres" / "data" / "postgresql.conf").write_text("no_such_setting = 1\n")
+    server.spawn()
+    with pytest.raises(StartError, match="exit code 1") as refused:
+        server.wait_ready()
+    assert refused.value.log == open_dir / "postgres.log"
+    assert "no_such_setting" in children.tail(open_dir / "postgres.log")
+
+
+def test_postgres_deaf_to_polite_signals_is_killed_in_time(open_dir: Path, make_postgres: MakePostgres) -> None:
+    server = make_postgres(open_dir)
+    server.start()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    server.stop()
+    assert server.process.returncode == -signal.SIGKILL
+    assert time.monotonic() - began < 4

@@ -1,0 +1,134 @@
+"""The API served on loopback: real tokens and kept answers on a real PostgreSQL, use cases in memory."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from manager.actor import SYSTEM, Role
+from manager.api.application import create_api
+from manager.api.auth import FailureLimit
+from manager.api.idempotency import Idempotency
+from manager.api.server import ApiRunner
+from manager.backends import Backends
+from manager.events import Events
+from manager.hosts import Hosts
+from manager.operations import Operations
+from manager.store.migrate import migrate
+from manager.store.pool import Pool, connect, open_pool
+from manager.tokens import Tokens
+from schemas.requests import CreateToken
+from tests.manager.api.stand_ins import BackendsInMemory, EventsInMemory, HostsInMemory, OperationsInMemory
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    def problem(self, status: int, code: str) -> Any:
+        """The problem document, which must be this one."""
+        assert (self.status, self.json["code"]) == (status, code), self.body
+        assert self.headers["Content-Type"] == "application/problem+json"
+        assert self.json["request_id"]
+        assert self.json["title"]
+        return self.json
+
+    def pointers(self) -> list[str]:
+        return [error["pointer"] for error in self.json["errors"]]
+
+
+@dataclass
+class Api:
+    """A client, and everything behind the server that it talks to."""
+
+    url: str
+    port: int
+    client: aiohttp.ClientSession
+    runner: ApiRunner
+    pool: Pool
+    tokens: Tokens
+    backends: BackendsInMemory = field(default_factory=BackendsInMemory)
+    hosts: HostsInMemory = field(default_factory=HostsInMemory)
+    operations: OperationsInMemory = field(default_factory=OperationsInMemory)
+    events: EventsInMemory = field(default_factory=EventsInMemory)
+    missing: dict[str, str] = field(default_factory=dict[str, str])
+    by_role: dict[str, str] = field(default_factory=dict[str, str])
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        json: object = None,
+        *,
+        role: str | None = "operator",
+        token: str | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        sent: dict[str, str] = {}
+        if json is not None:
+            body = msgspec.json.encode(json)
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        if token is None and role is not None:
+            token = self.by_role[role]
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        sent |= headers or {}
+        async with self.client.request(method, self.url + path, data=body, headers=sent) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def token(self, name: str, role: str) -> str:
+        made = await self.tokens.create(CreateToken(name=name, role=role, expires_at=None), SYSTEM)
+        assert made.token is not None
+        return made.token
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    """On a fresh database with our schema."""
+    connection = await connect(database)
+    await migrate(connection)
+    await connection.close()
+    pool = await open_pool(database)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def api(pool: Pool) -> AsyncIterator[Api]:
+    async with aiohttp.ClientSession() as client:
+        api = Api(url="", port=0, client=client, runner=cast("ApiRunner", None), pool=pool, tokens=Tokens(pool))
+
+        async def readiness() -> Mapping[str, str]:
+            return api.missing
+
+        app = create_api(
+            backends=cast("Backends", api.backends),
+            hosts=cast("Hosts", api.hosts),
+            operations=cast("Operations", api.operations),
+            events=cast("Events", api.events),
+            tokens=api.tokens,
+            idempotency=Idempotency(pool, b"k" * 32),
+            readiness=readiness,
+            failures=FailureLimit(burst=30),
+        )
+        api.runner = ApiRunner(app)
+        await api.runner.setup()
+        await web.TCPSite(api.runner, "127.0.0.1", 0).start()
+        api.port = api.runner.addresses[0][1]
+        api.url = f"http://127.0.0.1:{api.port}"
+        for role in Role:
+            api.by_role[role] = await api.token(role, role)
+        yield api
+        await api.runner.cleanup()

@@ -1,0 +1,277 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from manager.errors import Refused
+from manager.store import idempotency as store
+from schemas.operations import OperationState
+from schemas.problems import Problem, ProblemCode
+from tests.manager.api.conftest import Answer, Api
+from tests.manager.api.stand_ins import make_operation
+
+PATH = "/v1/storage_backends"
+ADD: dict[str, Any] = {"name": "tank", "kind": "nfs", "config": {"server": "10.0.0.5", "export": "/tank/vms"}}
+
+
+async def _add(
+    api: Api, body: dict[str, Any] = ADD, key: str = "k1", role: str = "operator", path: str = PATH
+) -> Answer:
+    return await api.call("POST", path, body, role=role, headers={"Idempotency-Key": key})
+
+
+async def _rows(api: Api) -> int:
+    return int(await api.pool.fetchval("SELECT count(*) FROM idempotency"))
+
+
+async def _open_row(api: Api, body: dict[str, Any], *, age_s: int, operation_id: str | None = None) -> None:
+    """A row as a manager leaves it that was killed after the claim: the answer of a real request, taken back."""
+    await _add(api, body)
+    await api.pool.execute(
+        "UPDATE idempotency SET status = NULL, headers = NULL, body = NULL, operation_id = $2,"
+        " created_at = now() - make_interval(secs => $1)",
+        float(age_s),
+        operation_id,
+    )
+    api.backends.rows.clear()
+    api.backends.calls.clear()
+
+
+async def test_repeat_gets_the_first_answer_and_calls_nothing(api: Api) -> None:
+    first = await _add(api)
+    again = await _add(api)
+    assert (again.status, again.body) == (201, first.body)
+    for name in ("Location", "ETag", "Content-Type"):
+        assert again.headers[name] == first.headers[name]
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Idempotency-Replayed" not in first.headers
+    assert len(api.backends.calls) == 1
+
+
+async def test_without_a_key_each_post_is_its_own(api: Api) -> None:
+    await api.call("POST", PATH, ADD)
+    (await api.call("POST", PATH, ADD)).problem(409, "name_taken")
+    assert await _rows(api) == 0
+
+
+async def test_key_with_another_body_path_or_query_is_a_mismatch(api: Api) -> None:
+    await _add(api)
+    (await _add(api, ADD | {"name": "other"})).problem(409, "idempotency_mismatch")
+    (await _add(api, path=f"{PATH}/preflight")).problem(409, "idempotency_mismatch")
+    (await _add(api, path=f"{PATH}?x=1")).problem(409, "idempotency_mismatch")
+    assert len(api.backends.calls) == 1
+
+
+async def test_key_belongs_to_one_token(api: Api) -> None:
+    await _add(api)
+    (await _add(api, role="admin")).problem(409, "name_taken")
+    assert len(api.backends.calls) == 2
+
+
+async def test_refusals_are_kept(api: Api) -> None:
+    api.backends.insert("tank")
+    first = await _add(api)
+    first.problem(409, "name_taken")
+    again = await _add(api)
+    again.problem(409, "name_taken")
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert len(api.backends.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a bug"),
+        Refused.because(ProblemCode.NO_AGENT, "nobody"),
+        Refused.because(ProblemCode.AGENT_TIMEOUT, "late"),
+    ],
+)
+async def test_server_errors_are_not_kept(api: Api, error: Exception) -> None:
+    api.backends.failure = error
+    assert (await _add(api)).status >= 500
+    assert await _rows(api) == 0
+    api.backends.failure = None
+    assert (await _add(api)).status == 201
+
+
+async def test_accepted_answer_is_replayed(api: Api) -> None:
+    headers = {"Idempotency-Key": "k", "Prefer": "respond-async"}
+    first = await api.call("POST", PATH, ADD, headers=headers)
+    again = await api.call("POST", PATH, ADD, headers=headers)
+    assert (again.status, again.headers["Location"]) == (202, first.headers["Location"])
+    assert again.headers["Preference-Applied"] == "respond-async"
+    assert len(api.backends.calls) == 1
+
+
+async def test_actor_carries_the_key_to_the_saga(api: Api) -> None:
+    await _add(api)
+    await api.call("POST", PATH, ADD | {"name": "b"})
+    assert [actor.idempotency and actor.idempotency[1] for actor in api.backends.actors] == ["k1", None]
+    assert api.backends.actors[0].idempotency == (api.backends.actors[0].token_id, "k1")
+
+
+async def test_twin_of_a_running_request_is_409_with_retry_after(api: Api) -> None:
+    api.backends.gate.clear()
+    first = asyncio.create_task(_add(api))
+    await api.backends.entered.wait()
+    twin = await _add(api)
+    twin.problem(409, "wrong_state")
+    assert twin.headers["Retry-After"] == "1"
+    api.backends.gate.set()
+    assert (await first).status == 201
+    assert (await _add(api)).status == 201
+
+
+async def test_many_twins_at_once_run_once(api: Api) -> None:
+    answers = await asyncio.gather(*(_add(api) for _ in range(40)))
+    assert len(api.backends.calls) == 1
+    assert {answer.status for answer in answers} <= {201, 409}
+    created = [answer for answer in answers if answer.status == 201]
+    assert len({answer.body for answer in created}) == 1
+    assert sum("Idempotency-Replayed" not in answer.headers for answer in created) == 1
+    assert all(answer.json["code"] == "wrong_state" for answer in answers if answer.status == 409)
+
+
+async def test_crashed_request_stays_closed_for_a_minute_then_is_taken_up(api: Api) -> None:
+    await _open_row(api, ADD, age_s=30)
+    (await _add(api)).problem(409, "wrong_state")
+    await api.pool.execute("UPDATE idempotency SET created_at = now() - interval '61 seconds'")
+    answers = await asyncio.gather(*(_add(api) for _ in range(10)))
+    assert len(api.backends.calls) == 1
+    assert sum(answer.status == 201 and "Idempotency-Replayed" not in answer.headers for answer in answers) == 1
+
+
+async def test_answer_of_an_attempt_that_was_retaken_is_not_kept(api: Api) -> None:
+    await _open_row(api, ADD, age_s=61)
+    async with api.pool.acquire() as connection:
+        row = await connection.fetchrow("SELECT token_id, key, created_at FROM idempotency")
+        assert row is not None
+        old = row["created_at"]
+        new = await store.retake(connection, token_id=row["token_id"], key="k1", mark=old)
+        assert new is not None
+        assert await store.retake(connection, token_id=row["token_id"], key="k1", mark=old) is None
+
+        async def finish(mark: Any) -> bool:
+            return await store.finish(
+                connection, token_id=row["token_id"], key="k1", mark=mark, status=201, headers={}, body=b"{}"
+            )
+
+        assert not await finish(old)
+        await store.release(connection, token_id=row["token_id"], key="k1", mark=old)
+        assert await finish(new)
+
+
+async def test_crash_after_the_saga_began_is_answered_by_the_saga(api: Api) -> None:
+    operation = make_operation(OperationState.RUNNING, "storage_backends/none")
+    await _open_row(api, ADD, age_s=3600, operation_id=operation.id)
+    api.operations.rows[operation.id] = operation
+    running = await _add(api)
+    assert (running.status, running.headers["Location"]) == (202, f"/v1/operations/{operation.id}")
+
+    backend = api.backends.insert("tank")
+    done = make_operation(OperationState.SUCCEEDED, f"storage_backends/{backend.id}")
+    api.operations.rows[operation.id] = done
+    finished = await _add(api)
+    assert (finished.status, finished.json["id"], finished.headers["ETag"]) == (201, backend.id, '"1"')
+    assert finished.headers["Location"] == f"/v1/storage_backends/{backend.id}"
+    assert finished.headers["Idempotency-Replayed"] == "true"
+
+    api.backends.rows.clear()
+    gone = await _add(api)
+    assert (gone.status, gone.json["state"]) == (200, "succeeded")
+
+    api.operations.rows[operation.id] = make_operation(
+        OperationState.FAILED, done.subject, Problem(code=ProblemCode.PROBE_FAILED, detail="hv2 could not mount")
+    )
+    (await _add(api)).problem(422, "probe_failed")
+    assert api.backends.calls == []
+
+
+async def test_saga_that_failed_for_want_of_an_agent_is_tried_anew(api: Api) -> None:
+    failed = make_operation(
+        OperationState.FAILED, "storage_backends/x", Problem(code=ProblemCode.NO_AGENT, detail="nobody")
+    )
+    await _open_row(api, ADD, age_s=5, operation_id=failed.id)
+    api.operations.rows[failed.id] = failed
+    answer = await _add(api)
+    assert (answer.status, len(api.backends.calls)) == (201, 1)
+    assert "Idempotency-Replayed" not in answer.headers
+
+
+async def test_error_while_the_saga_goes_on_keeps_the_key(api: Api) -> None:
+    """A bug after the saga began must not free the key: the repeat would start a second saga."""
+    operation_id = api.backends.operation_id
+
+    async def begin_and_fail() -> None:
+        await api.backends.entered.wait()
+        await api.pool.execute(
+            "INSERT INTO operation (id, kind, version, key, subject, params, step, deadline, fence, actor, request_id)"
+            " VALUES ($1, 'add_backend', 1, 'k', 's', '{}', 1, now(), 1, 'a', 'r')",
+            operation_id,
+        )
+        await api.pool.execute("UPDATE idempotency SET operation_id = $1", operation_id)
+        api.backends.failure = RuntimeError("the connection broke")
+        api.backends.gate.set()
+
+    api.backends.gate.clear()
+    answer, _ = await asyncio.gather(_add(api), begin_and_fail())
+    answer.problem(500, "internal")
+    assert await _rows(api) == 1
+    api.operations.rows[operation_id] = make_operation(OperationState.RUNNING, "s")
+    assert (await _add(api)).status == 202
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/tokens", {"name": "t", "role": "viewer"}), ("/v1/hosts/join_tokens", {"ttl_s": 60})]
+)
+async def test_answer_with_a_secret_is_kept_without_it(api: Api, path: str, body: dict[str, Any]) -> None:
+    first = await _add(api, body, role="admin", path=path)
+    again = await _add(api, body, role="admin", path=path)
+    assert (first.status, again.status) == (201, 201)
+    secret = first.json["token"]
+    assert secret
+    assert again.json["token"] is None
+    kept = await api.pool.fetchval("SELECT body FROM idempotency")
+    assert secret.encode() not in kept
+    assert {k: v for k, v in again.json.items() if k not in ("token", "command")} == {
+        k: v for k, v in first.json.items() if k not in ("token", "command")
+    }
+
+
+async def test_body_with_a_password_leaves_only_a_keyed_digest(api: Api) -> None:
+    body = {
+        "name": "office", "kind": "smb", "config": {"server": "nas", "share": "vms"},
+        "credentials": {"username": "svc", "password": "c4n4ry-secret"},
+    }  # fmt: skip
+    assert (await _add(api, body)).status == 201
+    row = await api.pool.fetchval("SELECT idempotency::text FROM idempotency")
+    assert "c4n4ry" not in row
+    assert b"c4n4ry".hex() not in row
+
+
+async def test_old_keys_are_pruned(api: Api) -> None:
+    await _add(api)
+    await api.pool.execute("UPDATE idempotency SET created_at = now() - interval '25 hours'")
+    async with api.pool.acquire() as connection:
+        await store.prune(connection)
+    assert await _rows(api) == 0
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ü"])
+async def test_unusable_key_is_refused(api: Api, key: str) -> None:
+    answer = await _add(api, key=key)
+    answer.problem(400, "invalid_field")
+    assert answer.pointers() == ["/header/Idempotency-Key"]
+    assert api.backends.calls == []
+
+
+async def test_post_to_nowhere_keeps_nothing(api: Api) -> None:
+    (await _add(api, path="/v1/nowhere")).problem(404, "not_found")
+    assert await _rows(api) == 0
+
+
+async def test_post_without_a_body_may_have_a_key(api: Api) -> None:
+    api.backends.insert("tank")
+    answers = [await api.call("POST", f"{PATH}/tank/probe", headers={"Idempotency-Key": "p"}) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].body == answers[1].body
