@@ -66,7 +66,7 @@ async def run(
     drivers: DriversOf = drivers_of,
     jobs_module: str = "agent.jobs",
 ) -> None:
-    """Serves until `stop` is set, under the state folder's lock, which the caller holds. Waits for no storage and no bus."""
+    """Serves until `stop` is set. The caller holds the state folder's lock. Waits for no storage and no bus."""
     state.prepare()
     for left_over in state.run.iterdir():
         left_over.unlink(missing_ok=True)

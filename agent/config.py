@@ -109,7 +109,8 @@ def load_config(state: StateDir, environ: Mapping[str, str], nats_urls: tuple[st
 def with_environment(config: AgentConfig, environ: Mapping[str, str], nats_urls: tuple[str, ...] = ()) -> AgentConfig:
     """The variables: NATS_URLS (with commas between) and {BEAT,PROBE,RECONCILE,PROBE_TIMEOUT}_S, after the prefix."""
     given = {key.removeprefix(ENV_PREFIX): value for key, value in environ.items() if key.startswith(ENV_PREFIX)}
-    urls = nats_urls or tuple(filter(None, given.pop("NATS_URLS", "").split(","))) or config.nats_urls
+    urls_given = tuple(filter(None, given.pop("NATS_URLS", "").split(",")))
+    urls = nats_urls or urls_given or config.nats_urls
     intervals = msgspec.structs.asdict(config.intervals)
     for name in intervals:
         if name.upper() in given:
@@ -123,12 +124,15 @@ def with_environment(config: AgentConfig, environ: Mapping[str, str], nats_urls:
 
 def save_config(state: StateDir, config: AgentConfig) -> None:
     """The file holds the config; intervals are left to their defaults, so that an upgrade may change those."""
-    lines = ["# Written by `python -m agent join`. See docs/agent.md for [intervals].\n"]
-    for name in ("host_id", "host_name", "fleet_id", "manager_url", "nats_urls", "manager_key"):
-        lines.append(f"{name} = {_toml(getattr(config, name))}\n")
-    lines.append("\n[labels]\n")
-    lines += [f"{_toml(key)} = {_toml(value)}\n" for key, value in sorted(config.labels.items())]
-    write_private(state.config_file, "".join(lines).encode())
+    names = ("host_id", "host_name", "fleet_id", "manager_url", "nats_urls", "manager_key")
+    lines = [
+        "# Written by `stowage-agent join`; a table [intervals] may be added.",
+        *(f"{name} = {_toml(getattr(config, name))}" for name in names),
+        "",
+        "[labels]",
+        *(f"{_toml(key)} = {_toml(value)}" for key, value in sorted(config.labels.items())),
+    ]
+    write_private(state.config_file, "\n".join([*lines, ""]).encode())
 
 
 def _toml(value: str | tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """A target's config, checked again on the host that shall act on it."""
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,6 +24,16 @@ def decode_config(spec: KindSpec, struct: type[T], target: Target) -> T:
         first = errors[0]
         raise AgentFault.of(FaultCode.KIND_UNSUPPORTED, f"this agent does not accept the configuration: {first.pointer} {first.detail}")
     return msgspec.convert(values, struct)
+
+
+def decode_partial(spec: KindSpec, config: Mapping[str, Any], needed: str) -> str:
+    """The one text field that discovery needs, checked as in a whole config. Raises AgentFault option_rejected."""
+    values, errors = validate_config(spec, config, is_partial=True)
+    if errors:
+        raise AgentFault.of(FaultCode.OPTION_REJECTED, f"{errors[0].pointer} {errors[0].detail}", "Correct the field")
+    if needed not in values:
+        raise AgentFault.of(FaultCode.OPTION_REJECTED, f"/config/{needed} is required", "Fill in the field")
+    return str(values[needed])
 
 
 def refuse_verb(spec: KindSpec, verb: str) -> AgentFault:

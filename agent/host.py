@@ -8,7 +8,7 @@ import asyncio
 import datetime as dt
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,7 +16,7 @@ import msgspec
 
 from agent.config import AgentConfig, StateDir
 from agent.credentials import CredentialStore
-from agent.drivers.base import Driver, Workspace
+from agent.drivers.base import Driver, ProbeReport, Workspace
 from agent.errors import AgentFault
 from agent.journal import Journal, Record, RecordState
 from agent.private_files import make_private_dir
@@ -107,21 +107,8 @@ class Host:
         """
         target = self.checked(target)
         credentials = self._store.get(target.backend_id, target.credential_version)
-        before = self._journal.record(target.backend_id)
-        previous = _possibly_attached(before, target)
-        self._journal.put_record(Record(target, RecordState.ATTACHING, previous))
         driver, space = self._driver(target.kind), self._space(target.backend_id)
-        try:
-            report = await driver.attach(target, credentials, space, establish=establish)
-        except AgentFault:
-            if previous is not None and await self._is_attached(driver, previous, space):
-                self._journal.put_record(Record(previous, RecordState.ATTACHED))
-            raise
-        self._journal.put_record(Record(target, RecordState.ATTACHED))
-        self._store.drop_older(target.backend_id, target.credential_version)
-        self._board.set_concern(target.backend_id, None)
-        log.info("attached", extra={"kind": target.kind, "generation": target.generation})
-        return self._board.report(assess(target, report, limit_s=self._config.intervals.probe_timeout_s))
+        return await self._bring_up(target, driver.attach(target, credentials, space, establish=establish))
 
     def may_establish(self, target: Target) -> bool:
         """Whether a marker may be made though no add asks for it: the storage is not shared, and new here."""
@@ -144,7 +131,7 @@ class Host:
         record = self._journal.record(backend_id)
         if record is None or record.state is not RecordState.ATTACHED:
             return False
-        return not await self._is_attached(self._driver(record.target.kind), record.target, self._space(backend_id))
+        return not await self._is_attached(record.target)
 
     def adopt(self, target: Target) -> bool:
         """What is attached counts as this generation from now on; whether that is news."""
@@ -220,24 +207,20 @@ class Host:
             raise AgentFault.of(FaultCode.FAILED, "; ".join(f"{error.pointer} {error.detail}" for error in errors))
         return Discovery(items=await driver.discover(partial))
 
-    async def inspect(self, backend_id: str) -> Inspection:
-        """What is on the device of the backend whose attach was tried here."""
-        record = self._journal.record(backend_id)
-        if record is None:
-            raise AgentFault.of(
-                FaultCode.FAILED, "this host has not tried to attach the backend yet", is_retryable=True
-            )
-        credentials = self._store.get(backend_id, record.target.credential_version)
-        return await self._driver(record.target.kind).inspect(record.target, credentials, self._space(backend_id))
-
-    async def initialize(self, target: Target, *, wwid: str, force: bool) -> Observation:
+    async def inspect(self, target: Target) -> Inspection:
+        """What is on the target's device. Recorded as `attaching`, for a kill may leave a session behind."""
         target = self.checked(target)
         credentials = self._store.get(target.backend_id, target.credential_version)
         if self._journal.record(target.backend_id) is None:
             self._journal.put_record(Record(target, RecordState.ATTACHING))
+        return await self._driver(target.kind).inspect(target, credentials, self._space(target.backend_id))
+
+    async def initialize(self, target: Target, *, wwid: str, force: bool) -> Observation:
+        """Initialized, and attached."""
+        target = self.checked(target)
+        credentials = self._store.get(target.backend_id, target.credential_version)
         driver, space = self._driver(target.kind), self._space(target.backend_id)
-        report = await driver.initialize(target, credentials, space, wwid=wwid, force=force)
-        return assess(target, report, limit_s=self._config.intervals.probe_timeout_s)
+        return await self._bring_up(target, driver.initialize(target, credentials, space, wwid=wwid, force=force))
 
     async def preflight(self, target: Target, credentials: Credentials) -> PreflightReport:
         """An add's checks, and a trial where none of them fails; the credentials stay in memory."""
@@ -269,6 +252,23 @@ class Host:
             task.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
 
+    async def _bring_up(self, target: Target, acting: Coroutine[Any, Any, ProbeReport]) -> Observation:
+        """The target is recorded, brought about by `acting`, and recorded as attached."""
+        backend_id = target.backend_id
+        previous = _possibly_attached(self._journal.record(backend_id), target)
+        self._journal.put_record(Record(target, RecordState.ATTACHING, previous))
+        try:
+            report = await acting
+        except AgentFault:
+            if previous is not None and await self._is_attached(previous):
+                self._journal.put_record(Record(previous, RecordState.ATTACHED))
+            raise
+        self._journal.put_record(Record(target, RecordState.ATTACHED))
+        self._store.drop_older(backend_id, target.credential_version)
+        self._board.set_concern(backend_id, None)
+        log.info("attached", extra={"kind": target.kind, "generation": target.generation})
+        return self._board.report(assess(target, report, limit_s=self._config.intervals.probe_timeout_s))
+
     async def _probe(self, backend_id: str) -> Observation:
         async with self.lock(backend_id):
             record = self._journal.record(backend_id)
@@ -297,10 +297,10 @@ class Host:
         what = fault(FaultCode.CONVERGING, "the backend is not attached on this host yet")
         return failing(record.target, what, status=HealthStatus.PENDING)
 
-    async def _is_attached(self, driver: Driver, target: Target, space: Workspace) -> bool:
+    async def _is_attached(self, target: Target) -> bool:
         try:
             async with asyncio.timeout(_IS_ATTACHED_S):
-                return await driver.is_attached(target, space)
+                return await self._driver(target.kind).is_attached(target, self._space(target.backend_id))
         except TimeoutError as error:
             raise AgentFault.of(
                 FaultCode.TIMED_OUT, "this host does not say what it has attached", is_retryable=True

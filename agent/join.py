@@ -38,7 +38,10 @@ class JoinRefused(Exception):
 
 @dataclass(frozen=True)
 class Invitation:
-    """Where to join, with what. `repr` shows no secret. fingerprint: of the manager's certificate; empty: by the system's CAs."""
+    """Where to join, with what; its repr shows no secret.
+
+    fingerprint: of the manager's certificate; empty: the system's CAs decide.
+    """
 
     url: str
     token: str
@@ -101,7 +104,8 @@ def _joined_before(state: StateDir, invitation: Invitation, name: str, say: Call
     config = load_config(state, {})
     if (config.manager_url, config.host_name) != (invitation.url, name):
         raise ConfigError(
-            f"{state.root} belongs to host {config.host_name} of {config.manager_url}; use another --state-dir, or remove this one"
+            f"{state.root} belongs to host {config.host_name} of {config.manager_url};"
+            " use another --state-dir, or remove this one"
         )
     say(f"already joined as host {name} ({config.host_id}); nothing was changed")
     return config

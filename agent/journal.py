@@ -56,11 +56,13 @@ class Journal:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        # Before SQLite makes it: the files beside it (-wal, -shm) get the mode of this one.
+        path.touch(mode=0o600)
+        path.chmod(0o600)
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(_SCHEMA)
-        path.chmod(0o600)
 
     def close(self) -> None:
         self._db.close()
@@ -77,7 +79,7 @@ class Journal:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
-                "INSERT INTO fence VALUES (?, ?) ON CONFLICT DO UPDATE SET fence = excluded.fence WHERE excluded.fence > fence.fence",
+                "INSERT INTO fence VALUES (?, ?) ON CONFLICT DO UPDATE SET fence = max(fence.fence, excluded.fence)",
                 list(fences.items()),
             )
 

@@ -150,23 +150,25 @@ class Mounts:
             await self.unmount_idle(where)
         except AgentFault as error:
             log.warning("plain unmount failed", extra={"mount_dir": str(where), "code": str(error.fault.code)})
-            ways = ("-l",) if error.fault.code is FaultCode.IN_USE else ("-f", "-l")
-            for way in ways:
-                was_lazy = way == "-l"
-                # -i: without the helper, which would ask a dead server first.
-                for _ in range(_MAX_STACKED):
-                    if self.at(where) is None:
-                        break
-                    with contextlib.suppress(AgentFault):
-                        await self._commands.run(["umount", "-c", "-i", way, "--", str(where)], timeout_s=UNMOUNT_TIMEOUT_S)
-                    if way == "-f":
-                        break
-                if self.at(where) is None:
-                    break
-            else:
-                raise
+            if error.fault.code is FaultCode.IN_USE or not await self._try_harder(where, "-f"):
+                was_lazy = True
+                if not await self._try_harder(where, "-l"):
+                    raise
         _remove_folder(where)
         return was_lazy
+
+    async def _try_harder(self, where: Path, way: str) -> bool:
+        """Whether nothing is mounted there any more. -i: without the helper, which would ask a dead server first."""
+        for _ in range(_MAX_STACKED):
+            try:
+                result = await self._commands.run(["umount", "-c", "-i", way, "--", str(where)], timeout_s=UNMOUNT_TIMEOUT_S)
+            except AgentFault:
+                return self.at(where) is None
+            if self.at(where) is None:
+                return True
+            if result.exit_code != 0:
+                return False
+        return False
 
     async def _mount_and_check(self, plan: MountPlan, where: Path, secret: SecretFile | None) -> None:
         argv = ["mount", "-t", plan.helper_type, "-o", ",".join(plan.options), "--", plan.source, str(where)]

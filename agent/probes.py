@@ -15,9 +15,6 @@ from schemas.faults import FaultCode
 
 #: Seconds for one probe of a folder, unless the agent's config says otherwise.
 PROBE_TIMEOUT_S = 10.0
-#: Above half of its limit a probe counts as slow, as the fault's words say.
-_SLOW_SHARE = 0.5
-_NEARLY_FULL_SHARE = 0.95
 
 
 class OnMissing(enum.StrEnum):
@@ -65,7 +62,7 @@ class FolderProbes:
         markers.refuse_other(answer, target, where)
         if on_missing is OnMissing.REFUSE:
             markers.refuse_missing(answer, where)
-        return report_of(answer, capabilities, self._timeout_s)
+        return report_of(answer, capabilities)
 
     async def clear(self, folder: Path, target: Target, space: Workspace, *, shown_as: str, is_own_folder: bool = False) -> ReleaseReport:
         """Our marker and probe files are gone, and with is_own_folder the folder if empty; says what is left. Absent is success."""
@@ -97,8 +94,8 @@ def left_in(entries: int, where: str) -> tuple[str, ...]:
     return (f"{entries} {'entry' if entries == 1 else 'entries'} in {where}",)
 
 
-def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...], timeout_s: float) -> ProbeReport:
-    """The report of a job's numbers; slow and nearly full are degraded, not failed."""
+def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...]) -> ProbeReport:
+    """The report of a job's numbers. Whether they are slow or the space is short is judged in status.py, for all kinds alike."""
     capacity = None
     if "total_bytes" in answer:
         capacity = Capacity(
@@ -107,11 +104,4 @@ def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...], t
             available_bytes=answer["available_bytes"],
             observed_at=dt.datetime.now(dt.UTC),
         )
-    latency_ms = float(answer["latency_ms"])
-    code: FaultCode | None = None
-    detail: str | None = None
-    if latency_ms > timeout_s * 1000 * _SLOW_SHARE:
-        code, detail = FaultCode.SLOW, f"the probe took {latency_ms / 1000:.1f} s of {timeout_s:g} s"
-    elif capacity is not None and capacity.total_bytes > 0 and capacity.available_bytes < capacity.total_bytes * (1 - _NEARLY_FULL_SHARE):
-        code, detail = FaultCode.NEARLY_FULL, f"{capacity.available_bytes} of {capacity.total_bytes} bytes are available"
-    return ProbeReport(latency_ms=latency_ms, capacity=capacity, capabilities=capabilities, code=code, detail=detail)
+    return ProbeReport(latency_ms=float(answer["latency_ms"]), capacity=capacity, capabilities=capabilities)

@@ -210,7 +210,7 @@ class Reconciler:
             self._host.note_failure(target, error.fault)
 
     def _due_at(self, number: int) -> float:
-        pause_s = min(self._intervals.probe_s * 2 ** min(number - 1, 3), self._intervals.reconcile_s)
+        pause_s = min(self._intervals.probe_s * 2.0 ** min(number - 1, 3), self._intervals.reconcile_s)
         return self._clock() + random.uniform(0.8, 1.2) * pause_s
 
 

@@ -182,8 +182,8 @@ class CommandServer:
                 return Sealed(sealed=self._reseal(command))
             case Discover(kind=kind, config=config):
                 return await self._host.discover(kind, config)
-            case Inspect(backend_id=backend_id):
-                return await self._host.inspect(backend_id)
+            case Inspect(target=target):
+                return await self._host.inspect(target)
             case Initialize(target=target, wwid=wwid, force=force):
                 return await self._host.initialize(target, wwid=wwid, force=force)
             case Preflight(target=target, sealed=sealed):
@@ -246,7 +246,10 @@ def _objection(command: AnyCommand, verb: str) -> str:
     # It becomes a part of file names.
     if not is_id(command.backend_id):
         return "the backend id is none"
-    if isinstance(command, Attach | Trial | Initialize | Preflight) and command.target.backend_id != command.backend_id:
+    if (
+        isinstance(command, Attach | Trial | Inspect | Initialize | Preflight)
+        and command.target.backend_id != command.backend_id
+    ):
         return "head and target name different backends"
     if isinstance(command, CredentialNonce | StoreCredentials | ResealCredentials) and not 1 <= command.version < 10**9:
         return "the credential version is out of range"

@@ -118,7 +118,7 @@ TABLE: tuple[Row, ...] = (
     Row("smbclient", None, r"NT_STATUS_(CONNECTION_REFUSED|HOST_UNREACHABLE|NETWORK_UNREACHABLE|IO_TIMEOUT|CONNECTION_\w+|UNSUCCESSFUL)", FaultCode.SERVER_UNREACHABLE),
 )  # fmt: skip
 
-_LVM_TOOLS = frozenset(("pvs", "vgs", "lvs", "pvcreate", "vgcreate", "vgchange", "lvcreate", "lvchange", "dmsetup"))
+_LVM_TOOLS = frozenset(("pvs", "vgs", "lvs", "pvcreate", "vgcreate", "vgchange", "lvcreate", "lvchange", "lvremove", "dmsetup"))
 
 
 def tool_of(argv: Sequence[str]) -> str:

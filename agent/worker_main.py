@@ -14,6 +14,7 @@ This file imports only the standard library: what it holds is copied into every 
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ from typing import Any
 
 MAX_REQUEST_BYTES = 128 * 1024
 _PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -34,13 +36,16 @@ def main() -> None:
     control_fd, agent_pid, module = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     die_with_parent(agent_pid)
     jobs: Mapping[str, Job] = importlib.import_module(module).JOBS
+    # A collection in a child would write to every object and so copy every page.
+    gc.disable()
+    gc.freeze()
     with socket.socket(fileno=control_fd) as control:
         serve(control, jobs)
 
 
 def die_with_parent(parent_pid: int) -> None:
     """SIGKILL when the parent ends (prctl(2)), also if it ended before this call."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(1)
 

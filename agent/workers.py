@@ -88,7 +88,7 @@ class WorkerPool:
         return None if self._zygote is None else self._zygote.pid
 
     async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
-        """See `Workers.run`. timeout_s includes the wait for an earlier job of the key. Cancelled: the job is killed."""
+        """See `Workers.run`. timeout_s includes the wait for the key's earlier job. Cancelled: the job is killed."""
         slot = self._slots.setdefault(key, _Slot())
         try:
             async with asyncio.timeout(timeout_s), slot.lock:

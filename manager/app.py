@@ -223,7 +223,8 @@ async def _kept_running(duties: Mapping[str, Coroutine[object, object, None]]) -
 async def _close_pool(pool: Pool) -> None:
     """Closed in order if that takes no time, else cut: a dead server must not hold up a stop."""
     try:
-        await asyncio.wait_for(pool.close(), 2.0)
+        async with asyncio.timeout(2.0):
+            await pool.close()
     except TimeoutError:
         pool.terminate()
 

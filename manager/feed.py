@@ -82,7 +82,8 @@ class Feed:
                 group.create_task(self._read_again(), name="feed reader")
                 while not lost.is_set():
                     try:
-                        await asyncio.wait_for(lost.wait(), _ALIVE_S)
+                        async with asyncio.timeout(_ALIVE_S):
+                            await lost.wait()
                     except TimeoutError:
                         await connection.execute("SELECT 1")
                 raise ConnectionResetError("the database closed the connection")

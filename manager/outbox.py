@@ -61,7 +61,9 @@ class Relay:
                     pass
                 await self._publish(connection)
                 try:
-                    await asyncio.wait_for(self._wake.wait(), POLL_S)
+                    # Not wait_for: in Python 3.11 it can swallow a cancellation that meets the event.
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
                 except TimeoutError:
                     await connection.execute("SELECT 1")  # a dead connection has lost the lock
         finally:

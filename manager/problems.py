@@ -4,8 +4,8 @@ import msgspec
 
 from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, ManagerError, Refused, StaleFence
 from schemas.faults import Fault
+from schemas.fields import InvalidFields, MalformedBody
 from schemas.problems import STATUS, TITLES, FieldError, Problem, ProblemCode
-from schemas.requests import InvalidFields, MalformedBody
 
 #: Seconds; an agent that restarts is back within one.
 NO_AGENT_RETRY_S = 5

@@ -50,7 +50,8 @@ class Watch:
     async def run(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), SWEEP_S)
+                async with asyncio.timeout(SWEEP_S):
+                    await self._wake.wait()
             except TimeoutError:
                 self._registry.sweep()
                 self._due |= set(self._registry.backend_ids())

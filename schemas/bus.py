@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds before attempt n: uniform in 0..min(cap, base * 2**n). The first spreads a fleet after a server restart.
 _BACKOFF_BASE_S = 0.5
-_BACKOFF_CAP_S = 15.0
 #: A connection that lived shorter counts as a failed attempt, or a refused identity would spin.
 _STABLE_S = 5.0
 #: All of one attempt: every server twice, each with its handshake.
@@ -53,6 +52,8 @@ _ECHO_S = 5.0
 #: How long a publish of a bus that may wait does wait for a connection.
 _PUBLISH_WAIT_S = 5.0
 _FLUSH_S = 5.0
+#: More than a connection takes to be discarded.
+_CLOSE_S = 3.0
 _STREAM_S = 5.0
 #: Bytes written by us and not taken by the socket: beyond it the other end is as good as gone.
 _MAX_UNSENT_BYTES = 8 * 1024 * 1024
@@ -129,6 +130,7 @@ class Bus:
         fail_fast: bool,
         ping_interval_s: float = 15.0,
         echo_interval_s: float = 30.0,
+        backoff_cap_s: float = 15.0,
         tls_ca: Path | None = None,
     ) -> None:
         self._servers = tuple(servers)
@@ -138,6 +140,7 @@ class Bus:
         self._fail_fast = fail_fast
         self._ping_interval_s = ping_interval_s
         self._echo_interval_s = echo_interval_s
+        self._backoff_cap_s = backoff_cap_s
         self._tls_ca = tls_ca
         self._subscriptions: list[_Subscription] = []
         self._on_connect: list[OnConnect] = []
@@ -189,7 +192,8 @@ class Bus:
     async def wait_usable(self, timeout_s: float | None) -> None:
         """Usable now. Raises BusDown, with the last failure in its text."""
         try:
-            await asyncio.wait_for(self._usable.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._usable.wait()
         except TimeoutError as error:
             raise BusDown(f"the bus is not usable after {timeout_s} s: {self._last_failure}") from error
 
@@ -220,6 +224,156 @@ class Bus:
     async def flush(self) -> None:
         """The server has processed everything sent before. Raises BusTimeout, BusDown."""
         client = await self._usable_client(_FLUSH_S)
+        for subscription in self._subscriptions:
+            await self._listen(client, subscription)
+        if not await client.hears_itself(_FLUSH_S):
+            raise BusTimeout("the bus did not confirm in time")
+
+    async def close(self) -> None:
+        """Gone, with its tasks and the handlers still running. What was published is still sent if it can be."""
+        others = [*self._handling, *self._tasks[1:]]
+        for task in others:
+            task.cancel()
+        pending = set(self._tasks[:1])
+        while pending:
+            # nats-py waits with asyncio.wait_for, which on Python 3.11 swallows a cancel that meets a result.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CLOSE_S)
+        await asyncio.gather(*others, return_exceptions=True)
+        self._tasks = []
+
+    async def ensure_stream(
+        self,
+        name: str,
+        stream_subjects: Sequence[str],
+        *,
+        max_age_s: float = 24 * 3600,
+        duplicate_window_s: float = 600,
+        max_bytes: int = 1024**3,
+        replicas: int = 1,
+    ) -> None:
+        """The stream exists with this configuration: made, or changed to it. Raises as `request`; BusRefused with the server's reason."""
+        config = msgspec.json.encode(
+            {
+                "name": name,
+                "subjects": list(stream_subjects),
+                "retention": "limits",
+                "storage": "file",
+                "discard": "old",
+                "max_age": round(max_age_s * 1e9),
+                "duplicate_window": round(duplicate_window_s * 1e9),
+                "max_bytes": max_bytes,
+                "num_replicas": replicas,
+                "deny_delete": True,
+            }
+        )
+        answer = await self._ask_stream(f"$JS.API.STREAM.CREATE.{name}", config, None)
+        if answer.error is not None and answer.error.err_code == _STREAM_EXISTS:
+            answer = await self._ask_stream(f"$JS.API.STREAM.UPDATE.{name}", config, None)
+        if answer.error is not None:
+            raise BusRefused(f"stream {name}: {answer.error.description}")
+
+    async def publish_event(self, subject: str, payload: bytes, message_id: str) -> Ack:
+        """Stored once in a stream; the same message_id again within the duplicate window is acknowledged and dropped.
+
+        Raises BusTimeout (it may be stored), NoResponders (no stream takes the subject), BusDown, BusRefused.
+        """
+        answer = await self._ask_stream(subject, payload, {"Nats-Msg-Id": message_id})
+        if answer.error is not None:
+            raise BusRefused(f"{subject} was not stored: {answer.error.description}")
+        return Ack(sequence=answer.seq, is_duplicate=answer.duplicate)
+
+    async def publish_events(self, events: Sequence[tuple[str, bytes, str]]) -> list[Ack]:
+        """Each (subject, payload, message id) stored, in this order; all acks awaited, whatever becomes of one.
+
+        Raises the first failure; what was stored before and after it is unknown then, so send all again.
+        A payload over the server's limit is refused before anything is sent, so that none overtakes it.
+        """
+        client = await self._usable_client(_STREAM_S)
+        for subject, payload, _ in events:
+            if len(payload) > client.max_payload:
+                raise BusRefused(f"cannot publish {subject}: {len(payload)} bytes are over the limit")
+        acks: list[Ack] = []
+        for first in range(0, len(events), _EVENTS_IN_FLIGHT):
+            batch = (self.publish_event(*event) for event in events[first : first + _EVENTS_IN_FLIGHT])
+            for outcome in await asyncio.gather(*batch, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                acks.append(outcome)
+        return acks
+
+    async def _request(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        client = await self._usable_client(timeout_s)
+        try:
+            # From the check in _usable_client to the write there is no pause: closed below means closed while waiting.
+            reply = await client.request(subject, payload, timeout=deadline - loop.time(), headers=headers)
+        except errors.NoRespondersError as error:
+            raise NoResponders(f"nobody listens on {subject}") from error
+        except errors.TimeoutError as error:
+            raise BusTimeout(f"no answer on {subject} within {timeout_s} s") from error
+        except errors.ConnectionClosedError as error:
+            raise BusTimeout(f"the connection ended while waiting for an answer on {subject}") from error
+        except (errors.OutboundBufferLimitError, OSError) as error:
+            raise BusDown(f"cannot send {subject}: the connection is gone") from error
+        except errors.Error as error:
+            raise BusRefused(f"cannot send {subject}: {error}") from error
+        return reply.data
+
+    async def _ask_stream(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> "_StreamAnswer":
+        answer = await self._request(subject, payload, timeout_s=_STREAM_S, headers=headers)
+        try:
+            return msgspec.json.decode(answer, type=_StreamAnswer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BusTimeout(f"an unreadable answer on {subject}") from error
+
+    async def _usable_client(self, timeout_s: float) -> SafeClient:
+        if not self.is_usable and not self._fail_fast:
+            await self.wait_usable(timeout_s)
+        client = self._client
+        if client is None or client.lost.is_set():
+            raise BusDown(f"the bus is not usable: {self._last_failure}")
+        if client.pending_data_size > _MAX_UNSENT_BYTES:
+            raise BusDown("the bus is not usable: the server does not take what is sent")
+        return client
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            connected_at: float | None = None
+            try:
+                try:
+                    client = await self._connect()
+                    connected_at = loop.time()
+                    await self._watch(client)
+                finally:
+                    await self._drop_client()
+            except (OSError, errors.Error, CredsError, BusError, TimeoutError) as error:
+                self._last_failure = str(error) or type(error).__name__
+                log.warning("bus connection failed", extra={"bus": self._name, "reason": self._last_failure})
+            except Exception as error:  # the edge of this loop: it must outlive what nobody thought of
+                self._last_failure = type(error).__name__
+                log.exception("bus connection failed", extra={"bus": self._name})
+            is_stable = connected_at is not None and loop.time() - connected_at >= _STABLE_S
+            failures = 0 if is_stable else failures + 1
+            await asyncio.sleep(random.uniform(0, min(self._backoff_cap_s, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
+
+    async def _connect(self) -> SafeClient:
+        self._opening = client = SafeClient(self._on_error)
+        async with asyncio.timeout(_CONNECT_S):
+            await client.open(
+                self._servers,
+                identity=Identity.read(self._creds_file),
+                name=self._name,
+                inbox_prefix=self._inbox_prefix,
+                ping_interval_s=self._ping_interval_s,
+                tls=self._tls_context(),
+            )
         for subscription in self._subscriptions:
             await self._listen(client, subscription)
         if not await client.hears_itself(_FLUSH_S):
@@ -349,7 +503,7 @@ class Bus:
                 await self._drop_client()
             is_stable = connected_at is not None and loop.time() - connected_at >= _STABLE_S
             failures = 0 if is_stable else failures + 1
-            await asyncio.sleep(random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
+            await asyncio.sleep(random.uniform(0, min(self._backoff_cap_s, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
 
     async def _connect(self) -> SafeClient:
         self._opening = client = SafeClient(self._on_error)
@@ -379,7 +533,8 @@ class Bus:
         """Returns never; raises BusDown when the connection is over or deaf."""
         while True:
             try:
-                await asyncio.wait_for(client.lost.wait(), self._echo_interval_s)
+                async with asyncio.timeout(self._echo_interval_s):
+                    await client.lost.wait()
             except TimeoutError:
                 if await client.hears_itself(min(_ECHO_S, self._echo_interval_s)):
                     continue

@@ -150,7 +150,8 @@ class SafeClient(Client):
         heard = self._echoes[mark] = asyncio.get_running_loop().create_future()
         try:
             await self.publish(self._echo_inbox, mark)
-            await asyncio.wait_for(heard, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await heard
         except (OSError, errors.Error, TimeoutError):
             return False
         finally:
@@ -161,10 +162,13 @@ class SafeClient(Client):
         """Closed within seconds, whatever the other end does; what is pending is still sent if it can be."""
         self._lose(errors.ConnectionClosedError())
         transport = self._transport
+        if transport is None:
+            return
         try:
             # An OSError here only says that the other end was gone first.
             with contextlib.suppress(OSError, errors.Error, TimeoutError):
-                await asyncio.wait_for(self.close(), _CLOSE_S)
+                async with asyncio.timeout(_CLOSE_S):
+                    await self.close()
         finally:
             if isinstance(transport, _HandshakeTransport):
                 transport.abort()
@@ -238,19 +242,23 @@ class SafeClient(Client):
 class _HandshakeTransport(TcpTransport):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._is_greeted = False
 
     async def readline(self) -> bytes:
-        """The next line of the handshake that is not the server's first PING.
+        """INFO, then the next line of the handshake that is neither a PING nor a repeated INFO.
 
-        It sends that after 2 s, before the answer to ours when authentication is slow (bug 4). nats-py
-        reads lines during the handshake only.
+        The server sends its first PING after 2 s, before the answer to ours when authentication is slow (bug 4).
+        nats-py reads lines during the handshake only.
         """
         while True:
             assert self._io_reader is not None
             line = await self._io_reader.readline()
             if not line:
                 raise ConnectionResetError("the server closed the connection during the handshake")
+            if line.startswith(b"INFO") and self._is_greeted:
+                continue
             if not line.startswith(b"PING"):
+                self._is_greeted = True
                 return line
             assert self._io_writer is not None
             self._io_writer.write(b"PONG\r\n")

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from agent.configs import decode_config, refuse_verb
+from agent.configs import decode_config, decode_partial, refuse_verb
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
-from agent.errors import AgentFault
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts
 from agent.probes import PROBE_TIMEOUT_S
@@ -13,7 +12,6 @@ from agent.reach import bare_host, is_ipv6, server_checks, tool_check
 from agent.tool_faults import tool_fault
 from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
 from schemas.credentials import Credentials
-from schemas.faults import FaultCode
 from schemas.kinds import NFS, NfsConfig
 
 _PORT = 2049
@@ -56,9 +54,7 @@ class Nfs:
 
     async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
         """The exports that the server's mount daemon lists; a server of version 4 only lists none."""
-        server = config.get("server")
-        if not isinstance(server, str):
-            raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "discovery of exports needs the field server", "Fill in the server")
+        server = decode_partial(NFS, config, "server")
         result = await self._commands.run(["showmount", "--no-headers", "-e", "--", bare_host(server)], timeout_s=_DISCOVER_TIMEOUT_S)
         if result.exit_code != 0:
             raise tool_fault(result)

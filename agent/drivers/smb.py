@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.configs import decode_config, refuse_verb
+from agent.configs import decode_config, decode_partial, refuse_verb
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.mounted_folders import MountedFolders, Place
@@ -70,9 +70,7 @@ class Smb:
 
     async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
         """The shares that the server lists to a guest."""
-        server = config.get("server")
-        if not isinstance(server, str):
-            raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "discovery of shares needs the field server", "Fill in the server")
+        server = decode_partial(SMB, config, "server")
         name, address = _unc_host(server)
         argv = ["smbclient", "--grepable", "--no-pass", *(["--ip-address", address] if address else []), "--list", f"//{name}"]
         try:

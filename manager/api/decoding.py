@@ -13,8 +13,8 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, http_exceptions, web
 
 from manager.api.keys import BODY
+from schemas.fields import InvalidFields, MalformedBody
 from schemas.problems import FieldError
-from schemas.requests import InvalidFields, MalformedBody
 
 #: The longest wait for the end of a change before the answer is 202.
 MAX_WAIT_S = 30.0

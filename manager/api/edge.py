@@ -9,9 +9,10 @@ from aiohttp.typedefs import Handler
 
 from manager import problems
 from manager.api.encoding import problem_response
-from manager.api.keys import ACTOR, REQUEST_ID, current_request_id
+from manager.api.keys import ACTOR, REQUEST_ID
 from manager.errors import ManagerError, Refused
 from schemas.ids import new_id
+from schemas.logs import about
 from schemas.problems import ProblemCode
 
 log = logging.getLogger(__name__)
@@ -25,31 +26,34 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
     begun_at = time.monotonic()
     offered = request.headers.get("X-Request-Id", "")
     request_id = request[REQUEST_ID] = offered if _SANE_ID.fullmatch(offered) else new_id()
-    reset = current_request_id.set(request_id)
     status = 0
-    try:
-        response = await _answer(request, handler, request_id)
-        status = response.status
-        return response
-    finally:
-        resource = request.match_info.route.resource
-        log.info(
-            "request served",
-            extra={
-                "method": request.method,
-                "path": resource.canonical if resource is not None else "(unknown)",
-                "status": status,
-                "duration_ms": round((time.monotonic() - begun_at) * 1000, 1),
-                "actor": request[ACTOR].name if ACTOR in request else "",
-                "request_id": request_id,
-            },
-        )
-        current_request_id.reset(reset)
+    with about(request_id=request_id):
+        try:
+            response = await _answer(request, handler, request_id)
+            status = response.status
+            return response
+        finally:
+            resource = request.match_info.route.resource
+            log.info(
+                "request served",
+                extra={
+                    "method": request.method,
+                    "path": resource.canonical if resource is not None else "(unknown)",
+                    "status": status,
+                    "duration_ms": round((time.monotonic() - begun_at) * 1000, 1),
+                    "actor": request[ACTOR].name if ACTOR in request else "",
+                    "request_id": request_id,
+                },
+            )
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Sent with every answer, streams too (signal on_response_prepare)."""
-    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    set_headers(response, request[REQUEST_ID])
+
+
+def set_headers(response: web.StreamResponse, request_id: str) -> None:
+    response.headers["X-Request-Id"] = request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers[hdrs.CACHE_CONTROL] = "no-store"
     response.headers[hdrs.SERVER] = "stowage"

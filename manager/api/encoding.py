@@ -43,7 +43,7 @@ def accepted_response(operation_id: str, *, is_async: bool) -> web.Response:
     headers = {"Location": where}
     if is_async:
         headers["Preference-Applied"] = "respond-async"
-    return json_response({"operation": operation_id, "href": where}, status=202, headers=headers)
+    return json_response({"id": operation_id, "operation": where}, status=202, headers=headers)
 
 
 def problem_response(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import AsyncGenerator
 
@@ -12,8 +13,10 @@ from manager.api import decoding
 from manager.api.encoding import page_response
 from manager.api.keys import ACTOR, EVENTS, TOKENS
 from schemas.events import CloudEvent, EventType
+from schemas.fields import InvalidFields
 from schemas.problems import FieldError
-from schemas.requests import InvalidFields
+
+log = logging.getLogger(__name__)
 
 #: Seconds that a client may take to read what is sent; a dead one must not hold a stream for ever.
 WRITE_TIMEOUT_S = 20.0
@@ -51,7 +54,8 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
         task.cancel()
         streams.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
+        # The answer has begun, so there is nobody to tell; the client comes back with its Last-Event-ID.
+        log.error("event stream failed", exc_info=error)
     return response
 
 

@@ -13,6 +13,8 @@ import re
 import time
 from dataclasses import dataclass
 
+import asyncpg
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
@@ -23,9 +25,9 @@ from manager.api.keys import ACTOR, BACKENDS, KEPT_BODY, OPERATIONS, REQUEST_ID
 from manager.errors import ManagerError, Refused
 from manager.store import idempotency as store
 from manager.store.pool import Pool
-from schemas.operations import Operation, OperationState
+from schemas.fields import InvalidFields
+from schemas.operations import OperationState
 from schemas.problems import FieldError, ProblemCode
-from schemas.requests import InvalidFields
 
 log = logging.getLogger(__name__)
 
@@ -134,28 +136,27 @@ async def idempotent(request: web.Request, handler: Handler) -> web.StreamRespon
         )
     actor = request[ACTOR]
     body = await read_body(request)
-    for _ in range(2):
-        claim = await request.app[IDEMPOTENCY].claim(
-            token_id=actor.token_id,
-            key=key,
-            method=request.method,
-            path=request.path,
-            query=request.query_string,
-            body=body,
-        )
-        match claim:
-            case Attempt():
-                request[ACTOR] = dataclasses.replace(actor, idempotency=(actor.token_id, key))
-                return await _first(request, handler, claim)
-            case Kept():
-                return _replayed(web.Response(status=claim.status, headers=claim.headers, body=claim.body))
-            case Begun():
-                answer = await _from_operation(request, claim.operation_id)
-                if answer.status < 500:
-                    return _replayed(answer)
-                # It failed for a reason that may have passed, so the repeat is a new try.
-                await request.app[IDEMPOTENCY].release(claim.attempt)
-    return _replayed(answer)
+    service = request.app[IDEMPOTENCY]
+    claim = await service.claim(
+        token_id=actor.token_id,
+        key=key,
+        method=request.method,
+        path=request.path,
+        query=request.query_string,
+        body=body,
+    )
+    match claim:
+        case Attempt():
+            request[ACTOR] = dataclasses.replace(actor, idempotency=(actor.token_id, key))
+            return await _first(request, handler, claim)
+        case Kept():
+            return _replayed(web.Response(status=claim.status, headers=claim.headers, body=claim.body))
+        case Begun():
+            answer = await _from_operation(request, claim.operation_id)
+            if answer.status >= 500:
+                # The reason may pass: this repeat hears of it, the next one is a new try (unless it is stuck).
+                await service.release(claim.attempt)
+            return _replayed(answer)
 
 
 async def _first(request: web.Request, handler: Handler, attempt: Attempt) -> web.StreamResponse:
@@ -172,13 +173,18 @@ async def _first(request: web.Request, handler: Handler, attempt: Attempt) -> we
     assert isinstance(response, web.Response), "no POST answers with a stream"
     assert isinstance(response.body, bytes), "every POST answers with a document"
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-    await service.keep(attempt, Kept(response.status, headers, request.get(KEPT_BODY, response.body)))
+    try:
+        await service.keep(attempt, Kept(response.status, headers, request.get(KEPT_BODY, response.body)))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        # What was done is done, and the caller is to know; a repeat finds its operation.
+        log.warning("an answer was not kept for a repeat", exc_info=True)
     return response
 
 
 async def _from_operation(request: web.Request, operation_id: str) -> web.Response:
     """What the first request would have answered, by what became of its saga."""
-    operation: Operation = await request.app[OPERATIONS].get(operation_id)
+    operation = await request.app[OPERATIONS].get(operation_id)
+    where = f"/v1/operations/{operation_id}"
     match operation.state:
         case OperationState.RUNNING | OperationState.UNDOING:
             return accepted_response(operation_id, is_async=preferences(request).is_async)
@@ -187,11 +193,19 @@ async def _from_operation(request: web.Request, operation_id: str) -> web.Respon
             try:
                 backend = request.app[BACKENDS].get(operation.subject.rpartition("/")[2])
             except ManagerError:  # removed since
-                return json_response(operation, headers={hdrs.LOCATION: f"/v1/operations/{operation_id}"})
+                return json_response(operation, headers={hdrs.LOCATION: where})
             return backend_response(backend, status=201 if is_add else 200)
-        case OperationState.FAILED | OperationState.CANCELLED | OperationState.STUCK:
-            error = ManagerError(operation.error) if operation.error is not None else problems.internal()
-            return problem_response(error, request[REQUEST_ID])
+        case OperationState.STUCK:
+            stuck = Refused.because(
+                ProblemCode.SAGA_STUCK,
+                "what it had done could not be undone everywhere; see its steps",
+                operation=where,
+            )
+            return problem_response(stuck, request[REQUEST_ID])
+        case OperationState.FAILED | OperationState.CANCELLED:
+            problem = operation.error or problems.internal().problem
+            failed = ManagerError(msgspec.structs.replace(problem, operation=where))
+            return problem_response(failed, request[REQUEST_ID])
 
 
 def _replayed(response: web.Response) -> web.Response:

@@ -1,7 +1,6 @@
 """What an application and a request carry through the API, typed."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from typing import TypeAlias
 
 from aiohttp import web
@@ -30,6 +29,3 @@ ACTOR: web.RequestKey[Actor] = web.RequestKey("actor", Actor)
 BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
 #: The answer as it may be kept, where the real one shows a secret.
 KEPT_BODY: web.RequestKey[bytes] = web.RequestKey("kept_body", bytes)
-
-#: For log lines written far below the edge.
-current_request_id: ContextVar[str] = ContextVar("request_id", default="")

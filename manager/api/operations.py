@@ -29,9 +29,7 @@ async def show_operation(request: web.Request) -> web.Response:
 
 
 async def retry_operation(request: web.Request) -> web.Response:
-    operation_id = _id(request)
-    await request.app[OPERATIONS].retry(operation_id, request[ACTOR])
-    return json_response(await request.app[OPERATIONS].get(operation_id))
+    return json_response(await request.app[OPERATIONS].retry(_id(request), request[ACTOR]))
 
 
 def _id(request: web.Request) -> str:

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from manager import problems
-from manager.api.edge import http_problem
+from manager.api.edge import http_problem, set_headers
 from manager.api.encoding import problem_response
 from manager.api.keys import REQUEST_ID
 from manager.errors import ManagerError, Refused
@@ -73,6 +73,7 @@ class _Protocol(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, another cannot follow")
         response = problem_response(refused, request_id)
+        set_headers(response, request_id)  # no signal is sent for a request that no application saw
         response.force_close()
         return response
 

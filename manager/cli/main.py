@@ -9,6 +9,7 @@ from manager.cli.nats_config import nats_config
 from manager.cli.up import down, up
 from manager.embedded import children
 from manager.embedded.errors import StartError
+from manager.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,6 +30,9 @@ def main() -> None:
         handler.addFilter(_facts)
     try:
         cli(prog_name="stowage")
+    except ConfigError as error:
+        click.echo(f"stowage: {error}", err=True)
+        sys.exit(1)
     except StartError as error:
         click.echo(f"stowage: {error}", err=True)
         if error.log is not None and (lines := children.tail(error.log)):

@@ -12,7 +12,7 @@ import msgspec
 from manager.embedded.errors import StartError
 
 _REQUEST_TIMEOUT_S = 35  # above the 30 s after which the manager answers 202
-_POLL_S = 0.02
+_POLL_S = 0.05
 
 
 class ManagerClient:

@@ -227,7 +227,7 @@ class _Start:
         while not is_so():
             if dead := self._supervisor.first_dead():
                 code = dead.process.returncode if dead.process else None
-                raise StartError(f"{dead.name} ended with exit code {code}", log=dead.log)
+                raise StartError(f"{dead.log.stem} ended with exit code {code}", log=dead.log)
             if time.monotonic() > deadline:
                 raise StartError(f"waited {timeout_s} s for {what}", log=log)
             time.sleep(_POLL_S)

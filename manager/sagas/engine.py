@@ -150,7 +150,8 @@ class Engine:
                 self._changed.pop(operation_id, None)
                 return row
             try:
-                await asyncio.wait_for(changed.wait(), min(left, CLAIM_EVERY_S))
+                async with asyncio.timeout(min(left, CLAIM_EVERY_S)):
+                    await changed.wait()
             except TimeoutError:
                 continue
 

@@ -82,11 +82,11 @@ async def finish(
 
 
 async def release(connection: Connection, *, token_id: str, key: str, mark: dt.datetime) -> None:
-    """The key is free again, unless an operation of it is under way or has succeeded: that one is its answer."""
+    """The key is free again, unless an operation of it is under way, stuck or has succeeded: that one is its answer."""
     await connection.execute(
         "DELETE FROM idempotency i WHERE token_id = $1 AND key = $2 AND created_at = $3 AND status IS NULL"
         " AND NOT EXISTS (SELECT FROM operation o WHERE o.id = i.operation_id"
-        " AND o.state IN ('running', 'undoing', 'succeeded'))",
+        " AND o.state IN ('running', 'undoing', 'stuck', 'succeeded'))",
         token_id, key, mark,
     )  # fmt: skip
 

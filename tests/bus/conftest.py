@@ -46,6 +46,7 @@ async def make_bus() -> AsyncIterator[MakeBus]:
         fail_fast: bool = True,
         ping_interval_s: float = 15.0,
         echo_interval_s: float = 30.0,
+        backoff_cap_s: float = 0.3,
         tls_ca: Path | None = None,
     ) -> Bus:
         bus = Bus(
@@ -56,6 +57,7 @@ async def make_bus() -> AsyncIterator[MakeBus]:
             fail_fast=fail_fast,
             ping_interval_s=ping_interval_s,
             echo_interval_s=echo_interval_s,
+            backoff_cap_s=backoff_cap_s,
             tls_ca=tls_ca,
         )
         made.append(bus)

@@ -1,6 +1,7 @@
 """A real nats-server child in operator mode on a free loopback port, for tests; it dies with the test process."""
 
 import asyncio
+import base64
 import ctypes
 import json
 import os
@@ -169,8 +170,11 @@ class RawPeer:
         return lines
 
     async def read_line(self) -> bytes:
+        """The next line that is no INFO: the server repeats that once it knows the account."""
         async with asyncio.timeout(5):
-            return await self._reader.readline()
+            while (line := await self._reader.readline()).startswith(b"INFO"):
+                pass
+            return line
 
     async def close(self) -> None:
         self._writer.close()
@@ -195,8 +199,6 @@ def denials(lines: Iterable[bytes]) -> list[bytes]:
 
 
 def _base64url(raw: bytes) -> str:
-    import base64
-
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 

@@ -1,5 +1,7 @@
 """What an enrolled agent may send to hurt whoever listens: each costs the sender its own message and nobody else anything."""
 
+import asyncio
+
 import pytest
 
 from schemas import subjects
@@ -92,8 +94,6 @@ async def test_request_answered_with_poison_costs_that_request_only(
         await peer.read_line()
         await peer.ask(make_reply(inbox))
 
-    import asyncio
-
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(serve(answer))
         try:
@@ -119,8 +119,6 @@ async def test_request_answered_with_forged_503_raises_no_responders(
     async def forge() -> None:
         inbox = (await peer.read_line()).split(b" ")[3]
         await peer.send(hpub(inbox, b"NATS/1.0 503\r\n\r\n"))
-
-    import asyncio
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(forge())

@@ -1,13 +1,30 @@
 """Requests, subscriptions and events over a healthy connection."""
 
 import asyncio
+import logging
+import signal
+import time
 
 import pytest
 
 from schemas import subjects
-from schemas.bus import Bus, BusDown, BusRefused, BusTimeout, Message, NoResponders
+from schemas.bus import Ack, Bus, BusRefused, BusTimeout, Message, NoResponders
+from schemas.subjects import Uplink
 from tests.bus.conftest import MakeBus, agent_bus, until
 from tests.bus.nats_server import NatsServer
+
+
+async def _manager(server: NatsServer, make_bus: MakeBus) -> Bus:
+    bus = make_bus(server.url, server.creds.commands)
+    await bus.start(5)
+    return bus
+
+
+async def _relay(server: NatsServer, make_bus: MakeBus) -> Bus:
+    bus = make_bus(server.url, server.creds.relay)
+    await bus.start(5)
+    await bus.ensure_stream(subjects.STREAM, [subjects.EVENTS])
+    return bus
 
 
 async def test_request_agent_answers_reply_returned(shared_server: NatsServer, make_bus: MakeBus) -> None:
@@ -19,7 +36,188 @@ async def test_request_agent_answers_reply_returned(shared_server: NatsServer, m
 
     host.subscribe(subjects.commands_of(agent.host_id), answer)
     await host.start(5)
-    manager = make_bus(shared_server.url, shared_server.creds.commands)
-    await manager.start(5)
+    manager = await _manager(shared_server, make_bus)
     subject = subjects.command(agent.host_id, "probe")
     assert await manager.request(subject, b"hello", timeout_s=2) == f"{subject}:hello".encode()
+
+
+async def test_request_nobody_listens_raises_no_responders_at_once(
+    shared_server: NatsServer, make_bus: MakeBus
+) -> None:
+    manager = await _manager(shared_server, make_bus)
+    began = time.monotonic()
+    with pytest.raises(NoResponders):
+        await manager.request(subjects.command(shared_server.enrol().host_id, "probe"), b"", timeout_s=5)
+    assert time.monotonic() - began < 0.5
+
+
+async def test_request_no_answer_raises_timeout(shared_server: NatsServer, make_bus: MakeBus) -> None:
+    agent = shared_server.enrol()
+    host = agent_bus(make_bus, shared_server.url, agent)
+
+    async def ignore(_: Message) -> None:
+        return
+
+    host.subscribe(subjects.commands_of(agent.host_id), ignore)
+    await host.start(5)
+    manager = await _manager(shared_server, make_bus)
+    with pytest.raises(BusTimeout):
+        await manager.request(subjects.command(agent.host_id, "probe"), b"", timeout_s=0.1)
+
+
+@pytest.mark.parametrize("subject", ["stowage.cmd.a b", "stowage.cmd.a\r\nPUB x 0", ""])
+async def test_publish_subject_out_of_form_refused(shared_server: NatsServer, make_bus: MakeBus, subject: str) -> None:
+    manager = await _manager(shared_server, make_bus)
+    with pytest.raises(BusRefused):
+        await manager.publish(subject, b"")
+    with pytest.raises(BusRefused):
+        await manager.request(subject, b"", timeout_s=0.2)
+    assert manager.is_usable
+
+
+async def test_publish_too_large_refused_and_connection_kept(shared_server: NatsServer, make_bus: MakeBus) -> None:
+    manager = await _manager(shared_server, make_bus)
+    with pytest.raises(BusRefused):
+        await manager.publish("stowage.cmd.x.y", b"x" * (1024 * 1024 + 1))
+    await manager.flush()
+    assert manager.stats.reconnects == 0
+
+
+async def test_handler_raising_is_logged_and_next_message_handled(
+    shared_server: NatsServer, make_bus: MakeBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = shared_server.enrol()
+    host = agent_bus(make_bus, shared_server.url, agent)
+    heard: list[bytes] = []
+
+    async def fail_first(message: Message) -> None:
+        heard.append(message.data)
+        if len(heard) == 1:
+            raise RuntimeError("ours")
+
+    host.subscribe(subjects.commands_of(agent.host_id), fail_first)
+    await host.start(5)
+    manager = await _manager(shared_server, make_bus)
+    with caplog.at_level(logging.ERROR):
+        await manager.publish(subjects.command(agent.host_id, "nudge"), b"1")
+        await manager.publish(subjects.command(agent.host_id, "nudge"), b"2")
+        await until(lambda: heard == [b"1", b"2"])
+    assert [record.getMessage() for record in caplog.records] == ["bus handler failed"]
+
+
+async def test_handlers_slow_run_beside_one_another_up_to_their_bound(
+    shared_server: NatsServer, make_bus: MakeBus
+) -> None:
+    agent = shared_server.enrol()
+    host = agent_bus(make_bus, shared_server.url, agent)
+    running = 0
+    most = 0
+    done = 0
+    go_on = asyncio.Event()
+
+    async def work(_: Message) -> None:
+        nonlocal running, most, done
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+        done += 1
+
+    host.subscribe(subjects.commands_of(agent.host_id), work, concurrency=3)
+    await host.start(5)
+    manager = await _manager(shared_server, make_bus)
+    for _ in range(10):
+        await manager.publish(subjects.command(agent.host_id, "nudge"), b"")
+    await until(lambda: running == 3)
+    await host.flush()
+    assert running == 3
+    go_on.set()
+    await until(lambda: done == 10)
+    assert most == 3
+
+
+async def test_subscribe_after_start_hears(shared_server: NatsServer, make_bus: MakeBus) -> None:
+    agent = shared_server.enrol()
+    host = agent_bus(make_bus, shared_server.url, agent)
+    heard: list[bytes] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message.data)
+
+    await host.start(5)
+    host.subscribe(subjects.commands_of(agent.host_id), hear)
+    await host.flush()
+    manager = await _manager(shared_server, make_bus)
+    await manager.publish(subjects.command(agent.host_id, "nudge"), b"x")
+    await manager.flush()
+    await until(lambda: heard == [b"x"])
+
+
+async def test_subscribe_queue_each_message_to_one_replica(shared_server: NatsServer, make_bus: MakeBus) -> None:
+    agent = shared_server.enrol()
+    heard: list[list[bytes]] = [[], []]
+
+    async def note(into: list[bytes], message: Message) -> None:
+        into.append(message.data)
+
+    for into in heard:
+        replica = make_bus(shared_server.url, shared_server.creds.uplink)
+
+        async def hear(message: Message, into: list[bytes] = into) -> None:
+            await note(into, message)
+
+        replica.subscribe(subjects.ALL_UPLINKS, hear, queue=subjects.UPLINK_QUEUE)
+        await replica.start(5)
+    host = agent_bus(make_bus, shared_server.url, agent)
+    await host.start(5)
+    sent = [str(n).encode() for n in range(40)]
+    for body in sent:
+        await host.publish(subjects.uplink(agent.host_id, Uplink.BEAT), body)
+    await until(lambda: len(heard[0]) + len(heard[1]) == len(sent))
+    assert sorted(heard[0] + heard[1]) == sorted(sent)
+    assert heard[0] and heard[1]
+
+
+async def test_events_published_in_order_and_repeats_dropped(server: NatsServer, make_bus: MakeBus) -> None:
+    relay = await _relay(server, make_bus)
+    events = [("stowage.event.backend.created.x", str(n).encode(), f"id-{n}") for n in range(600)]
+    assert await relay.publish_events(events) == [Ack(sequence=n + 1, is_duplicate=False) for n in range(600)]
+    assert [ack.is_duplicate for ack in await relay.publish_events(events[-3:])] == [True] * 3
+    again = await relay.publish_event("stowage.event.backend.created.x", b"", "id-0")
+    assert again == Ack(sequence=1, is_duplicate=True)
+
+
+async def test_events_acked_survive_server_killed(server: NatsServer, make_bus: MakeBus) -> None:
+    relay = await _relay(server, make_bus)
+    await relay.publish_event("stowage.event.a.b", b"one", "1")
+    server.stop(signal.SIGKILL)
+    server.start()
+    await until(lambda: relay.stats.reconnects == 1)
+    assert await relay.publish_event("stowage.event.a.b", b"one", "1") == Ack(sequence=1, is_duplicate=True)
+
+
+async def test_events_one_too_large_none_is_sent(server: NatsServer, make_bus: MakeBus) -> None:
+    relay = await _relay(server, make_bus)
+    with pytest.raises(BusRefused):
+        await relay.publish_events([("stowage.event.a.b", b"", "1"), ("stowage.event.a.b", b"x" * 2**21, "2")])
+    assert (await relay.publish_event("stowage.event.a.b", b"", "3")).sequence == 1
+
+
+async def test_ensure_stream_changed_config_updates_and_keeps_events(server: NatsServer, make_bus: MakeBus) -> None:
+    relay = await _relay(server, make_bus)
+    await relay.publish_event("stowage.event.a.b", b"", "1")
+    await relay.ensure_stream(subjects.STREAM, [subjects.EVENTS], max_age_s=7200)
+    assert (await relay.publish_event("stowage.event.a.b", b"", "2")).sequence == 2
+
+
+async def test_publish_event_without_a_stream_raises_no_responders(server: NatsServer, make_bus: MakeBus) -> None:
+    relay = make_bus(server.url, server.creds.relay)
+    await relay.start(5)
+    with pytest.raises(NoResponders):
+        await relay.publish_event("stowage.event.a.b", b"", "1")
+
+
+async def test_ensure_stream_out_of_form_refused_with_reason(server: NatsServer, make_bus: MakeBus) -> None:
+    relay = await _relay(server, make_bus)
+    with pytest.raises(BusRefused, match="STOWAGE_EVENTS: .+"):
+        await relay.ensure_stream(subjects.STREAM, [subjects.EVENTS], replicas=3)

@@ -1,10 +1,14 @@
 """The API served on loopback: real tokens and kept answers on a real PostgreSQL, use cases in memory."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import io
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import aiohttp
+import asyncpg
 import msgspec
 import pytest
 from aiohttp import web
@@ -15,6 +19,7 @@ from manager.api.auth import FailureLimit
 from manager.api.idempotency import Idempotency
 from manager.api.server import ApiRunner
 from manager.backends import Backends
+from manager.embedded.postgres import Postgres
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
@@ -23,6 +28,13 @@ from manager.store.pool import Pool, connect, open_pool
 from manager.tokens import Tokens
 from schemas.requests import CreateToken
 from tests.manager.api.stand_ins import BackendsInMemory, EventsInMemory, HostsInMemory, OperationsInMemory
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; TimeoutError when it does not within 5 s."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (what is waited for has no event to wait on)
+            await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Api:
     operations: OperationsInMemory = field(default_factory=OperationsInMemory)
     events: EventsInMemory = field(default_factory=EventsInMemory)
     missing: dict[str, str] = field(default_factory=dict[str, str])
-    by_role: dict[str, str] = field(default_factory=dict[str, str])
+    by_role: dict[str, str] = field(default_factory=dict[str, str], repr=False)
 
     async def call(
         self,
@@ -85,7 +97,8 @@ class Api:
         if token is not None:
             sent["Authorization"] = f"Bearer {token}"
         sent |= headers or {}
-        async with self.client.request(method, self.url + path, data=body, headers=sent) as response:
+        content = io.BytesIO(body) if body is not None and len(body) > 100_000 else body
+        async with self.client.request(method, self.url + path, data=content, headers=sent) as response:
             return Answer(response.status, response.headers, await response.read())
 
     async def token(self, name: str, role: str) -> str:
@@ -94,13 +107,28 @@ class Api:
         return made.token
 
 
+@pytest.fixture(scope="session")
+def api_database(postgres_server: Postgres) -> str:
+    """The DSN of one database with our schema for all tests here: making one takes longer than most of them."""
+
+    async def make() -> str:
+        name = f"api_{os.urandom(6).hex()}"
+        admin = await asyncpg.connect(postgres_server.url())
+        await admin.execute(f'CREATE DATABASE "{name}"')
+        await admin.close()
+        connection = await connect(postgres_server.url(name))
+        await migrate(connection)
+        await connection.close()
+        return postgres_server.url(name)
+
+    return asyncio.run(make())
+
+
 @pytest.fixture
-async def pool(database: str) -> AsyncIterator[Pool]:
-    """On a fresh database with our schema."""
-    connection = await connect(database)
-    await migrate(connection)
-    await connection.close()
-    pool = await open_pool(database)
+async def pool(api_database: str) -> AsyncIterator[Pool]:
+    """On that database, empty."""
+    pool = await open_pool(api_database, size=8)
+    await pool.execute("TRUNCATE api_token, idempotency, operation CASCADE")
     yield pool
     await pool.close()
 

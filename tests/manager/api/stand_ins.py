@@ -228,8 +228,8 @@ class OperationsInMemory:
         found = [o for o in found if state in (None, o.state) and (cursor is None or o.id < cursor)]
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
-    async def retry(self, operation_id: str, actor: Actor) -> None:
-        await self.get(operation_id)
+    async def retry(self, operation_id: str, actor: Actor) -> Operation:
+        return await self.get(operation_id)
 
 
 class EventsInMemory:

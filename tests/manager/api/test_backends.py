@@ -88,7 +88,7 @@ async def test_if_match_that_fits_lets_the_edit_through(api: Api, tags: str) -> 
 async def test_if_match_that_does_not_fit_is_412(api: Api, tags: str) -> None:
     api.backends.insert("tank")
     for method in ("PATCH", "DELETE"):
-        body = {} if method == "PATCH" else None
+        body: dict[str, Any] | None = {} if method == "PATCH" else None
         answer = await api.call(method, "/v1/storage_backends/tank", body, headers={"If-Match": tags})
         answer.problem(412, "stale_version")
     assert api.backends.get("tank").version == 1

@@ -187,15 +187,33 @@ async def test_crash_after_the_saga_began_is_answered_by_the_saga(api: Api) -> N
     assert api.backends.calls == []
 
 
-async def test_saga_that_failed_for_want_of_an_agent_is_tried_anew(api: Api) -> None:
+async def test_saga_that_failed_for_want_of_an_agent_is_told_and_then_tried_anew(api: Api) -> None:
     failed = make_operation(
         OperationState.FAILED, "storage_backends/x", Problem(code=ProblemCode.NO_AGENT, detail="nobody")
     )
     await _open_row(api, ADD, age_s=5, operation_id=failed.id)
     api.operations.rows[failed.id] = failed
+    (await _add(api)).problem(503, "no_agent")
+    assert api.backends.calls == []
     answer = await _add(api)
     assert (answer.status, len(api.backends.calls)) == (201, 1)
     assert "Idempotency-Replayed" not in answer.headers
+
+
+async def test_stuck_saga_stays_the_answer(api: Api) -> None:
+    stuck = make_operation(OperationState.STUCK, "storage_backends/x")
+    await _open_row(api, ADD, age_s=3600, operation_id=stuck.id)
+    await api.pool.execute(
+        "INSERT INTO operation"
+        " (id, kind, version, key, subject, params, state, step, deadline, fence, actor, request_id)"
+        " VALUES ($1, 'backend.add', 1, 'k', 's', '{}', 'stuck', 1, now(), 1, 'a', 'r')",
+        stuck.id,
+    )
+    api.operations.rows[stuck.id] = stuck
+    for _ in range(2):
+        problem = (await _add(api)).problem(500, "saga_stuck")
+        assert problem["operation"] == f"/v1/operations/{stuck.id}"
+    assert api.backends.calls == []
 
 
 async def test_error_while_the_saga_goes_on_keeps_the_key(api: Api) -> None:

@@ -1,0 +1,230 @@
+"""smb: the exact command lines, the credentials file, and rotation."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.drivers.base import Workspace
+from agent.drivers.smb import Smb
+from agent.errors import AgentFault
+from agent.jobs import MARKER_NAME
+from agent.mounts import Mounts
+from agent.workers import WorkerPool
+from schemas.agent_rpc import Target
+from schemas.credentials import Credentials
+from schemas.faults import FaultCode
+from tests.agent.drivers.conftest import make_space
+from tests.agent.fake_kernel import FakeKernel, FakeServer
+from tests.agent.mounting import needs_root
+from tests.agent.recorded_commands import RecordedCommands, Step, replay
+
+BACKEND = "01900000-0000-7000-8000-000000000001"
+FLEET = "01900000-0000-7000-8000-00000000ffff"
+NONE = Credentials({})
+SECRET = Credentials({"username": "svc", "password": "pw,canary", "domain": "CORP"})
+SHOWN = "cifs //nas/vms rw,vers=3.1.1,cache=strict,username=svc,domain=CORP,addr=10.0.0.5"
+
+
+def target_for(version: int = 1, **config: Any) -> Target:
+    config = {"server": "nas", "share": "vms", **config}
+    return Target(backend_id=BACKEND, fleet_id=FLEET, kind="smb", config=config, generation=1, credential_version=version)
+
+
+def mount_argv(where: Path, options: str, source: str = "//nas/vms") -> tuple[str, ...]:
+    return ("mount", "-t", "cifs", "-o", options, "--", source, str(where))
+
+
+def umount_argv(where: Path) -> tuple[str, ...]:
+    return ("umount", "-c", "--", str(where))
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return FakeKernel(tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path, kernel: FakeKernel) -> Iterator[FakeServer]:
+    server = FakeServer(tmp_path / "server", kernel)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    return make_space(tmp_path / "state", BACKEND)
+
+
+@pytest.fixture
+def commands() -> Iterator[RecordedCommands]:
+    commands = RecordedCommands()
+    yield commands
+    commands.assert_done()
+
+
+@pytest.fixture
+def driver(commands: RecordedCommands, workers: WorkerPool, kernel: FakeKernel) -> Smb:
+    return Smb(commands, workers, mounts=Mounts(commands, kernel.file))
+
+
+async def fault_of(awaitable: Any) -> Any:
+    with pytest.raises(AgentFault) as caught:
+        await awaitable
+    return caught.value.fault
+
+
+def login_for(space: Workspace, name: str = "smb") -> str:
+    return f"credentials={space.run_dir}/{BACKEND}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "source"),
+    [
+        ({}, "", "//nas/vms"),
+        ({"smb_version": "2.0"}, ",vers=2.0", "//nas/vms"),
+        ({"smb_version": "2.1"}, ",vers=2.1", "//nas/vms"),
+        ({"smb_version": "3"}, ",vers=3", "//nas/vms"),
+        ({"smb_version": "3.0"}, ",vers=3.0", "//nas/vms"),
+        ({"smb_version": "3.11", "options": "seal,cache=none"}, ",vers=3.1.1,seal,cache=none", "//nas/vms"),
+        ({"share": "my share$"}, "", "//nas/my share$"),
+        ({"server": "fd00::5"}, ",ip=fd00::5", "//fd00--5.ipv6-literal.net/vms"),
+        ({"server": "[fd00::5]"}, ",ip=fd00::5", "//fd00--5.ipv6-literal.net/vms"),
+        ({"server": "fe80::1%7"}, ",ip=fe80::1%7", "//fe80--1s7.ipv6-literal.net/vms"),
+        ({"server": "fe80::1%lo"}, ",ip=fe80::1%1", "//fe80--1s1.ipv6-literal.net/vms"),
+        ({"server": "fd00::5", "options": "ip=fd00::6"}, ",ip=fd00::6", "//fd00--5.ipv6-literal.net/vms"),
+    ],
+)
+async def test_attach_calls_mount_with_exactly(
+    config: dict[str, Any], more: str, source: str, driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
+    options = f"nosuid,nodev,noexec,{login_for(space)}{more}"
+    commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options, source)))
+    assert (await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))).code is FaultCode.AUTH_FAILED
+    assert os.listdir(space.run_dir) == []
+
+
+async def test_attach_as_guest_writes_no_file(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+    step = replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, "nosuid,nodev,noexec,guest"), lambda: seen.extend(os.listdir(space.run_dir)))
+    seen: list[str] = []
+    commands.then(step)
+    assert (await fault_of(driver.attach(target_for(0), NONE, space, establish=True))).code is FaultCode.AUTH_FAILED
+    assert seen == []
+
+
+def read_by_mount_cifs(content: bytes) -> dict[str, str]:
+    """As parse_cred_line of cifs-utils 7.0 reads it: leading blanks of the line skipped, the value up to the line's end."""
+    found: dict[str, str] = {}
+    for line in content.decode().split("\n"):
+        name, equals, value = line.lstrip(" \t").partition("=")
+        if equals:
+            found[next(word for word in ("user", "pass", "dom") if name.startswith(word))] = value
+    return found
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(password=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=60) | st.sampled_from([" a ", ",", "a,b=c", "#x", "=", "'\"\\"]))
+async def test_attach_with_any_printable_password_hands_it_over_unharmed(password: str, driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+    seen: list[bytes] = []
+    path = space.run_dir / f"{BACKEND}.smb"
+    options = f"nosuid,nodev,noexec,{login_for(space)}"
+    commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options), lambda: seen.append(path.read_bytes())))
+    credentials = Credentials({"username": "svc", "password": password, "domain": "CORP"})
+    await fault_of(driver.attach(target_for(), credentials, space, establish=True))
+    assert read_by_mount_cifs(seen[0]) == {"user": "svc", "pass": password, "dom": "CORP"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"username": "svc,sec=none", "password": "x"}, {"username": "svc", "password": "x", "domain": "a,guest"},
+        {"username": "svc\npassword=y", "password": "x"}, {"username": "svc", "password": "x\nusername=root"}, {"username": "svc", "password": "x\0"},
+    ],
+)  # fmt: skip
+async def test_attach_with_credentials_that_would_inject_runs_nothing(fields: dict[str, str], driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+    fault = await fault_of(driver.attach(target_for(), Credentials(fields), space, establish=True))
+    assert fault.code is FaultCode.AUTH_FAILED
+    assert commands.calls == [] and not any(value in fault.detail for value in fields.values() if len(value) > 3)
+
+
+async def test_attach_without_the_credentials_that_the_target_has_is_needs_credentials(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+    assert (await fault_of(driver.attach(target_for(), NONE, space, establish=True))).code is FaultCode.NEEDS_CREDENTIALS
+    assert commands.calls == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"share": "-o"}, {"share": "a,b"}, {"share": "a/b"}, {"share": "a\nb"}, {"server": "nas/x"}, {"server": "-x"}, {"options": "password=x"},
+     {"options": "credentials=/etc/shadow"}, {"options": "seal,suid"}, {"options": "username=x"}, {"options": "ip=1,exec"}],
+)  # fmt: skip
+async def test_attach_with_words_that_could_reach_argv_runs_nothing(config: dict[str, Any], driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+    assert (await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))).code is FaultCode.KIND_UNSUPPORTED
+    assert commands.calls == []
+
+
+async def test_attach_with_a_comma_in_the_agents_own_path_is_refused(driver: Smb, commands: RecordedCommands, tmp_path: Path) -> None:
+    space = make_space(tmp_path / "a,suid", BACKEND)
+    assert (await fault_of(driver.attach(target_for(), SECRET, space, establish=True))).code is FaultCode.FAILED
+    assert commands.calls == []
+
+
+@needs_root
+async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,{login_for(space)}"
+    mounts = Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN))
+    commands.then(mounts)
+    await driver.attach(target_for(1), SECRET, space, establish=True)
+    assert not await driver.is_attached(target_for(2), space)
+    commands.then(Step(umount_argv(where), effect=lambda: server.unmount(where)), mounts)
+    await driver.attach(target_for(2), SECRET, space, establish=False)
+    assert await driver.is_attached(target_for(2), space)
+    assert os.listdir(space.run_dir) == [] and os.listdir(server.folder) == [MARKER_NAME]
+
+
+@needs_root
+async def test_rotation_of_a_share_in_use_keeps_the_mount_until_it_is_idle(driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,{login_for(space)}"
+    commands.then(Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)), replay("umount", "busy", umount_argv(where)))
+    await driver.attach(target_for(1), SECRET, space, establish=True)
+    assert (await driver.attach(target_for(2), SECRET, space, establish=False)).latency_ms > 0
+    assert not await driver.is_attached(target_for(2), space)
+
+
+@needs_root
+async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+    where, options = space.trial_dir, f"nosuid,nodev,noexec,{login_for(space, 'trial.smb')},nosharesock"
+    commands.then(
+        Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)), Step(umount_argv(where), effect=lambda: server.unmount(where))
+    )
+    assert (await driver.trial(target_for(2), SECRET, space)).latency_ms > 0
+    assert os.listdir(space.run_dir) == [] and os.listdir(server.folder) == []
+
+
+async def test_trial_with_a_wrong_password_is_auth_failed(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+    options = f"nosuid,nodev,noexec,{login_for(space, 'trial.smb')},nosharesock"
+    commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, options)))
+    assert (await fault_of(driver.trial(target_for(2), SECRET, space))).code is FaultCode.AUTH_FAILED
+    assert not space.trial_dir.exists() and os.listdir(space.run_dir) == []
+
+
+async def test_discover_lists_disk_shares(driver: Smb, commands: RecordedCommands) -> None:
+    commands.then(replay("successes", "smbclient", ("smbclient", "--grepable", "--no-pass", "--list", "//nas")))
+    items = await driver.discover({"server": "nas"})
+    assert [(item.title, item.config) for item in items] == [("private", {"share": "private"}), ("public (For everyone)", {"share": "public"})]
+
+
+async def test_discover_by_address_of_version_6_names_it_as_unc_needs(driver: Smb, commands: RecordedCommands) -> None:
+    argv = ("smbclient", "--grepable", "--no-pass", "--ip-address", "fd00::5", "--list", "//fd00--5.ipv6-literal.net")
+    commands.then(replay("other_tools", "smbclient_refused", argv))
+    assert (await fault_of(driver.discover({"server": "[fd00::5]"}))).code is FaultCode.SERVER_UNREACHABLE
+
+
+async def test_discover_without_smbclient_is_kind_unsupported(driver: Smb, commands: RecordedCommands) -> None:
+    missing = AgentFault.of(FaultCode.TOOL_MISSING, "smbclient is not installed on this host")
+    commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), fault=missing))
+    fault = await fault_of(driver.discover({"server": "nas"}))
+    assert fault.code is FaultCode.KIND_UNSUPPORTED and "smbclient" in fault.remedy

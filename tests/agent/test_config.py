@@ -1,0 +1,107 @@
+"""agent.toml, the environment, the state folder."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.config import AgentConfig, Intervals, StateDir, load_config, save_config
+from agent.errors import ConfigError
+
+CONFIG = AgentConfig(
+    host_id="h",
+    host_name="hv1",
+    fleet_id="f",
+    manager_url="https://m",
+    nats_urls=("nats://a", "nats://b"),
+    manager_key="00",
+    labels={"rack": 'r "1"\\', "ünï.code": "x"},
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    return state
+
+
+def test_save_and_load_gives_the_same(state: StateDir) -> None:
+    save_config(state, CONFIG)
+    assert load_config(state, {}) == CONFIG
+    assert state.config_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_load_environment_and_command_line_lie_over_the_file(state: StateDir) -> None:
+    save_config(state, CONFIG)
+    environ = {"STOWAGE_AGENT_PROBE_S": "2.5", "STOWAGE_AGENT_NATS_URLS": "nats://c,nats://d", "HOME": "/"}
+    loaded = load_config(state, environ)
+    assert loaded.intervals == Intervals(probe_s=2.5)
+    assert loaded.nats_urls == ("nats://c", "nats://d")
+    assert load_config(state, environ, ("nats://e",)).nats_urls == ("nats://e",)
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"STOWAGE_AGENT_PROBES": "1"}, "STOWAGE_AGENT_PROBES"),
+        ({"STOWAGE_AGENT_PROBE_S": "soon"}, "probe_s"),
+        ({"STOWAGE_AGENT_BEAT_S": "0"}, "beat_s"),
+    ],
+)
+def test_load_bad_environment_is_refused_by_name(state: StateDir, environ: dict[str, str], named: str) -> None:
+    save_config(state, CONFIG)
+    with pytest.raises(ConfigError, match=named):
+        load_config(state, environ)
+
+
+@pytest.mark.parametrize(
+    "text", ["unknown = 1\n", "[intervals]\nprobe_s = 'x'\n", "not toml", "[intervals]\nprobe = 1\n"]
+)
+def test_load_file_with_an_unknown_key_or_type_is_refused(state: StateDir, text: str) -> None:
+    save_config(state, msgspec.structs.replace(CONFIG, labels={}))
+    good = state.config_file.read_text().replace("[labels]\n", "")
+    state.config_file.write_text(good + text)
+    with pytest.raises(ConfigError, match=r"agent\.toml"):
+        load_config(state, {})
+
+
+def test_load_before_join_says_what_to_do(state: StateDir) -> None:
+    with pytest.raises(ConfigError, match="join"):
+        load_config(state, {})
+
+
+def test_prepare_makes_every_folder_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        StateDir(tmp_path / "s").prepare()
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()}
+    assert modes == dict.fromkeys(("credentials", "backends", "mounts", "trials", "run"), 0o700)
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o700
+
+
+def test_locked_refuses_a_second_agent_and_is_free_after_kill(state: StateDir) -> None:
+    code = (
+        "import sys, pathlib; from agent.config import StateDir\n"
+        "with StateDir(pathlib.Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, state.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another agent"), state.locked():
+            pytest.fail("two agents on one state folder")
+        other.kill()
+        other.wait()
+    with state.locked():
+        pass

@@ -1,0 +1,316 @@
+"""Commands: fences, repeats, budgets, garbage."""
+
+import asyncio
+import base64
+import itertools
+import logging
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.rpc import CommandServer
+from schemas import sealing, subjects
+from schemas.agent_rpc import (
+    AnyCommand,
+    Attach,
+    CredentialNonce,
+    Discover,
+    Discovery,
+    DropCredentials,
+    Failed,
+    Initialize,
+    Inspect,
+    Nonce,
+    Nudge,
+    Observation,
+    Ok,
+    Probe,
+    Release,
+    Reply,
+    ResealCredentials,
+    Sealed,
+    Stale,
+    StoreCredentials,
+    Trial,
+)
+from schemas.bus import Message
+from schemas.credentials import Credentials
+from schemas.faults import FaultCode
+from schemas.ids import HostId, new_id
+from tests.agent.conftest import MakeRig
+from tests.agent.fakes import HOST, Rig, World, target
+from tests.agent.waiting import until
+
+_numbers = itertools.count()
+_json = st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+
+
+def head(backend_id: str, fence: int, **more: Any) -> dict[str, Any]:
+    return {"command_id": new_id(), "backend_id": backend_id, "fence": fence, "ttl_ms": 5000, "request_id": "r1"} | more
+
+
+async def ask_raw(rig: Rig, verb: str, body: bytes) -> Reply:
+    reply = f"_INBOX_m.test.{next(_numbers)}"
+    await rig.server.handle(Message(subjects.command(HostId(HOST), verb), reply, body))
+    return msgspec.json.decode(rig.replies[reply], type=Reply)
+
+
+async def ask(rig: Rig, command: AnyCommand) -> Reply:
+    return await ask_raw(rig, str(command.__struct_config__.tag), msgspec.json.encode(command))
+
+
+def attach(backend_id: str, fence: int, **more: Any) -> Attach:
+    return Attach(**head(backend_id, fence, **more), target=target(backend_id), establish=True)
+
+
+async def test_attach_answers_with_an_observation(rig: Rig, backend_id: str) -> None:
+    reply = await ask(rig, attach(backend_id, 5))
+    assert isinstance(reply, Ok)
+    assert msgspec.json.decode(reply.result, type=Observation).backend_id == backend_id
+
+
+async def test_fence_lower_is_stale_equal_and_higher_act(rig: Rig, world: World, backend_id: str) -> None:
+    assert isinstance(await ask(rig, attach(backend_id, 5)), Ok)
+    assert await ask(rig, Release(**head(backend_id, 4))) == Stale(fence=5)
+    assert backend_id in world.mounted
+    assert isinstance(await ask(rig, Release(**head(backend_id, 5))), Ok)
+    assert isinstance(await ask(rig, attach(backend_id, 6)), Ok)
+    assert await ask(rig, Probe(**head(backend_id, 5))) == Stale(fence=6)
+
+
+async def test_fence_of_a_released_backend_still_refuses_the_late_attach(
+    make_rig: MakeRig, world: World, backend_id: str
+) -> None:
+    rig = make_rig()
+    await ask(rig, attach(backend_id, 5))
+    await ask(rig, Release(**head(backend_id, 6)))
+    after = make_rig()
+    assert await ask(after, attach(backend_id, 5)) == Stale(fence=6)
+    assert world.mounted == {}
+
+
+async def test_fence_below_the_floor_is_stale_for_the_unknown_alone(rig: Rig, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    rig.journal.raise_floor(100, frozenset())
+    assert await ask(rig, attach(new_id(), 99)) == Stale(fence=100)
+    assert isinstance(await ask(rig, attach(new_id(), 100)), Ok)
+    assert isinstance(await ask(rig, Release(**head(backend_id, 6))), Ok)
+
+
+async def test_fence_zero_asks_but_never_changes(rig: Rig, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    assert isinstance(await ask(rig, Probe(**head(backend_id, 0))), Ok)
+    assert isinstance(await ask(rig, Trial(**head(backend_id, 0), target=target(backend_id))), Ok)
+    assert await ask(rig, Release(**head(backend_id, 0))) == Stale(fence=5)
+
+
+async def test_same_command_twice_acts_once_with_the_same_answer(
+    make_rig: MakeRig, world: World, backend_id: str
+) -> None:
+    rig = make_rig()
+    command = attach(backend_id, 5)
+    first = await ask(rig, command)
+    assert await ask(rig, command) == first
+    assert await ask(make_rig(), command) == first
+    assert world.calls["attach"] == 1
+
+
+async def test_same_command_while_it_runs_waits_for_the_one_answer(rig: Rig, world: World, backend_id: str) -> None:
+    gate = world.hold("attach")
+    command = attach(backend_id, 5)
+    both = [asyncio.create_task(ask(rig, command)) for _ in range(2)]
+    await until(lambda: world.running["attach" + backend_id])
+    gate.set()
+    first, second = await asyncio.gather(*both)
+    assert first == second
+    assert world.calls["attach"] == 1
+
+
+async def test_failed_command_may_succeed_when_repeated(rig: Rig, world: World, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    world.fail("release", FaultCode.IN_USE)
+    command = Release(**head(backend_id, 6))
+    failed = await ask(rig, command)
+    assert isinstance(failed, Failed)
+    assert failed.fault.code is FaultCode.IN_USE
+    world.heal()
+    assert isinstance(await ask(rig, command), Ok)
+
+
+async def test_commands_of_one_backend_queue_and_leave_others_alone(rig: Rig, world: World, backend_id: str) -> None:
+    gate = world.hold("attach", backend_id)
+    waiting = asyncio.create_task(ask(rig, attach(backend_id, 5)))
+    await until(lambda: world.running["attach" + backend_id])
+    late = asyncio.create_task(ask(rig, Release(**head(backend_id, 6, ttl_ms=1))))
+    assert isinstance(await ask(rig, attach(new_id(), 5)), Ok)
+    await asyncio.sleep(0.02)
+    gate.set()
+    assert isinstance(await waiting, Ok)
+    expired = await late
+    assert isinstance(expired, Failed)
+    assert (expired.fault.code, expired.is_retryable) == (FaultCode.TIMED_OUT, True)
+    assert backend_id in world.mounted
+
+
+async def test_probe_of_a_busy_backend_joins_the_probe_under_way(rig: Rig, world: World, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    gate = world.hold("probe")
+    both = [asyncio.create_task(ask(rig, Probe(**head(backend_id, 0)))) for _ in range(2)]
+    await until(lambda: world.running["probe" + backend_id])
+    gate.set()
+    await asyncio.gather(*both)
+    assert world.calls["probe"] == 1
+
+
+async def test_bug_in_a_driver_answers_without_its_text(
+    rig: Rig, world: World, backend_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.faults["attach"] = ValueError("canary")  # type: ignore[assignment]
+    reply = await ask(rig, attach(backend_id, 5))
+    assert isinstance(reply, Failed)
+    assert reply.fault.detail == "internal error on the host; request id r1"
+    assert "canary" in caplog.text
+
+
+async def test_credentials_are_delivered_once_per_nonce(rig: Rig, backend_id: str) -> None:
+    async def nonce() -> bytes:
+        reply = await ask(rig, CredentialNonce(**head(backend_id, 5), version=1))
+        assert isinstance(reply, Ok)
+        return msgspec.json.decode(reply.result, type=Nonce).nonce
+
+    sealed = rig.seal(backend_id, 1, await nonce())
+    command = StoreCredentials(**head(backend_id, 5), version=1, sealed=sealed)
+    assert isinstance(await ask(rig, command), Ok)
+    assert rig.store.get(backend_id, 1).get("password") == "pw"
+    assert isinstance(await ask(rig, command), Ok), "a repeat is answered from the journal"
+    replayed = await ask(rig, StoreCredentials(**head(backend_id, 5), version=1, sealed=sealed))
+    assert isinstance(replayed, Failed)
+    assert isinstance(await ask(rig, DropCredentials(**head(backend_id, 5))), Ok)
+    assert rig.store.held() == {}
+    assert await nonce() != await nonce()
+
+
+async def test_credentials_appear_in_no_journal_and_no_log(
+    rig: Rig, backend_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    reply = await ask(rig, CredentialNonce(**head(backend_id, 5), version=1))
+    assert isinstance(reply, Ok)
+    nonce = msgspec.json.decode(reply.result, type=Nonce).nonce
+    await ask(rig, StoreCredentials(**head(backend_id, 5), version=1, sealed=rig.seal(backend_id, 1, nonce, "canary")))
+    resealed = await ask(rig, reseal(rig, backend_id, nonce))
+    assert isinstance(resealed, Ok)
+    rig.world.password = "other"
+    await ask(rig, Attach(**head(backend_id, 5), target=target(backend_id, version=1), establish=True))
+    files = [path for path in rig.state.root.rglob("*") if path.is_file() and path.parent != rig.state.credentials]
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        assert b"canary" not in content
+        assert base64.b64encode(nonce) not in content
+    assert "canary" not in caplog.text
+
+
+def reseal(rig: Rig, backend_id: str, nonce: bytes, key: str = "") -> ResealCredentials:
+    to_key = key or bytes(rig.key.public_key).hex()
+    return ResealCredentials(**head(backend_id, 0), version=1, to_host=HOST, to_key=to_key, nonce=nonce)
+
+
+async def test_reseal_gives_a_box_for_the_other_host(rig: Rig, backend_id: str) -> None:
+    rig.hold_credentials(backend_id, 1)
+    nonce = rig.deliveries.nonce(backend_id, 1)
+    reply = await ask(rig, reseal(rig, backend_id, nonce))
+    assert isinstance(reply, Ok)
+    sealed = sealing.sign(msgspec.json.decode(reply.result, type=Sealed).sealed, rig.manager_key)
+    assert rig.deliveries.open(backend_id, 1, sealed) == Credentials({"username": "u", "password": "pw"})
+
+
+@pytest.mark.parametrize("key", ["zz", "00", "00" * 31])
+async def test_reseal_for_a_bad_key_or_nothing_held_is_a_fault(rig: Rig, backend_id: str, key: str) -> None:
+    missing = await ask(rig, reseal(rig, backend_id, b"n" * 16))
+    assert isinstance(missing, Failed)
+    assert missing.fault.code is FaultCode.NEEDS_CREDENTIALS
+    rig.hold_credentials(backend_id, 1)
+    assert isinstance(await ask(rig, reseal(rig, backend_id, b"n" * 16, key)), Failed)
+
+
+async def test_discover_needs_no_backend(rig: Rig) -> None:
+    reply = await ask(rig, Discover(**head("", 0), kind="nfs", config={"server": "nas"}))
+    assert isinstance(reply, Ok)
+    assert msgspec.json.decode(reply.result, type=Discovery).items[0].title == "/tank"
+    assert isinstance(await ask(rig, Discover(**head("", 0), kind="floppy", config={})), Failed)
+
+
+async def test_nudge_wakes_and_is_not_answered(rig: Rig) -> None:
+    command = Nudge(**head("", 0))
+    await rig.server.handle(Message(subjects.command(HostId(HOST), "nudge"), "", msgspec.json.encode(command)))
+    assert rig.nudges == 1
+    assert rig.replies == {}
+
+
+async def test_answer_beyond_the_bus_limit_is_a_fault(rig: Rig, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.rpc.MAX_MESSAGE_BYTES", 600)
+    monkeypatch.setattr("tests.agent.fakes.FakeDriver.discover", _discover_much)
+    reply = await ask(rig, Discover(**head("", 0), kind="nfs", config={}))
+    assert isinstance(reply, Failed)
+    assert "too long" in reply.fault.detail
+
+
+async def _discover_much(*_: object) -> tuple[object, ...]:
+    return ("x" * 1000,)
+
+
+@pytest.mark.parametrize(
+    ("verb", "change"),
+    [
+        ("release", {}),
+        ("attach", {"surprise": 1}),
+        ("attach", {"fence": -1}),
+        ("attach", {"fence": 2**64}),
+        ("attach", {"backend_id": "../../etc"}),
+        ("attach", {"backend_id": new_id()}),
+        ("attach", {"verb": "format"}),
+        ("attach", {"target": None}),
+        ("attach", {"ttl_ms": "soon"}),
+    ],
+)
+async def test_command_that_may_not_be_obeyed_is_answered_and_not_done(
+    rig: Rig, world: World, backend_id: str, verb: str, change: dict[str, Any]
+) -> None:
+    body = msgspec.json.decode(msgspec.json.encode(attach(backend_id, 5))) | change
+    reply = await ask_raw(rig, verb, msgspec.json.encode(body))
+    assert isinstance(reply, Failed)
+    assert "cannot read" in reply.fault.detail
+    assert not world.calls
+    assert rig.host.held() == ()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff\xfe", b"{", b"null", b"[]", b'"attach"', b"[" * 100_000, b"1" * 5000, b'{"verb":1}']
+)
+async def test_garbage_is_answered_and_deafens_nobody(rig: Rig, backend_id: str, body: bytes) -> None:
+    assert isinstance(await ask_raw(rig, "attach", body), Failed)
+    assert isinstance(await ask(rig, attach(backend_id, 5)), Ok)
+
+
+async def test_garbage_any_bytes_never_raise(rig: Rig) -> None:
+    server: CommandServer = rig.server
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.binary(max_size=200) | _json.map(msgspec.json.encode))
+    def check(body: bytes) -> None:
+        handling = server.handle(Message(subjects.command(HostId(HOST), "attach"), "", body))
+        with pytest.raises(StopIteration):
+            handling.send(None)
+
+    check()
+
+
+async def test_inspect_then_initialize_ends_attached(rig: Rig, backend_id: str) -> None:
+    assert isinstance(await ask(rig, Inspect(**head(backend_id, 0), target=target(backend_id))), Ok)
+    assert rig.host.held()[0].generation == 0
+    assert isinstance(await ask(rig, Initialize(**head(backend_id, 5), target=target(backend_id), wwid="w1")), Ok)
+    assert rig.host.held()[0].generation == 1

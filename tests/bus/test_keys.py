@@ -1,0 +1,135 @@
+"""The manager's keys on disk, and nkeys against the Python library of that name."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import nkeys
+import pytest
+
+from manager.errors import ConfigError
+from manager.keys import Keys
+from schemas import nkey
+from schemas.nkey import Role
+
+_SECRETS = ("operator", "account", "system_account", "agent_signer", "commands", "uplink", "relay", "system", "auditor")
+
+
+def _fingerprint(keys: Keys) -> tuple[object, ...]:
+    return (*(getattr(keys, name) for name in _SECRETS), bytes(keys.sealing), keys.mac)
+
+
+def _load(folder: Path, gate: str) -> tuple[object, ...]:
+    with open(gate, "rb") as fifo:  # opens, for all at once, when the test opens the other end
+        fifo.read()
+    return _fingerprint(Keys.load_or_create(folder))
+
+
+def test_load_or_create_twice_same_keys_all_different_and_private(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "keys"
+    first = Keys.load_or_create(folder)
+    assert _fingerprint(Keys.load_or_create(folder)) == _fingerprint(first)
+    assert len(set(_fingerprint(first))) == len(_SECRETS) + 2
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert not list(folder.glob("*.tmp")) and len(list(folder.iterdir())) == 2
+
+
+def test_load_or_create_many_processes_at_once_agree(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with multiprocessing.get_context("spawn").Pool(6) as pool:
+        loads = [pool.apply_async(_load, (tmp_path / "keys", str(gate))) for _ in range(6)]
+        with gate.open("wb"):
+            pass
+        # A process that opened the gate late waits for a writer of its own.
+        found = set()
+        for load in loads:
+            while not load.ready():
+                try:
+                    os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+                except OSError:
+                    load.wait(0.01)
+            found.add(load.get(10))
+    assert len(found) == 1
+
+
+def test_load_or_create_key_missing_is_made_and_the_others_kept(tmp_path: Path) -> None:
+    import json
+
+    before = Keys.load_or_create(tmp_path)
+    path = tmp_path / "keys.json"
+    texts = json.loads(path.read_text())
+    del texts["auditor"]
+    path.write_text(json.dumps(texts))
+    after = Keys.load_or_create(tmp_path)
+    assert (after.operator, after.mac) == (before.operator, before.mac)
+    assert after.auditor != before.auditor
+    assert Keys.load_or_create(tmp_path).auditor == after.auditor
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"operator": "SOAAAA"}', b'{"mac": "00"}', b'{"operator": 7}', b"\xff", b'{"mac": "zz"}'],
+)
+def test_load_or_create_file_broken_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="broken"):
+        Keys.load_or_create(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_load_or_create_seed_of_another_role_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text('{"operator": "%s"}' % nkey.new_seed(Role.USER))
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="broken"):
+        Keys.load_or_create(tmp_path)
+
+
+def test_load_or_create_file_open_to_others_or_a_link_refused(tmp_path: Path) -> None:
+    Keys.load_or_create(tmp_path / "a")
+    (tmp_path / "a" / "keys.json").chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        Keys.load_or_create(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "keys.json").symlink_to(tmp_path / "a" / "keys.json")
+    with pytest.raises(ConfigError):
+        Keys.load_or_create(tmp_path / "b")
+
+
+def test_keys_repr_shows_nothing(tmp_path: Path) -> None:
+    keys = Keys.load_or_create(tmp_path)
+    assert repr(keys) == str(keys) == f"{keys}" == "<keys>"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_nkey_agrees_with_the_library(role: Role) -> None:
+    seed = nkey.new_seed(role)
+    pair = nkeys.from_seed(bytearray(seed.encode()))
+    assert nkey.public_key(seed) == pair.public_key.decode()
+    assert nkey.sign(seed, b"x") == pair.sign(b"x")
+    assert seed[:2] == {Role.OPERATOR: "SO", Role.ACCOUNT: "SA", Role.USER: "SU"}[role]
+    public = nkey.public_key(seed)
+    assert nkey.verify(public, role, b"x", nkey.sign(seed, b"x"))
+    assert not nkey.verify(public, role, b"y", nkey.sign(seed, b"x"))
+    assert not nkey.verify(public, role, b"x", b"short")
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda k: k[:-1], lambda k: k[:-1] + "!", lambda k: k + "A", lambda k: k.lower(), lambda _: ""]
+)
+def test_nkey_out_of_form_is_no_key(spoil: object) -> None:
+    assert callable(spoil)
+    seed = nkey.new_seed(Role.USER)
+    public = nkey.public_key(seed)
+    assert nkey.is_public_key(public, Role.USER)
+    assert not nkey.is_public_key(public, Role.ACCOUNT)
+    assert not nkey.is_public_key(seed, Role.USER)
+    assert not nkey.is_public_key(spoil(public), Role.USER)
+    with pytest.raises(nkey.BadKey):
+        nkey.public_key(spoil(seed))
+    with pytest.raises(nkey.BadKey):
+        nkey.public_key(public)

@@ -1,0 +1,253 @@
+"""`stowage up` and `stowage down` as a person runs them: the real command, the real servers, manager and agents."""
+
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manager.embedded import children
+from manager.embedded.lock import holder
+
+_START_TIMEOUT_S = 90
+
+
+class Stack:
+    """One data folder and the commands on it."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        root = Path(__file__).parents[2]
+        self._env = {**os.environ, "PYTHONPATH": str(root)}
+        self._running: list[subprocess.Popen[str]] = []
+
+    def command(self, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The finished command."""
+        env = self._env | environment
+        argv = self._argv(*args)
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=_START_TIMEOUT_S)
+
+    def foreground(self, *args: str) -> subprocess.Popen[str]:
+        """A `stowage up` that runs, maybe not ready yet."""
+        self._running.append(
+            subprocess.Popen(
+                self._argv("up", "--listen", "127.0.0.1:0", *args),
+                env=self._env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                process_group=0,
+            )
+        )
+        return self._running[-1]
+
+    def up(self, *args: str) -> dict[str, Any]:
+        """What ready.json says once a `stowage up` in the foreground is ready."""
+        process = self.foreground(*args)
+        path = self.data / "ready.json"
+        children.wait_until(lambda: path.exists() or process.poll() is not None, timeout_s=_START_TIMEOUT_S)
+        assert path.exists(), process.communicate()[0]
+        return self.ready()
+
+    def ready(self) -> dict[str, Any]:
+        ready: dict[str, Any] = json.loads((self.data / "ready.json").read_text())
+        return ready
+
+    def get(self, path: str, url: str | None = None) -> Any:
+        ready = self.ready()
+        token = Path(ready["token_file"]).read_text().strip()
+        request = urllib.request.Request((url or ready["url"]) + path, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)
+
+    def end(self) -> None:
+        assert self.command("down").returncode == 0
+        for process in self._running:
+            process.communicate()
+
+    def _argv(self, command: str, *args: str) -> list[str]:
+        return [sys.executable, "-m", "manager.cli", command, "--data-dir", str(self.data), *args]
+
+
+@pytest.fixture
+def stack(open_dir: Path) -> Iterator[Stack]:
+    made = Stack(open_dir / "data")
+    yield made
+    made.end()
+
+
+def _all_pids(ready: dict[str, Any]) -> list[int]:
+    pids = ready["pids"]
+    return [pids["postgres"], pids["nats"], *pids["managers"], *pids["agents"].values()]
+
+
+def _all_end(pids: list[int], timeout_s: float) -> bool:
+    """Whether every one of the processes ends in time."""
+    return children.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=timeout_s)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_up_on_an_empty_folder_makes_everything_ready(stack: Stack) -> None:
+    ready = stack.up("--agents", "2", "--managers", "2")
+    assert stat.S_IMODE((stack.data / "ready.json").stat().st_mode) == 0o600
+    pids = ready["pids"]
+    assert pids["manager"] == pids["managers"][0]
+    assert len(pids["managers"]) == len(ready["urls"]) == len(pids["agents"]) == 2
+    assert {_parent(pid) for pid in _all_pids(ready)} == {pids["supervisor"]}
+    for url in ready["urls"]:
+        hosts = stack.get("/v1/hosts", url)["items"]
+        assert {host["name"]: host["state"] for host in hosts} == dict.fromkeys(pids["agents"], "online")
+        backends = stack.get("/v1/storage_backends", url)["items"]
+        assert [(b["name"], b["kind"], b["is_default"], b["state"]) for b in backends] == [
+            ("local", "local_file", True, "ready")
+        ]
+    password = (stack.data / "postgres.password").read_text().strip()
+    token = Path(ready["token_file"]).read_text().strip()
+    for log in (stack.data / "log").iterdir():
+        assert password not in log.read_text()
+        assert token not in log.read_text()
+    for pid in _all_pids(ready):
+        argv = Path(f"/proc/{pid}/cmdline").read_text()
+        assert password not in argv
+        assert token not in argv
+
+
+def test_up_on_a_running_folder_is_refused_with_the_pid(stack: Stack) -> None:
+    ready = stack.up()
+    for extra in ((), ("--detach",)):
+        second = stack.command("up", "--listen", "127.0.0.1:0", *extra)
+        assert second.returncode == 1
+        assert f"process {ready['pids']['supervisor']}" in second.stderr
+        assert "Traceback" not in second.stderr
+    assert stack.ready() == ready
+    assert stack.get("/v1/hosts")["items"]
+
+
+def test_up_killed_leaves_nothing_and_the_next_finds_its_data(stack: Stack) -> None:
+    before = stack.up()
+    hosts = stack.get("/v1/hosts")["items"]
+    backends = stack.get("/v1/storage_backends")["items"]
+    pids = _all_pids(before)
+    os.kill(before["pids"]["supervisor"], signal.SIGKILL)
+    assert _all_end(pids, 5)
+    (stack.data / "ready.json").unlink()  # else the old one would be taken for the new
+    after = stack.up()
+    assert after["nats_url"] == before["nats_url"]
+    assert [host["id"] for host in stack.get("/v1/hosts")["items"]] == [host["id"] for host in hosts]
+    assert [b["id"] for b in stack.get("/v1/storage_backends")["items"]] == [b["id"] for b in backends]
+
+
+def test_up_after_everything_was_killed_at_once_starts_again(stack: Stack) -> None:
+    before = stack.up()
+    for pid in [before["pids"]["supervisor"], *_all_pids(before)]:
+        os.kill(pid, signal.SIGKILL)
+    assert _all_end(_all_pids(before), 5)
+    (stack.data / "ready.json").unlink()
+    stack.up()
+    assert [b["name"] for b in stack.get("/v1/storage_backends")["items"]] == ["local"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_asked_to_end_ends_everything_within_5_s(number: signal.Signals, stack: Stack) -> None:
+    process = stack.foreground()
+    path = stack.data / "ready.json"
+    assert children.wait_until(path.exists, timeout_s=_START_TIMEOUT_S)
+    ready = stack.ready()
+    began = time.monotonic()
+    os.killpg(process.pid, number)  # as a terminal does
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert time.monotonic() - began < 5
+    assert _all_end(_all_pids(ready), 0)
+    assert not path.exists()
+    assert holder(stack.data) is None
+
+
+def test_up_asked_to_end_while_it_starts_ends(stack: Stack) -> None:
+    process = stack.foreground()
+    assert children.wait_until((stack.data / "log" / "postgres.log").exists, timeout_s=30)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=10)[0]
+    assert process.returncode == 0
+    assert "Traceback" not in output
+    stack.up()
+
+
+@pytest.mark.parametrize("what", ["agent", "manager", "nats", "postgres"])
+def test_up_whose_child_is_killed_starts_it_again(what: str, stack: Stack) -> None:
+    ready = stack.up()
+    pid = next(iter(ready["pids"]["agents"].values())) if what == "agent" else ready["pids"][what]
+    os.kill(pid, signal.SIGKILL)
+    assert children.wait_until(lambda: pid not in _all_pids(stack.ready()), timeout_s=20)
+
+    def is_well() -> bool:
+        try:
+            with urllib.request.urlopen(ready["url"] + "/readyz", timeout=10):
+                return {host["state"] for host in stack.get("/v1/hosts")["items"]} == {"online"}
+        except OSError:
+            return False
+
+    assert children.wait_until(is_well, timeout_s=40)
+
+
+def test_up_on_a_taken_port_names_it_and_leaves_nothing(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = stack.command("up", "--listen", address)
+    assert done.returncode == 1
+    assert f"{address} is taken" in done.stderr
+    assert holder(stack.data) is None
+
+
+@pytest.mark.parametrize("listen", ["8080", "host:", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_up_with_a_malformed_address_is_wrong_usage(listen: str, stack: Stack) -> None:
+    done = stack.command("up", "--listen", listen)
+    assert done.returncode == 2
+    assert "HOST:PORT" in done.stderr
+    assert not stack.data.exists()
+
+
+def test_up_whose_manager_cannot_start_shows_the_end_of_its_log(stack: Stack) -> None:
+    done = stack.command("up", "--listen", "127.0.0.1:0", STOWAGE_LEASE_S="soon")
+    assert done.returncode == 1
+    assert "manager.log" in done.stderr
+    assert "lease_s" in done.stderr
+    assert holder(stack.data) is None
+
+
+def test_up_with_spoilt_keys_says_so_without_a_trace(stack: Stack) -> None:
+    (stack.data / "keys").mkdir(parents=True, mode=0o700)
+    (stack.data / "keys" / "keys.json").write_text("spoilt")
+    done = stack.command("up", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert "keys.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_detached_up_returns_when_ready_and_down_ends_it_once(stack: Stack) -> None:
+    done = stack.command("up", "--detach", "--listen", "127.0.0.1:0")
+    assert done.returncode == 0, done.stderr
+    ready = stack.ready()
+    assert ready["url"] in done.stdout
+    assert stack.get("/v1/hosts")["items"]
+    supervisor = os.pidfd_open(ready["pids"]["supervisor"])
+    first = stack.command("down")
+    assert (first.returncode, str(ready["pids"]["supervisor"]) in first.stdout) == (0, True)
+    assert select.select([supervisor], [], [], 0)[0]
+    os.close(supervisor)
+    assert _all_end(_all_pids(ready), 0)
+    second = stack.command("down")
+    assert (second.returncode, "nothing runs" in second.stdout) == (0, True)

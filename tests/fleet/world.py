@@ -1,0 +1,140 @@
+"""A pretend storage estate under the real agent: the one fake, at the lowest seam, the Driver.
+
+What a driver would do to the kernel it does to a folder: a mount is a file `<host>/<backend id>` that holds the config and
+the credentials it was made with. So it outlives an agent or a manager that is killed, and a test can compare.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agent.drivers.base import Commands, Driver, ProbeReport, Workers, Workspace
+from agent.errors import AgentFault
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from schemas.backends import Capability, Capacity
+from schemas.credentials import Credentials
+from schemas.faults import FaultCode
+from schemas.kinds import KINDS, KindSpec
+
+WWID = "3600140500000000000000000000000aa"
+
+
+@dataclass
+class World:
+    """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first."""
+
+    folder: Path
+    passwords: set[str] = field(default_factory=lambda: {"right"})
+    blank: set[str] = field(default_factory=set)
+    script: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
+
+    def mounts(self, host: str) -> dict[str, dict[str, Any]]:
+        """backend id -> {config, password} of everything that is mounted on the host."""
+        folder = self.folder / host
+        return {path.name: json.loads(path.read_text()) for path in folder.iterdir()} if folder.exists() else {}
+
+    def fail(self, host: str, verb: str, code: FaultCode = FaultCode.IO_ERROR) -> None:
+        """From now on the verb fails on the host."""
+
+        def refuse() -> None:
+            raise AgentFault.of(code, f"scripted failure of {verb}")
+
+        self.script[host, verb] = refuse
+
+    def drivers(self, host: str) -> Callable[[Commands, Workers, float], Mapping[str, Driver]]:
+        """For agent.app.run."""
+
+        def make(_commands: Commands, _workers: Workers, _timeout_s: float) -> Mapping[str, Driver]:
+            return {spec.kind: PretendDriver(self, spec, host) for spec in KINDS.values()}
+
+        return make
+
+
+class PretendDriver:
+    """Keeps the Driver's promises on files."""
+
+    def __init__(self, world: World, spec: KindSpec, host: str) -> None:
+        self._world = world
+        self._spec = spec
+        self._host = host
+
+    async def attach(
+        self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
+        self._act("attach")
+        self._check(target, credentials)
+        mount = self._mount(target)
+        mount.parent.mkdir(exist_ok=True)
+        words = {"config": target.config, "password": credentials.get("password")}
+        temporary = space.dir / "mount.new"
+        temporary.write_text(json.dumps(words))
+        temporary.rename(mount)
+        return _report()
+
+    async def probe(self, target: Target, space: Workspace) -> ProbeReport:
+        self._act("probe")
+        if not self._mount(target).exists():
+            raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "it is not mounted")
+        return _report()
+
+    async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
+        self._act("release")
+        self._mount(target).unlink(missing_ok=True)
+        return ReleaseReport(left=("the data",))
+
+    async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
+        self._act("trial")
+        self._check(target, credentials)
+        return _report()
+
+    async def clean_trial(self, target: Target, space: Workspace) -> None:
+        return
+
+    async def is_attached(self, target: Target, space: Workspace) -> bool:
+        mount = self._mount(target)
+        return mount.exists() and json.loads(mount.read_text())["config"] == target.config
+
+    async def checks(self, target: Target) -> tuple[Check, ...]:
+        return (Check(name="reach", is_ok=True),)
+
+    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
+        return (Discovered(title="/tank/vms", config={"export": "/tank/vms"}),)
+
+    async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
+        return Inspection(wwid=WWID, size_bytes=2**30, is_blank=self._is_blank(target))
+
+    async def initialize(
+        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+    ) -> ProbeReport:
+        self._act("initialize")
+        if wwid != WWID:
+            raise AgentFault.of(FaultCode.WRONG_DEVICE, f"the device seen is {WWID}")
+        self._world.blank.discard(target.config["target_iqn"])
+        return await self.attach(target, credentials, space, establish=True)
+
+    def _act(self, verb: str) -> None:
+        first = self._world.script.get((self._host, verb))
+        if first:
+            first()
+
+    def _check(self, target: Target, credentials: Credentials) -> None:
+        if target.credential_version and credentials.get("password") not in self._world.passwords:
+            raise AgentFault.of(FaultCode.AUTH_FAILED, "mount error(13): Permission denied")
+        if self._is_blank(target):
+            raise AgentFault.of(FaultCode.NEEDS_INITIALIZATION, "the LUN is blank")
+
+    def _is_blank(self, target: Target) -> bool:
+        return self._spec.can_initialize and target.config["target_iqn"] in self._world.blank
+
+    def _mount(self, target: Target) -> Path:
+        return self._world.folder / self._host / target.backend_id
+
+
+def _report() -> ProbeReport:
+    capacity = Capacity(
+        total_bytes=2**40, used_bytes=2**30, available_bytes=2**40 - 2**30, observed_at=datetime.now(UTC)
+    )
+    return ProbeReport(latency_ms=1.0, capacity=capacity, capabilities=(Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT))

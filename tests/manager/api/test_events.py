@@ -1,0 +1,117 @@
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+
+from manager.actor import SYSTEM
+from tests.manager.api.conftest import Api, until
+from tests.manager.api.stand_ins import make_event
+
+STREAM = "/v1/events/stream"
+
+
+@asynccontextmanager
+async def _stream(
+    api: Api, last: str | None = None, token: str | None = None
+) -> AsyncGenerator[aiohttp.ClientResponse]:
+    headers = {"Authorization": f"Bearer {token or api.by_role['viewer']}"}
+    if last is not None:
+        headers["Last-Event-ID"] = last
+    async with api.client.get(api.url + STREAM, headers=headers) as response:
+        yield response
+
+
+async def _frame(response: aiohttp.ClientResponse) -> list[str]:
+    async with asyncio.timeout(5):
+        return (await response.content.readuntil(b"\n\n")).decode().splitlines()[:-1]
+
+
+async def test_stream_sends_events_with_their_sequence_as_id(api: Api) -> None:
+    async with _stream(api) as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["X-Request-Id"]
+        assert await _frame(response) == ["retry: 2000"]
+        event = make_event(42)
+        api.events.queue.put_nowait(event)
+        name, document = await _frame(response)
+        assert name == "id: 42"
+        assert msgspec.json.decode(document.removeprefix("data: ")) == msgspec.to_builtins(event)
+        api.events.queue.put_nowait(None)
+        assert await _frame(response) == [": ping"]
+
+
+async def test_stream_goes_on_where_the_client_stopped(api: Api) -> None:
+    async with _stream(api, last="3") as response:
+        await _frame(response)
+        assert [(await _frame(response))[0] for _ in range(2)] == ["id: 4", "id: 5"]
+
+
+async def test_stream_with_a_wrong_last_event_id_is_400(api: Api) -> None:
+    for last in ("x", "-1", "1.5", "9" * 30):
+        answer = await api.call("GET", STREAM, headers={"Last-Event-ID": last})
+        answer.problem(400, "invalid_field")
+        assert answer.pointers() == ["/header/Last-Event-ID"]
+
+
+async def test_stream_without_a_token_is_401(api: Api) -> None:
+    (await api.call("GET", STREAM, role=None)).problem(401, "unauthorized")
+    assert api.events.open_subscriptions == 0
+
+
+async def test_stream_of_a_revoked_token_shows_nothing_more(api: Api) -> None:
+    token = await api.token("watcher", "viewer")
+    async with _stream(api, token=token) as response:
+        await _frame(response)
+        await api.tokens.revoke(token.split("_")[1], SYSTEM)
+        api.events.queue.put_nowait(make_event(42))
+        async with asyncio.timeout(5):
+            assert await response.content.read() == b""
+    await until(lambda: api.events.open_subscriptions == 0)
+
+
+async def test_stream_whose_client_has_left_is_let_go(api: Api) -> None:
+    async with _stream(api) as response:
+        await _frame(response)
+        assert api.events.open_subscriptions == 1
+        response.close()
+    for _ in range(3):  # the first write after a close may still succeed
+        api.events.queue.put_nowait(None)
+    await until(lambda: api.events.open_subscriptions == 0)
+
+
+async def test_stop_of_the_server_ends_open_streams_at_once(api: Api) -> None:
+    async with _stream(api) as one, _stream(api) as two:
+        await _frame(one)
+        await _frame(two)
+        async with asyncio.timeout(2):
+            await api.runner.cleanup()
+            assert await one.content.read() == b""
+    assert api.events.open_subscriptions == 0
+
+
+async def test_list_pages_oldest_first(api: Api) -> None:
+    first = (await api.call("GET", "/v1/events?limit=3", role="viewer")).json
+    second = (await api.call("GET", f"/v1/events?limit=3&cursor={first['next_cursor']}", role="viewer")).json
+    assert [e["sequence"] for e in first["items"] + second["items"]] == ["1", "2", "3", "4", "5"]
+    assert second["next_cursor"] is None
+
+
+async def test_list_with_wrong_filters_names_them(api: Api) -> None:
+    for query, pointer in (
+        ("type=backend.exploded", "/query/type"),
+        ("since=yesterday", "/query/since"),
+        ("since=2026-01-31T12:00:00", "/query/since"),
+        ("subject=%00", "/query/subject"),
+        ("actor=" + "a" * 600, "/query/actor"),
+    ):
+        answer = await api.call("GET", f"/v1/events?{query}")
+        answer.problem(400, "invalid_field")
+        assert answer.pointers() == [pointer]
+    for since in ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00%2B02:00", "2026-01-31T12:00:00+02:00"):
+        assert (await api.call("GET", f"/v1/events?since={since}&type=backend.created")).status == 200

@@ -1,0 +1,121 @@
+"""Every saga, every step: made to fail, run twice, undone twice, and the manager killed at every journal line.
+
+The lists come from the catalog: a new saga is here by existing, and fails here until it has a scenario.
+"""
+
+import contextlib
+
+import aiohttp
+import pytest
+
+from manager.sagas.catalog import SAGAS
+from manager.sagas.steps import SagaDef
+from tests.fleet.broken_sagas import failing_at, twice_at, undone_twice
+from tests.fleet.fleet import Fleet, until
+from tests.sagas.scenarios import (
+    ALL,
+    SCENARIOS,
+    backends,
+    lines_when_complete,
+    lines_when_failed,
+    steps_before_pivot,
+)
+
+_STEPS = [(saga, step) for saga in ALL for step in saga.steps[1:]]
+_BREAKABLE = [(saga, name) for saga in ALL for name in steps_before_pivot(saga)]
+_KILLS = [(saga, None, line) for saga in ALL for line in lines_when_complete(saga)] + [
+    (saga, name, line) for saga in ALL for name in steps_before_pivot(saga)[-1:] for line in lines_when_failed(saga, name)
+]
+
+
+def _id(value: object) -> str:
+    return value.kind if isinstance(value, SagaDef) else str(getattr(value, "name", value)).replace(" ", "-")
+
+
+def test_every_saga_has_a_scenario() -> None:
+    assert SCENARIOS.keys() == SAGAS.keys()
+
+
+async def _arranged(stowage: Fleet, saga: SagaDef) -> None:
+    """Two hosts, and what the scenario needs, made by a manager that is whole."""
+    await stowage.agent("hv1")
+    await stowage.agent("hv2")
+    await SCENARIOS[saga.kind].arrange(stowage)
+
+
+@pytest.mark.parametrize(("saga", "name"), _BREAKABLE, ids=_id)
+async def test_step_fails_after_its_work_leaves_a_clean_slate(stowage: Fleet, saga: SagaDef, name: str) -> None:
+    scenario = SCENARIOS[saga.kind]
+    await stowage.manager(definitions=failing_at(SAGAS, saga.kind, name))
+    await _arranged(stowage, saga)
+    before = await backends(stowage)
+
+    answer = await scenario.ask(stowage.api)
+
+    assert (answer.status, answer.body["code"]) == (422, "probe_failed"), answer
+    await stowage.settle()
+    assert await backends(stowage) == before == scenario.when_undone
+
+
+@pytest.mark.parametrize(("saga", "step"), _STEPS, ids=_id)
+async def test_step_run_twice_ends_the_same(stowage: Fleet, saga: SagaDef, step: object) -> None:
+    scenario = SCENARIOS[saga.kind]
+    await stowage.manager(definitions=twice_at(SAGAS, saga.kind, _id(step)))
+    await _arranged(stowage, saga)
+
+    answer = await scenario.ask(stowage.api)
+
+    assert answer.status < 300, answer
+    await stowage.settle()
+    assert await backends(stowage) == scenario.when_complete
+
+
+@pytest.mark.parametrize(("saga", "name"), _BREAKABLE, ids=_id)
+async def test_undo_run_twice_leaves_a_clean_slate(stowage: Fleet, saga: SagaDef, name: str) -> None:
+    scenario = SCENARIOS[saga.kind]
+    await stowage.manager(definitions=undone_twice(failing_at(SAGAS, saga.kind, name), saga.kind))
+    await _arranged(stowage, saga)
+
+    answer = await scenario.ask(stowage.api)
+
+    assert answer.status == 422, answer
+    await stowage.settle()
+    assert await backends(stowage) == scenario.when_undone
+
+
+@pytest.mark.parametrize(("saga", "fails", "line"), _KILLS, ids=_id)
+async def test_manager_killed_at_a_journal_line_ends_complete_or_gone(
+    stowage: Fleet, saga: SagaDef, fails: str | None, line: str
+) -> None:
+    scenario = SCENARIOS[saga.kind]
+    fail_at = (saga.kind, fails) if fails else None
+    await stowage.child_manager(kill_at=line, fail_at=fail_at)
+    await _arranged(stowage, saga)
+
+    with contextlib.suppress(aiohttp.ClientError):
+        await scenario.ask(stowage.api)
+
+    async def is_dead() -> bool:
+        return stowage.is_dead("manager-1")
+
+    await until(is_dead, f"the manager to reach {line!r}")
+    # The next life has no failing step: what was on its way forward may complete, what turned back stays undone.
+    await stowage.manager("manager-1")
+    await stowage.settle()
+    found = await backends(stowage)
+    assert found in (scenario.when_complete, scenario.when_undone)
+    if fails and not line.startswith(f"before {saga.kind} {fails} failed"):
+        assert found == scenario.when_undone, "what had turned back must not go forward again"
+    await _events_fit(stowage, found)
+
+
+async def _events_fit(stowage: Fleet, found: dict[str, object]) -> None:
+    """Each backend that ever was has one created event, and one deleted event if and only if it is gone."""
+    rows = await stowage.sql(
+        "SELECT subject_id, array_agg(type) AS types FROM event WHERE type LIKE 'backend.%' GROUP BY subject_id"
+    )
+    for row in rows:
+        assert row["types"].count("backend.created") == 1
+        assert row["types"].count("backend.deleted") <= 1
+    gone = sum("backend.deleted" in row["types"] for row in rows)
+    assert len(rows) - gone == len(found)
