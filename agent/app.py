@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import msgspec
 import nacl.public
@@ -83,6 +84,7 @@ async def run(
         name=f"agent {config.host_name}",
         inbox_prefix=subjects.agent_inbox(host_id),
         fail_fast=False,
+        tls_ca=Path(config.nats_ca) if config.nats_ca else None,
     )
 
     async def send_status(status: Status) -> None:

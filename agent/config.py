@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -35,6 +35,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Who this host is, and whom it listens to. Written by `join`; it holds no secret.
 
     manager_key: hex of the manager's Ed25519 key; only credentials that it signed are opened.
+    nats_ca: file with the CA of the bus's servers, where they speak TLS with a certificate of a CA of their own.
     """
 
     host_id: str
@@ -43,6 +44,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     manager_url: str
     nats_urls: tuple[str, ...]
     manager_key: str
+    nats_ca: str = ""
     labels: dict[str, str] = {}
     intervals: Intervals = Intervals()
 
@@ -70,7 +72,7 @@ class StateDir:
             make_private_dir(folder)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None, None, None]:
         """No other agent uses this state folder meanwhile. Raises ConfigError if one does.
 
         The kernel drops the lock when the process dies, however it dies.

@@ -5,6 +5,7 @@ probe and nothing else: each has its own deadline, and no new one starts before 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -37,6 +38,7 @@ class Health:
         self._slots = asyncio.Semaphore(PARALLEL)
         self._due: dict[str, float] = {}
         self._working: set[str] = set()
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Probes for ever. What was attached before the start comes at once, spread over a tenth of the interval."""
@@ -53,7 +55,10 @@ class Health:
                         group.create_task(self._probe(backend_id), name=f"health {backend_id}")
                 first_s = self._probe_s
                 next_due = min((due for i, due in self._due.items() if i not in self._working), default=now + _LOOK_S)
-                await asyncio.sleep(max(0.01, min(next_due - now, _LOOK_S)))
+                self._ended.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.01, min(next_due - now, _LOOK_S))):
+                        await self._ended.wait()
 
     async def _probe(self, backend_id: str) -> None:
         try:
@@ -62,6 +67,7 @@ class Health:
                     await self._probe_once(backend_id)
         finally:
             self._working.discard(backend_id)
+            self._ended.set()
 
     async def _probe_once(self, backend_id: str) -> None:
         try:

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TextIO
@@ -19,7 +19,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 @contextmanager
-def about(*, backend_id: str = "", request_id: str = "") -> Iterator[None]:
+def about(*, backend_id: str = "", request_id: str = "") -> Generator[None, None, None]:
     """Lines logged inside bear these ids."""
     backend, request = _backend_id.set(backend_id), _request_id.set(request_id)
     try:

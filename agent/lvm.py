@@ -4,15 +4,18 @@
 no command waits for another backend's dead disk. Formats and exit codes were seen with lvm2 2.03.16 on a loop device (2026-11-23).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from agent.drivers.base import CommandResult, Commands
 from agent.errors import AgentFault
 from agent.tool_faults import tool_fault
 from schemas.faults import FaultCode
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 #: One extent in which every host has a block of its own to prove writes; at most 1024 hosts share one without luck.
 PROBE_LV = "stowage_probe"
@@ -53,6 +56,23 @@ class DeviceContent:
     is_blank: bool
 
 
+class _Report(msgspec.Struct, frozen=True, kw_only=True):
+    """--reportformat json: every value is text. A device that is in no VG gives an empty list."""
+
+    report: list[dict[str, list[dict[str, str]]]]
+
+
+class _Signature(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    offset: str
+
+
+class _Signatures(msgspec.Struct, frozen=True, kw_only=True):
+    """wipefs --json."""
+
+    signatures: list[_Signature] = []
+
+
 class Lvm:
     """LVM commands. No lock of ours: LVM has its own for each VG, and one of ours would let a dead disk delay all others."""
 
@@ -90,7 +110,7 @@ class Lvm:
     async def content(self, device: str) -> DeviceContent:
         """What lies on the device, found without writing. A PV that is in no VG holds nothing, so it counts as blank."""
         result = await self._run(["wipefs", "--no-act", "--json", "--", device], _REPORT_TIMEOUT_S)
-        found = [(str(row["type"]), str(row["offset"])) for row in _parsed(result)["signatures"]]
+        found = [(row.type, row.offset) for row in _decoded(result, _Signatures).signatures]
         rows = await self._report("pvs", device, "pv", "pv_name,vg_name,pv_in_use")
         vg_name = next((row["vg_name"] for row in rows if row["vg_name"]), None)
         is_orphan = bool(rows) and vg_name is None and not any(row["pv_in_use"] for row in rows)
@@ -155,8 +175,7 @@ class Lvm:
         # With exit 0 and an empty list, as for a blank device (seen with 2.03.16): a device that is gone must not look blank.
         if "Device not found" in result.stderr:
             raise tool_fault(result)
-        rows: list[dict[str, str]] = _parsed(result)["report"][0][section]
-        return rows
+        return [row for part in _decoded(result, _Report).report for row in part.get(section, [])]
 
     async def _run(self, argv: list[str], timeout_s: float) -> CommandResult:
         result = await self._commands.run(argv, timeout_s=timeout_s)
@@ -174,9 +193,8 @@ def _scope(device: str) -> tuple[str, ...]:
     return ("--devices", device, "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
 
 
-def _parsed(result: CommandResult) -> dict[str, Any]:
+def _decoded(result: CommandResult, shape: type[T]) -> T:
     try:
-        parsed = json.loads(result.stdout)
-    except ValueError as error:
-        raise AgentFault.of(FaultCode.FAILED, f"{result.argv[0]} answered something that is not JSON") from error
-    return parsed if isinstance(parsed, dict) else {}
+        return msgspec.json.decode(result.stdout, type=shape)
+    except msgspec.DecodeError as error:
+        raise AgentFault.of(FaultCode.FAILED, f"{result.argv[0]} answered something that is not its report") from error

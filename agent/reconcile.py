@@ -6,6 +6,7 @@ fences are those of schemas/agent_rpc.py: a line that a newer command has overta
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -74,7 +75,8 @@ class Reconciler:
         self._facts = facts
         self._intervals = intervals
         self._clock = clock
-        self._woken = asyncio.Event()
+        self._is_woken = False
+        self._news = asyncio.Event()
         self._slots = asyncio.Semaphore(PARALLEL)
         self._waiting: dict[str, _Line] = {}
         self._working: set[str] = set()
@@ -82,38 +84,43 @@ class Reconciler:
 
     def wake(self) -> None:
         """A sync follows soon; any number of calls before it count as one."""
-        self._woken.set()
+        self._is_woken = True
+        self._news.set()
 
     async def run(self) -> None:
         """Converges for ever; a backend whose driver takes its time delays neither the next sync nor the others."""
         failures = 0
         async with asyncio.TaskGroup() as group:
             while True:
-                self._woken.clear()
+                self._is_woken = False
                 try:
                     reply = await self._sync()
                 except (BusError, msgspec.DecodeError, UnicodeDecodeError) as error:
                     failures += 1
                     log.warning("sync failed", extra={"reason": str(error)[:300]})
-                    await self._pause(random.uniform(0.5, 1) * min(_RETRY_CAP_S, 2.0 ** min(failures, 10)))
+                    pause_s = random.uniform(0.5, 1) * min(_RETRY_CAP_S, 2.0 ** min(failures, 10))
+                    await self._pause(pause_s, is_plan_known=False)
                 else:
                     failures = 0
                     self._take(reply, group)
-                    pause_s = random.uniform(0.8, 1.2) * self._intervals.reconcile_s
-                    await self._pause(min(pause_s, self._due_in_s()))
+                    await self._pause(random.uniform(0.8, 1.2) * self._intervals.reconcile_s, is_plan_known=True)
 
     async def _sync(self) -> SyncReply:
         request = SyncRequest(facts=self._facts, held=self._host.held())
         return msgspec.json.decode(await self._ask(msgspec.json.encode(request)), type=SyncReply)
 
-    async def _pause(self, pause_s: float) -> None:
-        """For pause_s, or until woken, but never for no time at all."""
+    async def _pause(self, pause_s: float, *, is_plan_known: bool) -> None:
+        """For pause_s, or until woken, or until an attempt is due, but never for no time at all."""
+        until = self._clock() + pause_s
         await asyncio.sleep(_MIN_GAP_S)
-        try:
-            async with asyncio.timeout(max(0.0, pause_s)):
-                await self._woken.wait()
-        except TimeoutError:
-            return
+        while not self._is_woken:
+            self._news.clear()
+            rest_s = min(until - self._clock(), self._due_in_s() if is_plan_known else math.inf)
+            if rest_s <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    await self._news.wait()
 
     def _due_in_s(self) -> float:
         """Seconds until the next attempt may be made; those under way do not count."""
@@ -149,6 +156,8 @@ class Reconciler:
                         await self._apply(backend_id, line)
         finally:
             self._working.discard(backend_id)
+            # Not a reason to sync, but perhaps something will be due earlier than we planned.
+            self._news.set()
 
     async def _apply(self, backend_id: str, line: _Line) -> None:
         async with self._host.lock(backend_id):

@@ -172,8 +172,8 @@ class CommandServer:
                 return await self._host.probe(backend_id)
             case CredentialNonce(backend_id=backend_id, version=version):
                 return Nonce(nonce=self._deliveries.nonce(backend_id, version))
-            case StoreCredentials(backend_id=backend_id, version=version, sealed=sealed):
-                self._store.put(backend_id, version, self._deliveries.open(backend_id, version, sealed))
+            case StoreCredentials():
+                self._store_credentials(command)
                 return None
             case DropCredentials(backend_id=backend_id, from_version=from_version):
                 self._store.drop_from(backend_id, from_version)
@@ -193,6 +193,13 @@ class CommandServer:
             case Nudge():
                 return None
         assert_never(command)
+
+    def _store_credentials(self, command: StoreCredentials) -> None:
+        """Kept as that version; laid over the base version where only some of the fields are new."""
+        given = self._deliveries.open(command.backend_id, command.version, command.sealed)
+        if command.base_version:
+            given = self._store.get(command.backend_id, command.base_version).merged(given)
+        self._store.put(command.backend_id, command.version, given)
 
     def _reseal(self, command: ResealCredentials) -> bytes:
         try:

@@ -103,7 +103,7 @@ TABLE: tuple[Row, ...] = (
     Row("lvm", None, r"Input/output error|error reading|read failed|write failed", FaultCode.IO_ERROR),
     Row("lvm", None, r"locked by other host|VG lock failed", FaultCode.IN_USE),
     Row("lvm", None, r"Permission denied|Read-only file system|write protected", FaultCode.READ_ONLY, "Map the LUN writable for this host"),
-    Row("lvm", None, r"Device .* not found|No device found|No such device", FaultCode.LUN_NOT_FOUND),
+    Row("lvm", None, r"Device not found|No device found|No such device", FaultCode.LUN_NOT_FOUND),
     Row("wipefs", None, r"Device or resource busy", FaultCode.IN_USE),
     Row("wipefs", None, r"Input/output error", FaultCode.IO_ERROR),
     Row("wipefs", None, r"No such file or directory", FaultCode.LUN_NOT_FOUND),

@@ -54,7 +54,7 @@ def serve(control: socket.socket, jobs: Mapping[str, Job]) -> None:
     """Returns when the agent has closed its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _noticed)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     children: dict[int, int] = {}
     while True:
@@ -100,6 +100,10 @@ def run_job(jobs: Mapping[str, Job], name: str, args: dict[str, Any]) -> dict[st
         return {"errno": error.errno, "text": error.strerror or "", "filename": filename}
     except Exception as error:  # noqa: BLE001 - reported to the agent, which logs it
         return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def _noticed(_number: int, _frame: object) -> None:
+    """A signal without a handler would not reach the wake-up descriptor."""
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -250,6 +250,8 @@ class Backends:
         """Name, labels, hosts, state and default: one transaction with its events."""
         touched = {row.id}
         async with transaction(self._pool) as connection:
+            if patch.get("is_default"):
+                await store.hold_default(connection)
             before = await store.lock(connection, row.id)
             if before is None:
                 raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {row.name}")
@@ -439,8 +441,6 @@ class Backends:
             await self._registry.refresh([backend_id])
         if done is None:
             return Pending(operation_id)
-        previous = [b.id for b in self._registry.backends() if b.is_default]
-        await self._registry.refresh(previous)
         await self._nudge_behind(backend_id)
         return self.get(backend_id)
 

@@ -110,7 +110,7 @@ class BusAuth:
         if not nkey.is_public_key(user_public_key, Role.USER):
             raise ValueError("not the public nkey of a user")
         claims = {"type": "user", "issuer_account": nkey.public_key(self._keys.account)}
-        return _sign(
+        return sign_claims(
             self._keys.agent_signer, user_public_key, claims, name=host_id, expires_at=int(time.time()) + lifetime_s
         )
 
@@ -158,16 +158,16 @@ def server_config(
     port: int = -1,
     tls: TlsFiles | None = None,
 ) -> str:
-    """The configuration of a nats-server in operator mode; no secret is in it. port -1: a free one, told in ports_file_dir.
+    """The configuration of a nats-server in operator mode, without secrets. port -1: free, told in ports_file_dir.
 
     nats-server does not lock data_dir, two on one folder ruin it: the caller holds a lock (BUS.md 1). The
     preloaded account is dated 1970 so that it never replaces a newer one, with revocations, that was pushed.
     """
     system = nkey.public_key(keys.system_account)
-    operator = _sign(
+    operator = sign_claims(
         keys.operator, nkey.public_key(keys.operator), {"type": "operator", "system_account": system}, name="stowage"
     )
-    system_jwt = _sign(
+    system_jwt = sign_claims(
         keys.operator, system, {"type": "account", "limits": _ACCOUNT_LIMITS}, name="SYSTEM", issued_at=1
     )
     account_jwt = _account_jwt(keys, {}, issued_at=1)
@@ -197,7 +197,7 @@ def _account_jwt(keys: Keys, revoked: Mapping[str, float], *, issued_at: int) ->
         "signing_keys": [_agent_template(nkey.public_key(keys.agent_signer))],
         "revocations": {key: int(at) for key, at in revoked.items()},
     }
-    return _sign(keys.operator, nkey.public_key(keys.account), claims, name="STOWAGE", issued_at=issued_at)
+    return sign_claims(keys.operator, nkey.public_key(keys.account), claims, name="STOWAGE", issued_at=issued_at)
 
 
 def _agent_template(signer: str) -> dict[str, object]:
@@ -226,13 +226,13 @@ def _write_user(folder: Path, name: str, account_seed: str, seed: str, rights: _
         "data": _NO_LIMIT,
         "payload": _NO_LIMIT,
     }
-    user_jwt = _sign(account_seed, nkey.public_key(seed), claims, name=name)
+    user_jwt = sign_claims(account_seed, nkey.public_key(seed), claims, name=name)
     path = folder / f"{name}.creds"
     write_private(path, creds_text(user_jwt, seed).encode())
     return path
 
 
-def _sign(
+def sign_claims(
     issuer_seed: str,
     subject: str,
     nats: Mapping[str, object],
@@ -241,6 +241,7 @@ def _sign(
     issued_at: int | None = None,
     expires_at: int | None = None,
 ) -> str:
+    """A NATS JWT, version 2; the times are Unix seconds."""
     claims: dict[str, object] = {
         "iat": int(time.time()) if issued_at is None else issued_at,
         "iss": nkey.public_key(issuer_seed),

@@ -20,6 +20,8 @@ from manager.tokens import Tokens
 log = logging.getLogger(__name__)
 
 CHANNEL = "stowage"
+#: First half of the session lock that each living replica holds under its name.
+_REPLICA_LOCK = 7_310
 _AGAIN_S = 0.5
 #: Seconds between two looks whether the connection still carries notifications.
 _ALIVE_S = 5.0
@@ -71,9 +73,9 @@ class Feed:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(CHANNEL, self._hear)
             # Held as long as we live: whoever gets it knows that an earlier life of this replica is over.
-            if await connection.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", f"replica {self._replica}"):
+            if await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", _REPLICA_LOCK, self._replica):
                 async with self._pool.acquire() as pooled:
-                    await journal.disown(pooled, replica=self._replica)
+                    await journal.disown(pooled, replica=self._replica, owner=self._engine.owner)
             self._tokens.forget()
             await self._registry.load()
             self._relay.wake()

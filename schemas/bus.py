@@ -152,14 +152,16 @@ class Bus:
         self._handling: set[asyncio.Task[None]] = set()
         self._errors: Counter[type[Exception]] = Counter()
         self._connections = 0
+        self._connected_at: float | None = None
         self._rebuilds = 0
         self._dropped = 0
         self._last_failure = "not started"
 
     def subscribe(self, subject: str, handler: Handler, *, queue: str = "", concurrency: int = 64) -> None:
-        """The handler runs for each message in a task of its own, at most `concurrency` at once, on this and every later connection.
+        """The handler runs for each message in a task of its own, at most `concurrency` at once, on every connection.
 
-        What it raises is logged here. Messages beyond the bound wait in order; 16 thousand waiting, the newest is dropped.
+        What it raises is logged here. Messages beyond the bound wait in order; with 16 thousand waiting, the
+        newest is dropped. May be called before `start` and after it.
         """
         subscription = _Subscription(subject, queue, handler, asyncio.Semaphore(concurrency))
         self._subscriptions.append(subscription)
@@ -167,13 +169,14 @@ class Bus:
             self._spawn(self._listen(self._opening, subscription), f"{self._name} subscribe")
 
     def on_connect(self, callback: OnConnect) -> None:
-        """Run after each connection, the first too, when requests work. Callbacks run one after another; runs never overlap."""
+        """Run after each connection, the first too, when requests work; one after another, and runs never overlap."""
         self._on_connect.append(callback)
 
     async def start(self, timeout_s: float | None = None, *, wait: bool = True) -> None:
         """Supervised from now on until `close`. With `wait`: also usable now.
 
-        Raises BusDown when it isn't after timeout_s; then nothing goes on. wait=False: returns at once, and it is tried for ever.
+        Raises BusDown when it isn't after timeout_s; then nothing goes on. wait=False: returns at once, and it is
+        tried for ever.
         """
         if self._tasks:
             raise RuntimeError("the bus has been started already")
@@ -193,7 +196,9 @@ class Bus:
         """Usable now. Raises BusDown, with the last failure in its text."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._usable.wait()
+                while not self.is_usable:
+                    self._usable.clear()  # it may be set still for a connection lost a moment ago
+                    await self._usable.wait()
         except TimeoutError as error:
             raise BusDown(f"the bus is not usable after {timeout_s} s: {self._last_failure}") from error
 
@@ -253,7 +258,10 @@ class Bus:
         max_bytes: int = 1024**3,
         replicas: int = 1,
     ) -> None:
-        """The stream exists with this configuration: made, or changed to it. Raises as `request`; BusRefused with the server's reason."""
+        """The stream exists with this configuration: made, or changed to it.
+
+        Raises as `request`; BusRefused with the server's reason.
+        """
         config = msgspec.json.encode(
             {
                 "name": name,
@@ -345,23 +353,26 @@ class Bus:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
-            connected_at: float | None = None
+            self._connected_at = None
             try:
-                try:
-                    client = await self._connect()
-                    connected_at = loop.time()
-                    await self._watch(client)
-                finally:
-                    await self._drop_client()
-            except (OSError, errors.Error, CredsError, BusError, TimeoutError) as error:
-                self._last_failure = str(error) or type(error).__name__
+                await self._live_once()
+            except (OSError, errors.Error, CredsError, BusError, TimeoutError):
                 log.warning("bus connection failed", extra={"bus": self._name, "reason": self._last_failure})
-            except Exception as error:  # the edge of this loop: it must outlive what nobody thought of
-                self._last_failure = type(error).__name__
+            except Exception:  # the edge of this loop: it must outlive what nobody thought of
                 log.exception("bus connection failed", extra={"bus": self._name})
-            is_stable = connected_at is not None and loop.time() - connected_at >= _STABLE_S
+            is_stable = self._connected_at is not None and loop.time() - self._connected_at >= _STABLE_S
             failures = 0 if is_stable else failures + 1
             await asyncio.sleep(random.uniform(0, min(self._backoff_cap_s, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
+
+    async def _live_once(self) -> None:
+        """One connection from its making to its end, which is always an exception."""
+        try:
+            await self._watch(await self._connect())
+        except Exception as error:
+            self._last_failure = str(error) or type(error).__name__
+            raise
+        finally:
+            await self._drop_client()
 
     async def _connect(self) -> SafeClient:
         self._opening = client = SafeClient(self._on_error)
@@ -376,153 +387,10 @@ class Bus:
             )
         for subscription in self._subscriptions:
             await self._listen(client, subscription)
-        if not await client.hears_itself(_FLUSH_S):
-            raise BusTimeout("the bus did not confirm in time")
-
-    async def close(self) -> None:
-        """Gone, with its tasks and the handlers still running. What was published is still sent if it can be."""
-        for task in (*self._tasks, *self._handling):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._handling, return_exceptions=True)
-        self._tasks = []
-
-    async def ensure_stream(
-        self,
-        name: str,
-        stream_subjects: Sequence[str],
-        *,
-        max_age_s: float = 24 * 3600,
-        duplicate_window_s: float = 600,
-        max_bytes: int = 1024**3,
-        replicas: int = 1,
-    ) -> None:
-        """The stream exists with this configuration: made, or changed to it. Raises as `request`; BusRefused with the server's reason."""
-        config = msgspec.json.encode(
-            {
-                "name": name,
-                "subjects": list(stream_subjects),
-                "retention": "limits",
-                "storage": "file",
-                "discard": "old",
-                "max_age": round(max_age_s * 1e9),
-                "duplicate_window": round(duplicate_window_s * 1e9),
-                "max_bytes": max_bytes,
-                "num_replicas": replicas,
-                "deny_delete": True,
-            }
-        )
-        answer = await self._ask_stream(f"$JS.API.STREAM.CREATE.{name}", config, None)
-        if answer.error is not None and answer.error.err_code == _STREAM_EXISTS:
-            answer = await self._ask_stream(f"$JS.API.STREAM.UPDATE.{name}", config, None)
-        if answer.error is not None:
-            raise BusRefused(f"stream {name}: {answer.error.description}")
-
-    async def publish_event(self, subject: str, payload: bytes, message_id: str) -> Ack:
-        """Stored once in a stream; the same message_id again within the duplicate window is acknowledged and dropped.
-
-        Raises BusTimeout (it may be stored), NoResponders (no stream takes the subject), BusDown, BusRefused.
-        """
-        answer = await self._ask_stream(subject, payload, {"Nats-Msg-Id": message_id})
-        if answer.error is not None:
-            raise BusRefused(f"{subject} was not stored: {answer.error.description}")
-        return Ack(sequence=answer.seq, is_duplicate=answer.duplicate)
-
-    async def publish_events(self, events: Sequence[tuple[str, bytes, str]]) -> list[Ack]:
-        """Each (subject, payload, message id) stored, in this order; all acks awaited, whatever becomes of one.
-
-        Raises the first failure; what was stored before and after it is unknown then, so send all again.
-        A payload over the server's limit is refused before anything is sent, so that none overtakes it.
-        """
-        client = await self._usable_client(_STREAM_S)
-        for subject, payload, _ in events:
-            if len(payload) > client.max_payload:
-                raise BusRefused(f"cannot publish {subject}: {len(payload)} bytes are over the limit")
-        acks: list[Ack] = []
-        for first in range(0, len(events), _EVENTS_IN_FLIGHT):
-            batch = (self.publish_event(*event) for event in events[first : first + _EVENTS_IN_FLIGHT])
-            for outcome in await asyncio.gather(*batch, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                acks.append(outcome)
-        return acks
-
-    async def _request(
-        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None
-    ) -> bytes:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        client = await self._usable_client(timeout_s)
-        try:
-            # From the check in _usable_client to the write there is no pause: closed below means closed while waiting.
-            reply = await client.request(subject, payload, timeout=deadline - loop.time(), headers=headers)
-        except errors.NoRespondersError as error:
-            raise NoResponders(f"nobody listens on {subject}") from error
-        except errors.TimeoutError as error:
-            raise BusTimeout(f"no answer on {subject} within {timeout_s} s") from error
-        except errors.ConnectionClosedError as error:
-            raise BusTimeout(f"the connection ended while waiting for an answer on {subject}") from error
-        except (errors.OutboundBufferLimitError, OSError) as error:
-            raise BusDown(f"cannot send {subject}: the connection is gone") from error
-        except errors.Error as error:
-            raise BusRefused(f"cannot send {subject}: {error}") from error
-        return reply.data
-
-    async def _ask_stream(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> "_StreamAnswer":
-        answer = await self._request(subject, payload, timeout_s=_STREAM_S, headers=headers)
-        try:
-            return msgspec.json.decode(answer, type=_StreamAnswer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BusTimeout(f"an unreadable answer on {subject}") from error
-
-    async def _usable_client(self, timeout_s: float) -> SafeClient:
-        if not self.is_usable and not self._fail_fast:
-            await self.wait_usable(timeout_s)
-        client = self._client
-        if client is None or client.lost.is_set():
-            raise BusDown(f"the bus is not usable: {self._last_failure}")
-        if client.pending_data_size > _MAX_UNSENT_BYTES:
-            raise BusDown("the bus is not usable: the server does not take what is sent")
-        return client
-
-    async def _supervise(self) -> None:
-        loop = asyncio.get_running_loop()
-        failures = 0
-        while True:
-            connected_at: float | None = None
-            try:
-                client = await self._connect()
-                connected_at = loop.time()
-                await self._watch(client)
-            except (OSError, errors.Error, CredsError, BusError, TimeoutError) as error:
-                self._last_failure = str(error) or type(error).__name__
-                log.warning("bus connection failed", extra={"bus": self._name, "reason": self._last_failure})
-            except Exception as error:  # the edge of this loop: it must outlive what nobody thought of
-                self._last_failure = type(error).__name__
-                log.exception("bus connection failed", extra={"bus": self._name})
-            finally:
-                await self._drop_client()
-            is_stable = connected_at is not None and loop.time() - connected_at >= _STABLE_S
-            failures = 0 if is_stable else failures + 1
-            await asyncio.sleep(random.uniform(0, min(self._backoff_cap_s, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
-
-    async def _connect(self) -> SafeClient:
-        self._opening = client = SafeClient(self._on_error)
-        await asyncio.wait_for(
-            client.open(
-                self._servers,
-                identity=Identity.read(self._creds_file),
-                name=self._name,
-                inbox_prefix=self._inbox_prefix,
-                ping_interval_s=self._ping_interval_s,
-                tls=self._tls_context(),
-            ),
-            _CONNECT_S,
-        )
-        for subscription in self._subscriptions:
-            await self._listen(client, subscription)
         if not await client.hears_itself(_ECHO_S):
             raise BusDown(f"no echo on a fresh connection: {client.loss or 'silence'}")
         self._connections += 1
+        self._connected_at = asyncio.get_running_loop().time()
         self._client = client
         self._usable.set()
         self._greet.set()

@@ -13,15 +13,15 @@ import base64
 import contextlib
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from nats import errors
 from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
-from nats.protocol.parser import Parser
 
 from schemas import nkey
 
@@ -34,7 +34,9 @@ _MAX_OUTSTANDING_PINGS = 2
 #: Messages waiting for a handler of one subscription; beyond it the newest is dropped and counted.
 _PENDING_MESSAGES = 16 * 1024
 _PENDING_BYTES = 32 * 1024 * 1024
+#: Seconds to say good-bye; after a failed TLS handshake asyncio never reports the socket closed.
 _CLOSE_S = 2.0
+_CLOSE_BROKEN_S = 0.2
 
 
 class CredsError(Exception):
@@ -82,7 +84,10 @@ _SEED_HEAD = "-----BEGIN USER NKEY SEED-----"
 
 def creds_text(user_jwt: str, seed: str) -> str:
     """The content of a creds file; whoever writes it writes it 0600, with fsync and rename."""
-    return f"{_JWT_HEAD}\n{user_jwt}\n------END NATS USER JWT------\n\n{_SEED_HEAD}\n{seed}\n------END USER NKEY SEED------\n"
+    return (
+        f"{_JWT_HEAD}\n{user_jwt}\n------END NATS USER JWT------\n\n"
+        f"{_SEED_HEAD}\n{seed}\n------END USER NKEY SEED------\n"
+    )
 
 
 class SafeClient(Client):
@@ -90,7 +95,6 @@ class SafeClient(Client):
 
     def __init__(self, on_error: Callable[[Exception], Awaitable[None]]) -> None:
         super().__init__()
-        self._ps = _StrictParser(self)
         self._on_error = on_error
         self._echo_inbox = ""
         self._echoes: dict[bytes, asyncio.Future[None]] = {}
@@ -108,7 +112,10 @@ class SafeClient(Client):
         ping_interval_s: float,
         tls: ssl.SSLContext | None,
     ) -> None:
-        """Connected, and subscribed to its own inbox for replies and echoes. Raises OSError, nats.errors.Error, TimeoutError."""
+        """Connected, and subscribed to its own inbox for replies and echoes.
+
+        Raises OSError, nats.errors.Error, TimeoutError.
+        """
 
         async def on_error(error: Exception) -> None:
             if isinstance(error, errors.SlowConsumerError):
@@ -136,11 +143,11 @@ class SafeClient(Client):
         )
         await self._init_request_sub()
         self._echo_inbox = self.new_inbox()
-        await self.subscribe(self._echo_inbox, cb=self._on_echo)
+        await self.subscribe(self._echo_inbox, cb=self._on_echo)  # pyright: ignore[reportUnknownMemberType]
 
     async def listen(self, subject: str, queue: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
         """Subscribed, with bounded memory. nats-py runs one subscription's callbacks one after another."""
-        await self.subscribe(
+        await self.subscribe(  # pyright: ignore[reportUnknownMemberType]
             subject, queue, callback, pending_msgs_limit=_PENDING_MESSAGES, pending_bytes_limit=_PENDING_BYTES
         )
 
@@ -160,6 +167,7 @@ class SafeClient(Client):
 
     async def discard(self) -> None:
         """Closed within seconds, whatever the other end does; what is pending is still sent if it can be."""
+        patience_s = _CLOSE_S if self.is_connected else _CLOSE_BROKEN_S
         self._lose(errors.ConnectionClosedError())
         transport = self._transport
         if transport is None:
@@ -167,7 +175,7 @@ class SafeClient(Client):
         try:
             # An OSError here only says that the other end was gone first.
             with contextlib.suppress(OSError, errors.Error, TimeoutError):
-                async with asyncio.timeout(_CLOSE_S):
+                async with asyncio.timeout(patience_s):
                     await self.close()
         finally:
             if isinstance(transport, _HandshakeTransport):
@@ -180,7 +188,8 @@ class SafeClient(Client):
         if not self.is_closed:
             self._status = Client.DISCONNECTED
         self.lost.set()
-        for waiting in (*self._resp_map.values(), *self._echoes.values()):
+        requests = cast("dict[str, asyncio.Future[Msg]]", self._resp_map)  # pyright: ignore[reportUnknownMemberType]
+        for waiting in (*requests.values(), *self._echoes.values()):
             if not waiting.done():
                 waiting.set_exception(errors.ConnectionClosedError())
 
@@ -201,29 +210,55 @@ class SafeClient(Client):
 
     async def _read_loop(self) -> None:
         # Unlike nats-py's: there is no way out of this loop that leaves the connection looking alive (bugs 1, 2).
+        splitter = _Splitter()
         try:
             while not self.lost.is_set():
                 assert self._transport is not None
                 chunk = await self._transport.read(_READ_BYTES)
                 if not chunk:
                     raise errors.UnexpectedEOF
-                await self._ps.parse(chunk)
-        except Exception as error:
+                for words, headers, body in splitter.feed(chunk):
+                    await self._dispatch(words, headers, body)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends the connection, and Bus logs it as its loss
             self._lose(error)
         finally:
             self._lose(errors.ConnectionClosedError())
 
+    async def _dispatch(self, words: list[bytes], headers: bytes, body: bytes) -> None:
+        match words:
+            case [b"MSG", subject, sid, _]:
+                await self._process_msg(_count(sid), subject, b"", body, b"")
+            case [b"MSG", subject, sid, reply, _]:
+                await self._process_msg(_count(sid), subject, reply, body, b"")
+            case [b"HMSG", subject, sid, _, _]:
+                await self._process_msg(_count(sid), subject, b"", body, headers)
+            case [b"HMSG", subject, sid, reply, _, _]:
+                await self._process_msg(_count(sid), subject, reply, body, headers)
+            case [b"PING", *_]:
+                await self._process_ping()
+            case [b"PONG", *_]:
+                await self._process_pong()
+            case [b"-ERR", *what]:
+                await self._process_err(b" ".join(what).decode("utf-8", "backslashreplace").lower().strip("'"))
+            case [b"INFO", *info]:
+                await self._process_info(_info(b" ".join(info)))
+            case [b"+OK", *_]:
+                pass
+            case _:
+                raise errors.ProtocolError
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
             await super()._process_msg(sid, subject, reply, data, headers)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # nats-py raises anything here
             # A subject, reply or header that does not decode costs its sender this one message (bug 1).
             self.dropped += 1
             await self._on_error(error)
 
     async def _process_pong(self) -> None:
-        if self._pongs:
-            waiting = self._pongs.pop(0)
+        pongs = cast("list[asyncio.Future[bool]]", self._pongs)  # pyright: ignore[reportUnknownMemberType]
+        if pongs:
+            waiting = pongs.pop(0)
             if not waiting.done():  # a flush that timed out left it cancelled (bug 2)
                 waiting.set_result(True)
         self._pongs_received += 1
@@ -270,58 +305,40 @@ class _HandshakeTransport(TcpTransport):
             self._io_writer.transport.abort()
 
 
-class _StrictParser(Parser):
-    """Splits control lines where the server does: at single spaces.
+class _Splitter:
+    """Splits what the server sends where the server does: control lines at single spaces.
 
     nats-py's regular expressions split at any white space, and a publisher may put a vertical tab or a form
     feed into a subject: that broke the line in other places, ended the connection, or let the message
     be taken for another subscription's (seen 2026-11-23; tests/bus/test_poison.py).
     """
 
-    def __init__(self, client: SafeClient) -> None:
-        super().__init__(client)
-        self._client = client
+    def __init__(self) -> None:
+        self._rest = bytearray()
 
-    async def parse(self, data: bytes = b"") -> None:
-        """Every whole line and message so far is dispatched. Raises ProtocolError for what no NATS server sends."""
-        self.buf.extend(data)
-        while (end := self.buf.find(b"\r\n")) >= 0:
-            words = bytes(self.buf[:end]).split(b" ")
-            taken = end + 2
-            match words:
-                case [b"MSG", subject, sid, *reply, size] if len(reply) < 2:
-                    taken += _count(size) + 2
-                    if len(self.buf) < taken:
-                        return
-                    body = bytes(self.buf[end + 2 : taken - 2])
-                    del self.buf[:taken]
-                    await self._client._process_msg(_count(sid), subject, b"".join(reply), body, b"")
-                    continue
-                case [b"HMSG", subject, sid, *reply, header_size, size] if len(reply) < 2:
-                    taken += _count(size) + 2
-                    if len(self.buf) < taken:
-                        return
-                    body_at = end + 2 + _count(header_size)
-                    headers, body = bytes(self.buf[end + 2 : body_at]), bytes(self.buf[body_at : taken - 2])
-                    del self.buf[:taken]
-                    await self._client._process_msg(_count(sid), subject, b"".join(reply), body, headers)
-                    continue
-                case [b"PING", *_]:
-                    await self._client._process_ping()
-                case [b"PONG", *_]:
-                    await self._client._process_pong()
-                case [b"-ERR", *what]:
-                    await self._client._process_err(
-                        b" ".join(what).decode("utf-8", "backslashreplace").lower().strip("'")
-                    )
-                case [b"INFO", *info]:
-                    await self._client._process_info(_info(b" ".join(info)))
-                case [b"+OK", *_]:
-                    pass
-                case _:
-                    raise errors.ProtocolError
-            del self.buf[:taken]
-        if len(self.buf) > _MAX_LINE_BYTES:
+    def feed(self, chunk: bytes) -> Iterator[tuple[list[bytes], bytes, bytes]]:
+        """Each whole (control line's words, headers, body). Raises ProtocolError for what no NATS server sends."""
+        rest = self._rest
+        rest.extend(chunk)
+        while (line_end := rest.find(b"\r\n")) >= 0:
+            words = bytes(rest[:line_end]).split(b" ")
+            begin = end = line_end + 2
+            headers = b""
+            if words[0] in (b"MSG", b"HMSG"):
+                size = _count(words[-1])
+                if len(rest) < begin + size + 2:
+                    return
+                if words[0] == b"HMSG":
+                    headers_end = begin + min(_count(words[-2]), size)
+                    headers, begin = bytes(rest[begin:headers_end]), headers_end
+                end = line_end + 2 + size
+                body = bytes(rest[begin:end])
+                del rest[: end + 2]
+            else:
+                body = b""
+                del rest[:end]
+            yield words, headers, body
+        if len(rest) > _MAX_LINE_BYTES:
             raise errors.ProtocolError
 
 

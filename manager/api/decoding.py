@@ -173,12 +173,6 @@ def if_match(request: web.Request, current: int | None) -> int | None:
     return current if current in versions else versions[0]
 
 
-def is_none_match(request: web.Request, tag: str) -> bool:
-    """Whether the caller has this version already."""
-    tags = _tags(request, hdrs.IF_NONE_MATCH)
-    return tags is not None and ("*" in tags or tag in (t.removeprefix("W/") for t in tags))
-
-
 def preferences(request: web.Request) -> Preferences:
     """RFC 7240: respond-async, wait=SECONDS; what else is preferred is ignored, as that RFC asks."""
     given: dict[str, str] = {}

@@ -34,7 +34,10 @@ async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
             return response
         finally:
             resource = request.match_info.route.resource
-            log.info(
+            # Reads are many and change nothing: they are for who looks closely.
+            is_quiet = request.method in ("GET", "HEAD") and 200 <= status < 400
+            log.log(
+                logging.DEBUG if is_quiet else logging.INFO,
                 "request served",
                 extra={
                     "method": request.method,

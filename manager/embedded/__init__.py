@@ -3,6 +3,7 @@
 children    starting a process that dies with us, and stopping it in time
 identity    which unprivileged user runs the servers, found out by trying
 lock        one `stowage up` a data folder, and nothing left of the one before
+stopping    the signals that ask for an end
 ports       which TCP ports are free
 postgres    PostgreSQL from its wheel
 nats        nats-server from its wheel

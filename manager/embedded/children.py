@@ -1,5 +1,6 @@
 """Processes that die with us: started from the main thread, with a death signal, in a process group of their own."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from manager.embedded.errors import StartError
 from manager.embedded.identity import Identity
+from manager.embedded.stopping import never
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PARENT_GONE = 111
@@ -55,17 +57,38 @@ def spawn(
         )
 
 
-def wait_until(is_so: Callable[[], bool], *, timeout_s: float, progress: Callable[[], object] | None = None) -> bool:
-    """Whether it came true; the time runs anew whenever what `progress` returns changes."""
+def wait_until(
+    is_so: Callable[[], bool],
+    *,
+    timeout_s: float,
+    progress: Callable[[], object] | None = None,
+    check: Callable[[], None] = never,
+    poll_s: float = _POLL_S,
+) -> bool:
+    """Whether it came true; the time runs anew whenever what `progress` returns changes. `check` may raise at any time."""
     seen = progress() if progress else None
     deadline = time.monotonic() + timeout_s
     while not is_so():
+        check()
         if progress and (now := progress()) != seen:
             seen, deadline = now, time.monotonic() + timeout_s
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     return True
+
+
+def finish(
+    process: subprocess.Popen[bytes], *, timeout_s: float, stdin: bytes = b"", check: Callable[[], None] = never
+) -> bool:
+    """Whether it ended in time by itself; it has ended in any case. stdin: at most what a pipe holds."""
+    try:
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(stdin)
+        return wait_until(lambda: process.poll() is not None, timeout_s=timeout_s, check=check)
+    finally:
+        stop(process)
 
 
 def stop(process: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float]) -> int | None:

@@ -2,26 +2,30 @@
 
 import http.client
 import json
-import time
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from manager.embedded import children
 from manager.embedded.errors import StartError
+from manager.embedded.stopping import never
 
 _REQUEST_TIMEOUT_S = 35  # above the 30 s after which the manager answers 202
-_POLL_S = 0.05
 
 
 class ManagerClient:
     """One manager at an address on this machine."""
 
-    def __init__(self, host: str, port: int, token_file: Path) -> None:
+    def __init__(self, host: str, port: int, token_file: Path, *, check: Callable[[], None] = never) -> None:
+        """check: may raise while an answer is waited for."""
         self._host = host
         self._port = port
         self._token_file = token_file
+        self._check = check
 
     @property
     def url(self) -> str:
@@ -64,6 +68,23 @@ class ManagerClient:
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None, *, token: str | None
     ) -> tuple[int, Mapping[str, Any]]:
+        """The status and the JSON object of the answer. Raises OSError and HTTPException."""
+        # In a thread, so that a signal finds the main one looking; the process does not wait for it at its end.
+        answer: Future[tuple[int, Mapping[str, Any]]] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._exchange(method, path, body, token))
+            except (OSError, http.client.HTTPException) as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="request", daemon=True).start()
+        children.wait_until(answer.done, timeout_s=_REQUEST_TIMEOUT_S * 2, check=self._check)
+        return answer.result(timeout=0)
+
+    def _exchange(
+        self, method: str, path: str, body: Mapping[str, Any] | None, token: str | None
+    ) -> tuple[int, Mapping[str, Any]]:
         headers = {"Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -81,16 +102,6 @@ class ManagerClient:
         except msgspec.DecodeError:  # an empty body, or not one of ours
             answer = {}
         return response.status, answer
-
-
-def wait_online(client: ManagerClient, names: set[str], *, timeout_s: float) -> set[str]:
-    """The names of those that are still not online when the time is over; empty when all are."""
-    deadline = time.monotonic() + timeout_s
-    while missing := names - client.online_hosts():
-        if time.monotonic() > deadline:
-            return missing
-        time.sleep(_POLL_S)
-    return set()
 
 
 def _reason(answer: Mapping[str, Any]) -> str:

@@ -8,10 +8,12 @@ of the parent: a nats-server, unlike PostgreSQL, would start happily on the file
 import contextlib
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from manager.embedded import children
 from manager.embedded.errors import AlreadyRunning, StartError
+from manager.embedded.stopping import never
 
 _LEFTOVERS_TIMEOUT_S = 30  # a NATS with 3,000 consumers takes that long to stop (BUS.md 4)
 _PID_TIMEOUT_S = 1
@@ -20,7 +22,7 @@ _PID_TIMEOUT_S = 1
 class DataLock:
     """The hold on a data folder, from construction to `release`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, check: Callable[[], None] = never) -> None:
         """Raises AlreadyRunning with the holder's pid, StartError if children of an earlier run do not end."""
         self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         self._children_fd = -1
@@ -32,7 +34,8 @@ class DataLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
             self._children_fd = os.open(folder / "lock.children", os.O_RDWR | os.O_CREAT, 0o600)
-            if not children.wait_until(lambda: _try(self._children_fd), timeout_s=_LEFTOVERS_TIMEOUT_S):
+            is_free = children.wait_until(lambda: _try(self._children_fd), timeout_s=_LEFTOVERS_TIMEOUT_S, check=check)
+            if not is_free:
                 pids = ", ".join(map(str, _users_of(folder / "lock.children") - {os.getpid()}))
                 raise StartError(f"processes of an earlier run on {folder} have not ended: {pids or 'unknown'}")
         except BaseException:

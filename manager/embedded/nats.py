@@ -13,6 +13,7 @@ from manager.embedded import children
 from manager.embedded.errors import StartError
 from manager.embedded.identity import Identity
 from manager.embedded.ports import is_free
+from manager.embedded.stopping import never
 
 _READY_TIMEOUT_S = 30  # 28 ms on an empty folder; a long stream is read back first
 _STOP_S = 0.8
@@ -43,8 +44,12 @@ class Nats:
         identity: Identity,
         host: str = "127.0.0.1",
         keep_fds: Sequence[int] = (),
+        check: Callable[[], None] = never,
     ) -> None:
-        """config_for: the configuration's text for a port, -1 for any; it names `folder` as its ports_file_dir."""
+        """config_for: the configuration's text for a port, -1 for any; it names `folder` as its ports_file_dir.
+
+        check: may raise while something is waited for.
+        """
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = folder
@@ -52,6 +57,7 @@ class Nats:
         self._identity = identity
         self._host = host
         self._keep_fds = tuple(keep_fds)
+        self._check = check
         self._port = _ANY_PORT
 
     @property
@@ -112,7 +118,12 @@ class Nats:
                 found.append(int(json.loads(ports.read_text(encoding="utf-8"))["nats"][0].rpartition(":")[2]))
             return bool(found) or process.poll() is not None
 
-        children.wait_until(is_settled, timeout_s=_READY_TIMEOUT_S, progress=lambda: children.size(self.log))
+        children.wait_until(
+            is_settled,
+            timeout_s=_READY_TIMEOUT_S,
+            progress=lambda: children.size(self.log),
+            check=self._check,
+        )
         if process.poll() is not None:
             raise children.died("nats-server", process, self.log)
         if not found:

@@ -11,13 +11,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from manager.embedded import children
 from manager.embedded.errors import StartError
 from manager.embedded.identity import Identity
+from manager.embedded.stopping import never
 
 NAME = "stowage"  # of the role and of the database
 _ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
@@ -59,8 +60,12 @@ class Postgres:
         identity: Identity,
         settings: Mapping[str, str] | None = None,
         keep_fds: Sequence[int] = (),
+        check: Callable[[], None] = never,
     ) -> None:
-        """password_file: the role's password, made when missing; outside `folder`, so that the server can't read it."""
+        """password_file: the role's password, made when missing; outside `folder`, so that the server can't read it.
+
+        check: may raise while something is waited for.
+        """
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = folder
@@ -68,6 +73,7 @@ class Postgres:
         self._password_file = password_file
         self._identity = identity
         self._keep_fds = tuple(keep_fds)
+        self._check = check
         self._socket_dir = _short_socket_dir(folder, identity)
         self._settings = {**_SETTINGS, "unix_socket_directories": str(self._socket_dir), **(settings or {})}
 
@@ -115,6 +121,7 @@ class Postgres:
             lambda: process.poll() is not None or self._is_ready(process.pid),
             timeout_s=_READY_TIMEOUT_S,
             progress=lambda: children.size(self.log),
+            check=self._check,
         )
         if process.poll() is not None:
             raise children.died("PostgreSQL", process, self.log)
@@ -196,12 +203,8 @@ class Postgres:
             keep_fds=self._keep_fds,
             stdin=subprocess.PIPE,
         )
-        try:
-            process.communicate(stdin, timeout=_INITDB_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise StartError(f"{program} was not done after {_INITDB_TIMEOUT_S} s", log=self.log) from error
-        finally:
-            children.stop(process)
+        if not children.finish(process, stdin=stdin, timeout_s=_INITDB_TIMEOUT_S, check=self._check):
+            raise StartError(f"{program} was not done after {_INITDB_TIMEOUT_S} s", log=self.log)
         if process.returncode != 0:
             raise StartError(f"{program} ended with exit code {process.returncode}", log=self.log)
 

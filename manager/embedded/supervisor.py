@@ -13,6 +13,7 @@ from pathlib import Path
 
 from manager.embedded import children
 from manager.embedded.errors import StartError
+from manager.embedded.stopping import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,10 @@ class Service:
 class Supervisor:
     """Knows the services in the order in which they were started; lives in the main thread."""
 
-    def __init__(self, logs: Path, *, on_restart: Callable[[], None]) -> None:
+    def __init__(self, logs: Path, *, stop_signals: StopSignals, on_restart: Callable[[], None]) -> None:
         """on_restart: called when a child has got a new pid."""
         self._logs = logs
+        self._stop_signals = stop_signals
         self._services: list[Service] = []
         self._on_restart = on_restart
 
@@ -71,9 +73,10 @@ class Supervisor:
         return next((s for s in self._services if s.process and s.process.poll() is not None), None)
 
     def run(self) -> None:
-        """Watches until a signal handler raises."""
+        """Watches until a signal comes: then raises StopRequested."""
         next_log_check = time.monotonic()
         while True:
+            self._stop_signals.check()
             now = time.monotonic()
             if now >= next_log_check:
                 for path in self._logs.glob("*.log"):
@@ -114,8 +117,9 @@ class Supervisor:
                 self._on_restart()
 
     def _wait(self, until: float) -> None:
-        """Until then, or until a child ends."""
+        """Until then, or until a child ends or a signal comes."""
         poll = select.poll()
+        poll.register(self._stop_signals, select.POLLIN)
         fds: list[int] = []
         try:
             for service in self._services:

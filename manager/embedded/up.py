@@ -1,7 +1,7 @@
 """`stowage up`: PostgreSQL, NATS, managers, agents, first backend; then ready.json, and watching until a signal.
 
-Everything here runs in the main thread and blocks: the children's death signal follows that thread,
-and a signal's handler ends a wait by raising StopRequested wherever it stands.
+Everything here runs in the main thread and blocks, because the children's death signal follows that
+thread. Whatever waits looks at the stop signals meanwhile (stopping.py).
 """
 
 import json
@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from manager import bus_auth
 from manager.embedded import children, identity, nats, postgres
-from manager.embedded.client import ManagerClient, wait_online
+from manager.embedded.client import ManagerClient
 from manager.embedded.errors import StartError
 from manager.embedded.layout import Layout, agent_names, manager_names, toml, write_private
 from manager.embedded.lock import DataLock
 from manager.embedded.nats import Nats
 from manager.embedded.ports import free_port, is_free
 from manager.embedded.postgres import Postgres
+from manager.embedded.stopping import StopRequested, StopSignals
 from manager.embedded.supervisor import Service, Supervisor
 from manager.keys import Keys
 
@@ -36,17 +36,12 @@ _LOOPBACK = "127.0.0.1"
 _MANAGER_READY_TIMEOUT_S = 60
 _JOIN_TIMEOUT_S = 30
 _ONLINE_TIMEOUT_S = 30
-_POLL_S = 0.01
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_S = 0.02
 _OVERRIDES = {
     f"STOWAGE_{key}"
     for key in ("DATABASE_URL", "NATS_URLS", "KEYS_DIR", "STATE_DIR", "LISTEN", "REPLICA", "AGENT_NATS_URLS")
 }
 _ANY_ADDRESS = {"0.0.0.0": _LOOPBACK, "::": "::1"}
-
-
-class StopRequested(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived. No Exception, so that nothing on the way swallows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +59,14 @@ def up(options: Options, *, say: Callable[[str], None]) -> None:
     """Runs until a signal comes, then stops everything. Raises StartError."""
     layout = Layout(options.data.absolute())
     _prepare_folder(layout)
+    stop_signals = StopSignals()
+    stop_signals.listen()
     try:
-        _raise_on_signals()
-        lock = DataLock(layout.data)
+        lock = DataLock(layout.data, check=stop_signals.check)
         try:
             layout.rotate_logs()
-            _Start(options, layout, lock, say).run()
+            _Start(options, layout, lock, stop_signals, say).run()
         finally:
-            _ignore_signals()
             lock.release()
     except StopRequested:
         say("stopped")
@@ -80,12 +75,15 @@ def up(options: Options, *, say: Callable[[str], None]) -> None:
 class _Start:
     """One start of everything on a locked data folder."""
 
-    def __init__(self, options: Options, layout: Layout, lock: DataLock, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, options: Options, layout: Layout, lock: DataLock, stop_signals: StopSignals, say: Callable[[str], None]
+    ) -> None:
         self._options = options
         self._layout = layout
         self._keep_fds = (lock.children_fd,)
         self._say = say
-        self._supervisor = Supervisor(layout.logs, on_restart=self._write_ready)
+        self._check = stop_signals.check
+        self._supervisor = Supervisor(layout.logs, stop_signals=stop_signals, on_restart=self._write_ready)
         self._clients: list[ManagerClient] = []
         self._services: dict[str, Service] = {}
 
@@ -102,7 +100,6 @@ class _Start:
             self._supervisor.run()
             raise AssertionError("the supervisor returned")
         finally:
-            _ignore_signals()
             self._layout.ready.unlink(missing_ok=True)
             self._supervisor.stop()
 
@@ -115,6 +112,7 @@ class _Start:
             log=layout.log("postgres"),
             identity=who,
             keep_fds=self._keep_fds,
+            check=self._check,
         )
         self._postgres.start()
         self._watch("postgres", self._postgres.spawn, self._postgres.process, stop=self._postgres.stop)
@@ -128,6 +126,7 @@ class _Start:
             log=layout.log("nats"),
             identity=who,
             keep_fds=self._keep_fds,
+            check=self._check,
         )
         self._nats.start()
         self._watch("nats", self._nats.spawn, self._nats.process, stop=self._nats.stop)
@@ -150,7 +149,9 @@ class _Start:
                 "replica": name if not is_first else "manager-1",
             }
             write_private(folder / "config.toml", toml(config))
-            client = ManagerClient(_ANY_ADDRESS.get(options.host, options.host), port, layout.admin_token)
+            client = ManagerClient(
+                _ANY_ADDRESS.get(options.host, options.host), port, layout.admin_token, check=self._check
+            )
             self._start_child(f"manager {name}", name, ["manager", "--config", str(folder / "config.toml")])
             self._wait(client.is_ready, f"{name} to be ready", timeout_s=_MANAGER_READY_TIMEOUT_S, log=layout.log(name))
             self._clients.append(client)
@@ -165,8 +166,13 @@ class _Start:
             argv = ["agent", "run", "--state-dir", str(folder), "--nats-url", self._nats.url]
             self._start_child(f"agent {name}", f"agent-{name}", argv)
         is_first_start = not layout.first_start_done.exists()
-        missing = wait_online(client, set(names), timeout_s=_ONLINE_TIMEOUT_S)
-        if missing:
+        missing = set(names)
+
+        def all_online() -> bool:
+            missing.difference_update(client.online_hosts())
+            return not missing
+
+        if not children.wait_until(all_online, timeout_s=_ONLINE_TIMEOUT_S, check=self._check, poll_s=_POLL_S):
             late = f"agents did not come online in {_ONLINE_TIMEOUT_S} s: {', '.join(sorted(missing))}"
             if is_first_start:
                 raise StartError(late, log=layout.log(f"agent-{min(missing)}"))
@@ -181,13 +187,10 @@ class _Start:
         path = self._layout.log(f"agent-{name}")
         # --allow-http: the manager listens on this machine, if perhaps not on its loopback address.
         argv = ["agent", "join", client.url, "-", "--state-dir", str(folder), "--name", name, "--allow-http"]
+        token = client.join_token()
         process = self._spawn(path, argv, stdin=subprocess.PIPE)
-        try:
-            process.communicate(f"{client.join_token()}\n".encode(), timeout=_JOIN_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise StartError(f"agent {name} did not join in {_JOIN_TIMEOUT_S} s", log=path) from error
-        finally:
-            children.stop(process)
+        if not children.finish(process, stdin=f"{token}\n".encode(), timeout_s=_JOIN_TIMEOUT_S, check=self._check):
+            raise StartError(f"agent {name} did not join in {_JOIN_TIMEOUT_S} s", log=path)
         if process.returncode != 0:
             raise StartError(f"agent {name} could not join (exit code {process.returncode})", log=path)
 
@@ -223,14 +226,15 @@ class _Start:
 
     def _wait(self, is_so: Callable[[], bool], what: str, *, timeout_s: float, log: Path) -> None:
         """Until it is so. A child that dies meanwhile ends the start, and its log says why."""
-        deadline = time.monotonic() + timeout_s
-        while not is_so():
+
+        def check() -> None:
+            self._check()
             if dead := self._supervisor.first_dead():
                 code = dead.process.returncode if dead.process else None
                 raise StartError(f"{dead.log.stem} ended with exit code {code}", log=dead.log)
-            if time.monotonic() > deadline:
-                raise StartError(f"waited {timeout_s} s for {what}", log=log)
-            time.sleep(_POLL_S)
+
+        if not children.wait_until(is_so, timeout_s=timeout_s, check=check, poll_s=_POLL_S):
+            raise StartError(f"waited {timeout_s} s for {what}", log=log)
 
     def _write_ready(self) -> None:
         pids = {name: service.pid for name, service in self._services.items()}
@@ -292,18 +296,3 @@ def _check_free(host: str, port: int) -> None:
 def _environment() -> dict[str, str]:
     """Ours, without the words that would override what is written into the managers' configuration."""
     return {key: value for key, value in os.environ.items() if key not in _OVERRIDES}
-
-
-def _raise_on_signals() -> None:
-    def handler(number: int, frame: FrameType | None) -> NoReturn:
-        _ignore_signals()  # one is enough: the end is bounded, and a second must not cut it short
-        raise StopRequested
-
-    for number in _STOP_SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) means it
-            signal.signal(number, handler)
-
-
-def _ignore_signals() -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -48,6 +48,10 @@ async def free_name(connection: Connection, run: Run, _: dict[str, Any]) -> None
     await backends.finish_removal(connection, run.backend_id, unconfirmed=unconfirmed, keep_row=False)
 
 
+async def show_stuck(connection: Connection, run: Run, _: dict[str, Any]) -> None:
+    await backends.mark_stuck(connection, run.backend_id)
+
+
 async def deliver(run: Run) -> dict[str, Any]:
     online = run.online(run.params["hosts"])
     delivered = await moves.deliver_each(
@@ -83,6 +87,8 @@ async def attach(run: Run) -> dict[str, Any]:
 
 async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
     state = BackendState(run.output["state"])
+    if run.params["is_default"]:
+        await backends.hold_default(connection)
     health: tuple[HealthStatus, str | None, str | None] = (HealthStatus.DEGRADED, FaultCode.NEEDS_INITIALIZATION, None)
     if state is BackendState.READY:
         healthy = sum(seen.status is HealthStatus.HEALTHY for seen in run.seen.values())
@@ -94,7 +100,7 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
     for host_id, seen in run.seen.items():
         await backends.record(connection, host_id, [seen])
     if run.params["is_default"]:
-        await make_default(connection, run, row)
+        await make_default(connection, run, row, is_new=True)
         row = await backends.lock(connection, row.id) or row
     await events.append(
         connection,
@@ -118,4 +124,5 @@ ADD_BACKEND = SagaDef(
         Step("activate", do_sql=activate),
     ),
     pivot="activate",
+    on_stuck=show_stuck,
 )

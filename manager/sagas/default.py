@@ -19,13 +19,15 @@ class Author(Protocol):
     def request_id(self) -> str: ...
 
 
-async def make_default(connection: Connection, author: Author, row: BackendRow) -> str | None:
+async def make_default(
+    connection: Connection, author: Author, row: BackendRow, *, is_new: bool = False
+) -> str | None:
     """The id of the default before (None: there was none, or it was this one already).
 
     Raises Refused when the backend's state does not allow it.
     """
     try:
-        before, is_changed = await backends.set_default(connection, row.id)
+        before, is_changed = await backends.set_default(connection, row.id, is_new=is_new)
     except LookupError:
         raise Refused.because(
             ProblemCode.WRONG_STATE, f"{row.name} cannot be the default while it is {row.state.value}"

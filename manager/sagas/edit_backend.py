@@ -95,10 +95,12 @@ async def try_it(run: Run) -> dict[str, Any]:
 
 
 async def commit(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
+    patch = run.params["patch"]
+    if patch.get("is_default"):
+        await backends.hold_default(connection)
     before = await backends.lock(connection, run.backend_id)
     if before is None:
         raise StepFailed(Problem(code=ProblemCode.NOT_FOUND, detail=f"{run.params['name']} is gone"))
-    patch = run.params["patch"]
     try:
         after = await backends.change(
             connection,

@@ -69,7 +69,7 @@ class Engine:
         self._registry = registry
         self._vault = vault
         self._fleet_id = fleet_id
-        self._owner = owner
+        self.owner = owner
         self._lease_s = lease_s
         self._on_line = on_line
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -109,7 +109,7 @@ class Engine:
                 subject=subject,
                 params=params,
                 budget_s=definition.budget_s,
-                owner=self._owner,
+                owner=self.owner,
                 lease_s=self._lease_s,
                 actor=actor.name,
                 request_id=actor.request_id,
@@ -176,7 +176,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         async with self._pool.acquire() as connection:
-            await journal.release_lease(connection, owner=self._owner)
+            await journal.release_lease(connection, owner=self.owner)
 
     async def _claim_for_ever(self) -> None:
         while True:
@@ -184,7 +184,7 @@ class Engine:
                 room = MOST_RUNS - len(self._tasks)
                 if room > 0:
                     async with self._pool.acquire() as connection:
-                        rows = await journal.claim(connection, owner=self._owner, lease_s=self._lease_s, limit=room)
+                        rows = await journal.claim(connection, owner=self.owner, lease_s=self._lease_s, limit=room)
                     for row in rows:
                         log.info("saga claimed", extra={"operation_id": row.id, "kind": row.kind, "fence": row.fence})
                         self._spawn(self._run_of(row, None))
@@ -200,7 +200,7 @@ class Engine:
                 continue
             try:
                 async with self._pool.acquire() as connection:
-                    ours = await journal.renew_leases(connection, owner=self._owner, ids=ids, lease_s=self._lease_s)
+                    ours = await journal.renew_leases(connection, owner=self.owner, ids=ids, lease_s=self._lease_s)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 log.warning("saga leases could not be renewed", extra={"error": str(error)})
                 continue
@@ -332,7 +332,7 @@ class Engine:
                 await self._write_patiently(
                     run,
                     StepLine(index=index, name=step.name, state=StepState.FAILED, error="the undo failed; see the log"),
-                    sql=None,
+                    sql=definition.on_stuck,
                     state=OperationState.STUCK,
                     step=index,
                 )

@@ -98,6 +98,7 @@ class SagaDef:
 
     pivot: name of the step after whose completion there is no way back: its failures are retried, never undone.
     budget_s: how long the way forward to the pivot may take, retries included.
+    on_stuck: SQL in the transaction in which the saga gets stuck.
     """
 
     kind: str
@@ -105,6 +106,7 @@ class SagaDef:
     steps: tuple[Step, ...]
     pivot: str
     budget_s: float = 60.0
+    on_stuck: type_Sql | None = None
 
     @property
     def pivot_index(self) -> int:

@@ -150,9 +150,20 @@ async def change(
     return _row(record)
 
 
-async def set_default(connection: Connection, backend_id: str) -> tuple[str | None, bool]:
-    """(id of the default before, whether it changed). The caller is in a transaction; readers see both rows change at once."""
+async def hold_default(connection: Connection) -> None:
+    """The default stays as it is until the transaction ends. To be called before any backend's row is locked:
+    two that each lock their own backend first and then want the other's would wait for each other for ever.
+    """
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _DEFAULT_LOCK)
+
+
+async def set_default(connection: Connection, backend_id: str, *, is_new: bool) -> tuple[str | None, bool]:
+    """(id of the default before, whether it changed). The caller is in a transaction; readers see both rows change at once.
+
+    is_new: the backend becomes visible in this very transaction, so being the default is part of its first version.
+    Raises LookupError when the backend is not ready.
+    """
+    await hold_default(connection)
     before = await connection.fetchval("SELECT id FROM backend WHERE is_default AND deleted_at IS NULL")
     if before == backend_id:
         return before, False
@@ -161,10 +172,10 @@ async def set_default(connection: Connection, backend_id: str) -> tuple[str | No
         " WHERE is_default AND deleted_at IS NULL"
     )
     done = await connection.execute(
-        "UPDATE backend SET is_default = true, version = version + 1, updated_at = now()"
+        "UPDATE backend SET is_default = true, version = version + (NOT $2)::int, updated_at = now()"
         " WHERE id = $1 AND state = 'ready' AND deleted_at IS NULL",
-        backend_id,
-    )
+        backend_id, is_new,
+    )  # fmt: skip
     if done != "UPDATE 1":
         raise LookupError(backend_id)
     return before, True
@@ -179,6 +190,11 @@ async def mark_deleting(connection: Connection, backend_id: str) -> bool:
         backend_id,
     )
     return bool(done == "UPDATE 1")
+
+
+async def mark_stuck(connection: Connection, backend_id: str) -> None:
+    """Its add could not be undone; the row stays for a person to see."""
+    await connection.execute("UPDATE backend SET state = 'stuck', updated_at = now() WHERE id = $1", backend_id)
 
 
 async def live_volumes(

@@ -157,12 +157,16 @@ async def claim(connection: Connection, *, owner: str, lease_s: float, limit: in
     return [_row(r) for r in records]
 
 
-async def disown(connection: Connection, *, replica: str) -> None:
-    """Sagas of an earlier life of this replica are free at once. The caller holds the replica's session lock."""
+async def disown(connection: Connection, *, replica: str, owner: str) -> None:
+    """Sagas of earlier lives of this replica (owner is the present one) are free at once.
+
+    The caller holds the replica's session lock, so those lives are over.
+    """
     await connection.execute(
-        "UPDATE operation SET lease_until = NULL WHERE state IN ('running', 'undoing') AND split_part(owner, ':', 1) = $1",
-        replica,
-    )
+        "UPDATE operation SET lease_until = NULL WHERE state IN ('running', 'undoing')"
+        " AND split_part(owner, ':', 1) = $1 AND owner <> $2",
+        replica, owner,
+    )  # fmt: skip
 
 
 async def renew_leases(connection: Connection, *, owner: str, ids: Sequence[str], lease_s: float) -> set[str]:

@@ -1,5 +1,6 @@
 """What the kernel shows of mounts and of iSCSI, as files that the effects of recorded tools change."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,3 +58,74 @@ class FakeServer:
 
 def _run(*argv: str) -> None:
     subprocess.run(argv, check=True, timeout=10)
+
+
+class FakeIscsi:
+    """/sys and /etc/iscsi of a host whose iscsiadm is a recording: its effects make and end sessions, disks and records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sysfs = folder / "sys"
+        self.config_dir = folder / "etc/iscsi"
+        self.lock_dir = folder / "lock/iscsi"
+        (self.sysfs / "class/iscsi_session").mkdir(parents=True)
+        (self.sysfs / "class/scsi_host/host3").mkdir(parents=True)
+        (self.sysfs / "class/scsi_host/host3/scan").touch()
+        (self.config_dir / "nodes").mkdir(parents=True)
+
+    def record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "default") -> Path:
+        return self.config_dir / "nodes" / iqn / f"{host},{port},{tpgt}" / iface
+
+    def make_record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "default") -> None:
+        """As `-o new` leaves it (a part of what open-iscsi 2.1.8 writes)."""
+        path = self.record(iqn, host, port, tpgt, iface)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "# BEGIN RECORD 2.1.8\n"
+            f"node.name = {iqn}\nnode.tpgt = {tpgt}\nnode.startup = automatic\niface.iscsi_ifacename = {iface}\n"
+            "node.session.auth.authmethod = None\nnode.session.scan = auto\nnode.conn[0].timeo.login_timeout = 15\n# END RECORD\n"
+        )
+
+    def login(self, iqn: str, host: str, port: int, iface: str = "default", number: int = 1, state: str = "LOGGED_IN") -> None:
+        device_dir = self.sysfs / f"devices/platform/host3/session{number}"
+        device_dir.mkdir(parents=True)
+        entry = self.sysfs / f"class/iscsi_session/session{number}"
+        entry.mkdir()
+        (entry / "device").symlink_to(device_dir)
+        for name, text in (("targetname", iqn), ("ifacename", iface), ("state", state)):
+            (entry / name).write_text(text + "\n")
+        connection = self.sysfs / f"class/iscsi_connection/connection{number}:0"
+        connection.mkdir(parents=True)
+        (connection / "persistent_address").write_text(host + "\n")
+        (connection / "persistent_port").write_text(f"{port}\n")
+
+    def set_state(self, state: str, number: int = 1) -> None:
+        (self.sysfs / f"class/iscsi_session/session{number}/state").write_text(state + "\n")
+
+    def add_disk(self, lun: int = 0, name: str = "sdb", wwid: str = "naa.6001405", number: int = 1, sectors: int = 2097152) -> Path:
+        """Returns the disk's block folder."""
+        scsi_dir = self.sysfs / f"devices/platform/host3/session{number}/target3:0:0/3:0:0:{lun}"
+        block_dir = scsi_dir / "block" / name
+        (block_dir / "holders").mkdir(parents=True)
+        (scsi_dir / "wwid").write_text(wwid + "\n")
+        (scsi_dir / "delete").touch()
+        (block_dir / "size").write_text(f"{sectors}\n")
+        (block_dir / "ro").write_text("0\n")
+        return block_dir
+
+    def add_holder(self, block_dir: Path, dm_name: str, number: int = 0, uuid: str = "LVM-x") -> Path:
+        folder = self.sysfs / f"devices/virtual/block/dm-{number}"
+        (folder / "dm").mkdir(parents=True)
+        (folder / "holders").mkdir()
+        (folder / "dm/name").write_text(dm_name + "\n")
+        (folder / "dm/uuid").write_text(uuid + "\n")
+        (block_dir / "holders" / f"dm-{number}").symlink_to(folder)
+        return folder
+
+    def drop_holders(self, block_dir: Path) -> None:
+        for link in (block_dir / "holders").iterdir():
+            shutil.rmtree(link.resolve())
+            link.unlink()
+
+    def logout(self, number: int = 1) -> None:
+        for folder in (f"class/iscsi_session/session{number}", f"class/iscsi_connection/connection{number}:0", f"devices/platform/host3/session{number}"):
+            shutil.rmtree(self.sysfs / folder)

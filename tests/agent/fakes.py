@@ -47,18 +47,18 @@ def target(backend_id: str, *, kind: str = "nfs", server: str = "nas", generatio
 
 @dataclass
 class World:
-    """What is outside of the agent: mounts, markers, and what the storage does when asked. Survives an agent's restart."""
+    """What is outside of the agent: mounts, markers, what the storage does when asked. Survives the agent."""
 
-    mounted: dict[str, dict[str, Any]] = field(default_factory=dict)
-    markers: set[str] = field(default_factory=set)
-    trials: set[str] = field(default_factory=set)
-    faults: dict[str, AgentFault] = field(default_factory=dict)
-    reports: dict[str, ProbeReport] = field(default_factory=dict)
-    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    mounted: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    markers: set[str] = field(default_factory=set[str])
+    trials: set[str] = field(default_factory=set[str])
+    faults: dict[str, AgentFault] = field(default_factory=dict[str, AgentFault])
+    reports: dict[str, ProbeReport] = field(default_factory=dict[str, ProbeReport])
+    gates: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
     password: str | None = None
-    calls: Counter[str] = field(default_factory=Counter)
-    running: Counter[str] = field(default_factory=Counter)
-    most_running: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter[str])
+    running: Counter[str] = field(default_factory=Counter[str])
+    most_running: Counter[str] = field(default_factory=Counter[str])
 
     def fail(self, verb: str, code: FaultCode, backend_id: str = "") -> None:
         """The verb fails from now on, for that backend or for all."""

@@ -1,4 +1,4 @@
-"""Jobs that do what storage does on bad days; run in real worker processes (`WorkerPool("tests.agent.jobs_for_tests")`)."""
+"""Jobs that do what storage does on bad days, for `WorkerPool("tests.agent.jobs_for_tests")`."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def sleep(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def linger(args: dict[str, Any]) -> dict[str, Any]:
-    """As a job that no signal ends: a grandchild, not the zygote's to kill, keeps the result's pipe open until a file goes."""
+    """As a job that no signal ends: a grandchild, which the zygote can't kill, holds the pipe until a file goes."""
     if os.fork() == 0:
         os.setsid()
         while os.path.exists(args["while"]):

@@ -66,8 +66,7 @@ async def test_run_past_deadline_kills_the_whole_group(tmp_path: Path) -> None:
         await ToolRunner().run(["sh", "-c", f"sleep 60 & echo $! $$ > {pids}; wait"], timeout_s=0.5)
     assert caught.value.fault.code is FaultCode.TIMED_OUT
     assert time.monotonic() - started < 2
-    for pid in map(int, pids.read_text().split()):
-        await until(lambda pid=pid: not runs(pid))
+    await until(lambda: not any(runs(int(pid)) for pid in pids.read_text().split()))
 
 
 async def test_run_cancelled_kills_the_tool(tmp_path: Path) -> None:

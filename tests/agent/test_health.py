@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ QUICK = msgspec.structs.replace(FAST, probe_s=0.1)
 
 
 @contextlib.asynccontextmanager
-async def running(rig: Rig, wakes: list[int]) -> AsyncIterator[None]:
+async def running(rig: Rig, wakes: list[int]) -> AsyncGenerator[None, None]:
     health = Health(host=rig.host, wake=lambda: wakes.append(1), intervals=QUICK)
     tasks = [asyncio.create_task(health.run()), asyncio.create_task(rig.board.run())]
     yield

@@ -18,7 +18,7 @@ from tests.agent.waiting import until
 
 
 async def killed_during(rig: Rig, verb: str, backend_id: str, acting: "asyncio.Task[object]") -> None:
-    """The agent is gone while the driver is in the verb: no code of it runs any more (the caller goes on with a new rig)."""
+    """The agent is gone while its driver is in the verb; the caller goes on with a new rig."""
     await until(lambda: rig.world.running[verb + backend_id])
     acting.cancel()
     await asyncio.gather(acting, return_exceptions=True)

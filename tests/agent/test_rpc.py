@@ -55,7 +55,8 @@ def head(backend_id: str, fence: int, **more: Any) -> dict[str, Any]:
 async def ask_raw(rig: Rig, verb: str, body: bytes) -> Reply:
     reply = f"_INBOX_m.test.{next(_numbers)}"
     await rig.server.handle(Message(subjects.command(HostId(HOST), verb), reply, body))
-    return msgspec.json.decode(rig.replies[reply], type=Reply)
+    answer: Reply = msgspec.json.decode(rig.replies[reply], type=Reply)
+    return answer
 
 
 async def ask(rig: Rig, command: AnyCommand) -> Reply:

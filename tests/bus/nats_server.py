@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -143,8 +144,11 @@ class RawPeer:
             "sig": _base64url(nkey.sign(seed, info["nonce"].encode())),
         }
         peer = cls(reader, writer)
-        await peer.send(f"CONNECT {json.dumps(hello)}\r\n".encode())
-        answer = await peer.ask()
+        try:
+            answer = await peer.ask(f"CONNECT {json.dumps(hello)}\r\n".encode())
+        except ConnectionError:
+            # The server closed with our PING unread, and the reset overtook its last word.
+            answer = [b"-ERR closed without a word"]
         if answer and answer[0].startswith(b"-ERR"):
             await peer.close()
             raise PermissionError(answer[0].decode())
@@ -178,10 +182,8 @@ class RawPeer:
 
     async def close(self) -> None:
         self._writer.close()
-        try:
+        with contextlib.suppress(OSError):
             await self._writer.wait_closed()
-        except OSError:
-            pass
 
 
 def hpub(subject: bytes, headers: bytes, body: bytes = b"", reply: bytes = b"") -> bytes:

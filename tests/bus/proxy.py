@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 _CHUNK = 65536
 
@@ -31,7 +31,7 @@ class Proxy:
         self._flowing.set()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["Proxy"]:
+    async def running(self) -> AsyncGenerator["Proxy"]:
         listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = listener.sockets[0].getsockname()[1]
         try:

@@ -219,5 +219,5 @@ async def test_publish_event_without_a_stream_raises_no_responders(server: NatsS
 
 async def test_ensure_stream_out_of_form_refused_with_reason(server: NatsServer, make_bus: MakeBus) -> None:
     relay = await _relay(server, make_bus)
-    with pytest.raises(BusRefused, match="STOWAGE_EVENTS: .+"):
+    with pytest.raises(BusRefused, match=r"STOWAGE_EVENTS: .+"):
         await relay.ensure_stream(subjects.STREAM, [subjects.EVENTS], replicas=3)

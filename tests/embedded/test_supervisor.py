@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -10,11 +11,12 @@ from types import FrameType
 import pytest
 
 from manager.embedded import children
+from manager.embedded.stopping import StopRequested, StopSignals, never
 from manager.embedded.supervisor import Service, Supervisor, trim
 
 
-class _Enough(BaseException):
-    """Ends Supervisor.run, as a signal's handler does."""
+class _Enough(Exception):
+    """Ends Supervisor.run."""
 
 
 @pytest.fixture
@@ -29,6 +31,10 @@ def in_time() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+def _supervisor(folder: Path, on_restart: Callable[[], None] = never) -> Supervisor:
+    return Supervisor(folder, stop_signals=StopSignals(), on_restart=on_restart)
 
 
 def _spawner(argv: list[str], log: Path) -> Callable[[], subprocess.Popen[bytes]]:
@@ -50,7 +56,7 @@ def test_service_that_ends_unasked_is_started_again_later_each_time(tmp_path: Pa
             raise _Enough
 
     service = _service("agent a", ["false"], tmp_path)
-    supervisor = Supervisor(tmp_path, on_restart=restarted)
+    supervisor = _supervisor(tmp_path, restarted)
     supervisor.adopt(service)
     pids.append(service.start().pid)
     pids.clear()
@@ -72,7 +78,7 @@ def test_service_that_cannot_be_started_again_leaves_the_others_watched(tmp_path
     def restarted() -> None:
         raise _Enough
 
-    supervisor = Supervisor(tmp_path, on_restart=restarted)
+    supervisor = _supervisor(tmp_path, restarted)
     supervisor.adopt(gone)
     supervisor.adopt(steady)
     with pytest.raises(_Enough):
@@ -82,10 +88,30 @@ def test_service_that_cannot_be_started_again_leaves_the_others_watched(tmp_path
     supervisor.stop()
 
 
+@pytest.mark.usefixtures("in_time")
+def test_signal_while_nothing_happens_ends_the_watch_at_once(tmp_path: Path) -> None:
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    signals = StopSignals()
+    signals.listen()
+    try:
+        service = _service("agent a", ["/bin/sh", "-c", f"sleep 0.2; kill -TERM {os.getpid()}; sleep 60"], tmp_path)
+        supervisor = Supervisor(tmp_path, stop_signals=signals, on_restart=never)
+        supervisor.adopt(service)
+        service.start()
+        began = time.monotonic()
+        with pytest.raises(StopRequested):
+            supervisor.run()
+        assert time.monotonic() - began < 3  # its own look around comes after 5 s
+        supervisor.stop()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
 def test_stop_goes_backwards_stage_by_stage(tmp_path: Path) -> None:
     order = tmp_path / "order"
     script = 'trap "echo $0 >> $1; exit" TERM; echo up; while :; do sleep 0.02; done'
-    supervisor = Supervisor(tmp_path, on_restart=lambda: None)
+    supervisor = _supervisor(tmp_path)
     for name in ("postgres", "nats", "manager manager", "agent a", "agent b"):
         service = _service(name, ["/bin/sh", "-c", script, name, str(order)], tmp_path)
         supervisor.adopt(service)
@@ -99,7 +125,7 @@ def test_stop_goes_backwards_stage_by_stage(tmp_path: Path) -> None:
 
 def test_stop_of_the_deaf_kills_them(tmp_path: Path) -> None:
     service = _service("agent a", ["/bin/sh", "-c", 'trap "" TERM; echo up; while :; do sleep 0.02; done'], tmp_path)
-    supervisor = Supervisor(tmp_path, on_restart=lambda: None)
+    supervisor = _supervisor(tmp_path)
     supervisor.adopt(service)
     process = service.start()
     assert children.wait_until(lambda: "up" in children.tail(service.log), timeout_s=5)

@@ -1,0 +1,178 @@
+"""iscsiadm: the exact command lines, the node record with its secrets, the lock, and sessions by sysfs."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.errors import AgentFault
+from agent.iscsiadm import Iscsi, Node, Portal
+from schemas.credentials import Credentials
+from schemas.faults import FaultCode
+from tests.agent.fake_kernel import FakeIscsi
+from tests.agent.recorded_commands import RecordedCommands, Step, replay
+
+IQN = "iqn.2026-01.org.example:vms"
+NODE = Node(IQN, Portal("10.0.0.9", 3260), 1)
+CHAP = Credentials({"username": "chap", "password": "chap-canary 0", "mutual_username": "them", "mutual_password": "mutual-canary"})
+NONE = Credentials({})
+BASE = ("iscsiadm", "-m", "node", "-T", IQN, "-p", "10.0.0.9:3260,1", "-I", "default")
+DISCOVER = ("iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", "10.0.0.9:3260", "-o", "nonpersistent")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> FakeIscsi:
+    return FakeIscsi(tmp_path)
+
+
+def iscsi_with(world: FakeIscsi, *steps: Step) -> Iscsi:
+    return Iscsi(RecordedCommands(*steps), sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir)
+
+
+def makes_record(world: FakeIscsi) -> Step:
+    return Step((*BASE, "-o", "new"), effect=lambda: world.make_record(IQN, "10.0.0.9", 3260, 1))
+
+
+def words_of(world: FakeIscsi) -> dict[str, str]:
+    lines = world.record(IQN, "10.0.0.9", 3260, 1).read_text().splitlines()
+    return dict(line.split(" = ", 1) for line in lines if " = " in line)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "portal", "shown"),
+    [
+        ("10.0.0.9", Portal("10.0.0.9", 3260), "10.0.0.9:3260"),
+        ("10.0.0.9:3261", Portal("10.0.0.9", 3261), "10.0.0.9:3261"),
+        ("san.example:860", Portal("san.example", 860), "san.example:860"),
+        ("[fd00::9]", Portal("fd00::9", 3260), "[fd00::9]:3260"),
+        ("[fd00::9]:860", Portal("fd00::9", 860), "[fd00::9]:860"),
+    ],
+)
+def test_portal_is_parsed_and_shown(text: str, portal: Portal, shown: str) -> None:
+    assert Portal.parse(text) == portal
+    assert str(portal) == shown
+
+
+async def test_find_target_prefers_the_configured_portal(world: FakeIscsi) -> None:
+    found = await iscsi_with(world, replay("successes", "sendtargets", DISCOVER)).find_target(IQN, Portal("10.0.0.9", 3260))
+    assert found == NODE
+    argv = tuple("san.example:3260" if word == "10.0.0.9:3260" else word for word in DISCOVER)
+    by_name = await iscsi_with(world, replay("successes", "sendtargets", argv)).find_target(IQN, Portal("san.example", 3260))
+    assert by_name == NODE
+
+
+async def test_discover_reads_addresses_of_version_6(world: FakeIscsi) -> None:
+    nodes = await iscsi_with(world, replay("successes", "sendtargets", DISCOVER)).discover(Portal("10.0.0.9", 3260))
+    assert nodes[2] == Node(IQN, Portal("fd00::9", 3260), 2)
+
+
+async def test_find_target_that_is_not_offered_is_target_not_found(world: FakeIscsi) -> None:
+    for step in (replay("successes", "sendtargets", DISCOVER), Step(DISCOVER, 21, stderr="iscsiadm: No portals found\n")):
+        with pytest.raises(AgentFault) as caught:
+            await iscsi_with(world, step).find_target("iqn.2026-01.org.example:nope", Portal("10.0.0.9", 3260))
+        assert caught.value.fault.code is FaultCode.TARGET_NOT_FOUND
+
+
+async def test_login_writes_the_secrets_into_the_record_and_never_into_argv(world: FakeIscsi) -> None:
+    commands = RecordedCommands(makes_record(world), Step((*BASE, "--login")))
+    iscsi = Iscsi(commands, sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir)
+    await iscsi.login(NODE, CHAP)
+    words = words_of(world)
+    assert words["node.session.auth.authmethod"] == "CHAP"
+    assert (words["node.session.auth.username"], words["node.session.auth.password"]) == ("chap", "chap-canary 0")
+    assert (words["node.session.auth.username_in"], words["node.session.auth.password_in"]) == ("them", "mutual-canary")
+    assert (words["node.startup"], words["node.session.scan"], words["node.name"]) == ("manual", "manual", IQN)
+    path = world.record(IQN, "10.0.0.9", 3260, 1)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().startswith("# BEGIN RECORD") and path.read_text().endswith("# END RECORD\n")
+    assert not any("canary" in word for call in commands.calls for word in call)
+    assert os.listdir(path.parent) == ["default"] and os.listdir(world.config_dir) == ["nodes"]
+    assert os.listdir(world.lock_dir) == ["lock"]
+
+
+async def test_login_without_chap_takes_old_secrets_out_of_the_record(world: FakeIscsi) -> None:
+    await iscsi_with(world, makes_record(world)).write_record(NODE, CHAP)
+    await iscsi_with(world, Step((*BASE, "-o", "new"))).write_record(NODE, NONE)
+    assert words_of(world)["node.session.auth.authmethod"] == "None"
+    assert "canary" not in world.record(IQN, "10.0.0.9", 3260, 1).read_text()
+
+
+async def test_login_of_a_session_that_exists_is_success(world: FakeIscsi) -> None:
+    stderr = "iscsiadm: default: 1 session requested, but 1 already present.\niscsiadm: Could not log into all portals\n"
+    await iscsi_with(world, makes_record(world), Step((*BASE, "--login"), 15, stderr=stderr)).login(NODE, CHAP)
+
+
+@pytest.mark.parametrize(
+    ("recording", "code"),
+    [("wrong_chap", "auth_failed"), ("fatal_login", "target_not_found"), ("timed_out", "server_unreachable"), ("iscsid_stopped", "tool_missing")],
+)
+async def test_login_that_fails_leaves_no_session_and_no_record(world: FakeIscsi, recording: str, code: str) -> None:
+    commands = RecordedCommands(
+        makes_record(world),
+        replay("iscsiadm", recording, (*BASE, "--login")),
+        Step((*BASE, "--logout"), 21, stderr="iscsiadm: No matching sessions found\n"),
+        Step((*BASE, "-o", "delete")),
+    )
+    iscsi = Iscsi(commands, sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir)
+    with pytest.raises(AgentFault) as caught:
+        await iscsi.login(NODE, CHAP)
+    assert caught.value.fault.code == code and "canary" not in str(caught.value)
+    commands.assert_done()
+
+
+@pytest.mark.parametrize("password", [" leading", "trailing ", "two\nlines", "x" * 256, "zero\0"])
+async def test_login_with_a_secret_that_the_record_cannot_hold_runs_nothing(world: FakeIscsi, password: str) -> None:
+    with pytest.raises(AgentFault) as caught:
+        await iscsi_with(world).login(NODE, Credentials({"username": "chap", "password": password}))
+    assert caught.value.fault.code is FaultCode.AUTH_FAILED and password not in str(caught.value)
+
+
+async def test_write_record_waits_for_the_lock_that_iscsiadm_holds(world: FakeIscsi) -> None:
+    world.lock_dir.mkdir(parents=True)
+    (world.lock_dir / "lock").touch()
+    os.link(world.lock_dir / "lock", world.lock_dir / "lock.write")
+    task = asyncio.create_task(iscsi_with(world, makes_record(world)).write_record(NODE, CHAP))
+    done, _ = await asyncio.wait({task}, timeout=0.1)
+    assert not done and "canary" not in world.record(IQN, "10.0.0.9", 3260, 1).read_text()
+    (world.lock_dir / "lock.write").unlink()
+    await asyncio.wait_for(task, 5)
+    assert "canary" in world.record(IQN, "10.0.0.9", 3260, 1).read_text()
+
+
+async def test_write_record_with_a_lock_that_stays_is_timed_out_and_leaves_it(world: FakeIscsi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.iscsiadm._LOCK_TIMEOUT_S", 0.05)
+    world.lock_dir.mkdir(parents=True)
+    for name in ("lock", "lock.write"):
+        (world.lock_dir / name).touch()
+    with pytest.raises(AgentFault) as caught:
+        await iscsi_with(world, makes_record(world)).write_record(NODE, CHAP)
+    assert caught.value.fault.code is FaultCode.TIMED_OUT and "lock.write" in caught.value.fault.remedy
+    assert (world.lock_dir / "lock.write").exists()
+
+
+async def test_delete_record_removes_a_draft_that_a_kill_left(world: FakeIscsi) -> None:
+    draft = world.config_dir / f".stowage-default-{IQN}"
+    draft.write_text("node.session.auth.password = canary\n")
+    await iscsi_with(world, Step((*BASE, "-o", "delete"), 21, stderr="iscsiadm: No records found\n")).delete_record(NODE)
+    assert not draft.exists()
+
+
+async def test_make_iface_makes_one_for_tcp(world: FakeIscsi) -> None:
+    base = ("iscsiadm", "-m", "iface", "-I", "stowage-1")
+    steps = (Step((*base, "-o", "new")), Step((*base, "-o", "update", "-n", "iface.transport_name", "-v", "tcp")))
+    await iscsi_with(world, *steps).make_iface("stowage-1")
+    await iscsi_with(world, Step((*base, "-o", "delete"), 21)).delete_iface("stowage-1")
+
+
+def test_session_is_told_apart_by_target_iface_and_portal(world: FakeIscsi) -> None:
+    world.login(IQN, "10.0.0.9", 3260, number=1)
+    world.login(IQN, "10.0.0.9", 3260, "stowage-1", number=2)
+    world.login(IQN, "10.0.0.10", 3260, number=3)
+    iscsi = iscsi_with(world)
+    found = [
+        iscsi.session(node)
+        for node in (NODE, Node(IQN, NODE.portal, 1, "stowage-1"), Node(IQN, Portal("10.0.0.10", 3260), 1), Node(IQN, Portal("10.0.0.11", 3260), 1))
+    ]
+    assert [session and session.name for session in found] == ["session1", "session2", "session3", None]
+    assert found[0] is not None and (found[0].host, found[0].state) == ("host3", "LOGGED_IN")

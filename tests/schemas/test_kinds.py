@@ -1,0 +1,144 @@
+"""Every kind's fields: what is let in, what is refused, and in which words."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from schemas import kinds
+from schemas.kinds import ISCSI_LVM, KINDS, LOCAL_FILE, NFS, SMB, KindSpec, json_schema, validate_config, validate_credentials
+
+_GOOD: dict[str, dict[str, Any]] = {
+    "local_file": {"root_dir": "/srv/vms"},
+    "nfs": {"server": "10.0.0.5", "export": "/tank/vms"},
+    "smb": {"server": "nas", "share": "vms"},
+    "iscsi_lvm": {"portal": "10.0.0.9:3260", "target_iqn": "iqn.2026-01.org.example:vms", "vg_name": "vg_vms"},
+}
+
+
+@pytest.mark.parametrize("spec", KINDS.values(), ids=lambda spec: spec.kind)
+def test_good_config_is_completed_with_its_defaults(spec: KindSpec) -> None:
+    values, errors = validate_config(spec, _GOOD[spec.kind])
+    assert errors == []
+    assert values.keys() == {field.encode_name for field in msgspec.structs.fields(spec.config)}
+    assert msgspec.convert(values, spec.config)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "value"),
+    [
+        (LOCAL_FILE, "root_dir", "srv"),
+        (LOCAL_FILE, "root_dir", "/"),
+        (LOCAL_FILE, "root_dir", "/srv/../etc"),
+        (LOCAL_FILE, "root_dir", "/srv/./x"),
+        (LOCAL_FILE, "root_dir", "/srv//x"),
+        (LOCAL_FILE, "root_dir", "/srv/a,b"),
+        (LOCAL_FILE, "root_dir", "/srv/a\nb"),
+        (LOCAL_FILE, "root_dir", "/srv\n"),
+        (LOCAL_FILE, "root_dir", 7),
+        (LOCAL_FILE, "root_dir", "/" + "x" * 2000),
+        (LOCAL_FILE, "require_mountpoint", "yes"),
+        (NFS, "server", ""),
+        (NFS, "server", "-o"),
+        (NFS, "server", "a b"),
+        (NFS, "server", "10.0.0.5:/x"),
+        (NFS, "server", "nas,nolock"),
+        (NFS, "server", "nas\x00"),
+        (NFS, "export", "tank"),
+        (NFS, "export", "/tank/../x"),
+        (NFS, "nfs_version", "5"),
+        (NFS, "subdir", "../x"),
+        (NFS, "subdir", "/x"),
+        (NFS, "options", "exec"),
+        (NFS, "options", "noatime,,hard"),
+        (NFS, "options", "timeo"),
+        (NFS, "options", "timeo=1;2"),
+        (SMB, "share", "a/b"),
+        (SMB, "share", "a\\b"),
+        (SMB, "share", "a,uid=0"),
+        (SMB, "share", "-x"),
+        (SMB, "options", "credentials=/etc/shadow"),
+        (SMB, "smb_version", "1.0"),
+        (ISCSI_LVM, "portal", "10.0.0.9:0"),
+        (ISCSI_LVM, "portal", "10.0.0.9:70000"),
+        (ISCSI_LVM, "portal", "fe80::1"),
+        (ISCSI_LVM, "target_iqn", "iqn.2026-13.org.example:x"),
+        (ISCSI_LVM, "target_iqn", "vms"),
+        (ISCSI_LVM, "vg_name", "-vg"),
+        (ISCSI_LVM, "vg_name", ".."),
+        (ISCSI_LVM, "vg_name", "a/b"),
+        (ISCSI_LVM, "lun", -1),
+        (ISCSI_LVM, "lun", "0"),
+        (ISCSI_LVM, "lun", True),
+    ],
+)
+def test_bad_value_is_refused_at_its_field_in_words(spec: KindSpec, field: str, value: object) -> None:
+    _, errors = validate_config(spec, {**_GOOD[spec.kind], field: value})
+    assert [error.pointer for error in errors] == [f"/config/{field}"]
+    assert "regex" not in errors[0].detail
+
+
+@pytest.mark.parametrize("server", ["nas", "nas.example.org", "10.0.0.5", "fe80::1", "[fe80::1]", "2001:db8::5", "fe80::1%eth0"])
+def test_every_way_to_name_a_server_is_let_in(server: str) -> None:
+    assert validate_config(NFS, {"server": server, "export": "/x"})[1] == []
+
+
+@pytest.mark.parametrize("portal", ["san", "san:3260", "10.0.0.9", "[fe80::1]:3260", "[2001:db8::9]"])
+def test_every_way_to_name_a_portal_is_let_in(portal: str) -> None:
+    assert validate_config(ISCSI_LVM, {**_GOOD["iscsi_lvm"], "portal": portal})[1] == []
+
+
+def test_all_wrong_fields_are_reported_at_once() -> None:
+    _, errors = validate_config(NFS, {"export": "tank", "nfs_version": 4, "colour": "red", "options": "suid"})
+    assert {error.pointer for error in errors} == {
+        "/config/server",
+        "/config/export",
+        "/config/nfs_version",
+        "/config/colour",
+        "/config/options",
+    }
+
+
+def test_option_value_that_may_be_a_secret_is_never_repeated() -> None:
+    _, errors = validate_config(SMB, {**_GOOD["smb"], "options": "password=CANARY"})
+    assert errors
+    assert "CANARY" not in str(errors)
+
+
+@pytest.mark.parametrize(
+    "raw", [{"username": "u", "password": "CANARY\n"}, {"username": 7, "password": "CANARY"}, {"pasword": "CANARY"}]
+)
+def test_wrong_credentials_are_refused_without_their_text(raw: dict[str, Any]) -> None:
+    found, errors = validate_credentials(SMB, raw)
+    assert errors
+    assert "CANARY" not in str(errors) + repr(found)
+
+
+def test_blank_credentials_are_guest_and_a_kind_without_any_says_so() -> None:
+    found, errors = validate_credentials(SMB, {"username": "", "password": ""})
+    assert (bool(found), errors) == (False, [])
+    assert validate_credentials(NFS, {"password": "x"})[1][0].pointer == "/credentials"
+    assert validate_credentials(NFS, {"password": ""})[1] == []
+
+
+def test_edit_may_give_the_password_alone() -> None:
+    found, errors = validate_credentials(SMB, {"password": "p,\" =\\ "}, is_partial=True)
+    assert (found.reveal(), errors) == ({"password": "p,\" =\\ "}, [])
+
+
+@pytest.mark.parametrize("spec", KINDS.values(), ids=lambda spec: spec.kind)
+def test_every_field_has_title_and_description_and_every_constraint_its_words(spec: KindSpec) -> None:
+    for struct in filter(None, (spec.config, spec.credentials)):
+        schema = json_schema(struct)
+        for name, prop in schema["properties"].items():
+            assert prop["title"], name
+            assert prop["x-ui"]["change"] in ("fixed", "remount", "live"), name
+            if "pattern" in prop:
+                assert prop["x-error"], name
+    assert kinds.fixed_fields(spec) | kinds.remount_fields(spec)
+
+
+def test_secrets_are_write_only_in_the_schema() -> None:
+    assert SMB.credentials is not None
+    password = json_schema(SMB.credentials)["properties"]["password"]
+    assert (password["writeOnly"], password["format"]) == (True, "password")
