@@ -43,7 +43,8 @@ def _run(args: argparse.Namespace) -> int:
     state = StateDir(args.state_dir)
     config = load_config(state, os.environ, tuple(args.nats_url))
     set_up_logging(config.host_id, level=args.log_level)
-    os.umask(0o077)
+    # What must be private says so itself; a folder for VM disks must not be.
+    os.umask(0o022)
     with state.locked():
         asyncio.run(run_until_signalled(config, state))
     return 0

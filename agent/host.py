@@ -116,6 +116,10 @@ class Host:
         is_new = record is None or (record.state is RecordState.ATTACHING and record.previous is None)
         return is_new and not KINDS[target.kind].is_shared
 
+    def drop_staged(self, target: Target) -> None:
+        """Credentials newer than the wanted ones are of a rotation that was undone while this host was away."""
+        self._store.drop_from(target.backend_id, target.credential_version + 1)
+
     async def is_current(self, target: Target) -> bool:
         """Whether the (checked) target's config and credentials are attached, by our record and by the kernel."""
         record = self._journal.record(target.backend_id)

@@ -26,6 +26,7 @@ from schemas import nkey
 from schemas.bus import creds_text
 from schemas.hosts import AgentFacts, EnrolReply, EnrolRequest, enrol_message
 from schemas.ids import HOST_NAME
+from schemas.problems import FieldError
 
 _TOKEN = re.compile(r"stj1\.[0-9a-f-]{36}\.[A-Za-z0-9_-]{20,200}\.(?:[0-9a-f]{64}|-)")
 _TIMEOUT_S = 20.0
@@ -65,6 +66,13 @@ class Invitation:
             )
         fingerprint = token.rpartition(".")[2]
         return cls(url.rstrip("/"), token, "" if fingerprint == "-" else fingerprint, allow_http)
+
+
+class _Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a problem document, what a person at the terminal needs; a proxy's answer may be anything else."""
+
+    detail: str = "no reason given"
+    errors: tuple[FieldError, ...] = ()
 
 
 def join(
@@ -193,11 +201,10 @@ def _check_pin(sock: ssl.SSLSocket, fingerprint: str) -> None:
 
 def _detail(answer: bytes) -> str:
     try:
-        problem = msgspec.json.decode(answer, type=dict)
+        problem = msgspec.json.decode(answer, type=_Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return "no reason given"
-    errors = "; ".join(str(e.get("detail", "")) for e in problem.get("errors") or () if isinstance(e, dict))
-    return ": ".join(filter(None, (str(problem.get("detail", "")), errors)))[:500] or "no reason given"
+    return "; ".join(filter(None, (problem.detail, *(error.detail for error in problem.errors))))[:500]
 
 
 def _is_loopback(hostname: str) -> bool:

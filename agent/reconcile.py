@@ -94,16 +94,20 @@ class Reconciler:
             while True:
                 self._is_woken = False
                 try:
-                    reply = await self._sync()
+                    self._take(await self._sync(), group)
                 except (BusError, msgspec.DecodeError, UnicodeDecodeError) as error:
                     failures += 1
                     log.warning("sync failed", extra={"reason": str(error)[:300]})
-                    pause_s = random.uniform(0.5, 1) * min(_RETRY_CAP_S, 2.0 ** min(failures, 10))
-                    await self._pause(pause_s, is_plan_known=False)
+                except Exception:
+                    # The edge of this loop; for one, the host's own disk may be full for a while.
+                    failures += 1
+                    log.exception("sync raised")
                 else:
                     failures = 0
-                    self._take(reply, group)
                     await self._pause(random.uniform(0.8, 1.2) * self._intervals.reconcile_s, is_plan_known=True)
+                    continue
+                pause_s = random.uniform(0.5, 1) * min(_RETRY_CAP_S, 2.0 ** min(failures, 10))
+                await self._pause(pause_s, is_plan_known=False)
 
     async def _sync(self) -> SyncReply:
         request = SyncRequest(facts=self._facts, held=self._host.held())
@@ -179,6 +183,7 @@ class Reconciler:
     async def _attach(self, wanted: Target) -> None:
         backend_id = wanted.backend_id
         target = self._host.checked(wanted)
+        self._host.drop_staged(target)
         if await self._host.is_current(target):
             self._attempts.pop(backend_id, None)
             if self._host.adopt(target):

@@ -94,17 +94,24 @@ class CommandServer:
             self._nudge()
         else:
             with about(backend_id=command.backend_id, request_id=command.request_id):
-                reply = await self._answer(command, received_at)
-                verb = message.subject.rpartition(".")[2]
-                log.info(
-                    "command answered",
-                    extra={
-                        "verb": verb,
-                        "outcome": reply.__struct_config__.tag,
-                        "duration_s": round(self._clock() - received_at, 3),
-                    },
-                )
+                reply = await self._answer_whatever_happens(command, received_at)
+                verb, outcome = command.__struct_config__.tag, reply.__struct_config__.tag
+                duration_s = round(self._clock() - received_at, 3)
+                log.info("command answered", extra={"verb": verb, "outcome": outcome, "duration_s": duration_s})
                 await self._reply(message, reply)
+
+    async def _answer_whatever_happens(self, command: AnyCommand, received_at: float) -> Reply:
+        """The edge: what is no AgentFault is logged in full and answered without a word of it."""
+        try:
+            return await self._answer(command, received_at)
+        except AgentFault as error:
+            code, detail = error.fault.code.value, error.fault.detail
+            log.warning("command failed", extra={"code": code, "detail": detail}, exc_info=error.__cause__)
+            return Failed(fault=error.fault, is_retryable=error.is_retryable)
+        except Exception:
+            log.exception("command raised")
+            detail = f"internal error on the host; request id {command.request_id or '-'}"
+            return Failed(fault=fault(FaultCode.FAILED, detail))
 
     async def _answer(self, command: AnyCommand, received_at: float) -> Reply:
         if isinstance(command, Discover):
@@ -126,8 +133,7 @@ class CommandServer:
             if kept := self._journal.answered(command.command_id):
                 return _reply_decoder.decode(kept)
             reply = await self._act(command)
-            if isinstance(reply, Ok):
-                self._journal.keep_answer(command.command_id, msgspec.json.encode(reply))
+            self._journal.keep_answer(command.command_id, msgspec.json.encode(reply))
             return reply
 
     def _stale(self, command: AnyCommand) -> Stale | None:
@@ -143,22 +149,8 @@ class CommandServer:
             self._journal.remember_fences({command.backend_id: command.fence})
         return None
 
-    async def _act(self, command: AnyCommand) -> Reply:
-        """What became of it. This is an edge: whatever happens becomes a reply."""
-        try:
-            result = await self._dispatch(command)
-        except AgentFault as error:
-            log.warning(
-                "command failed",
-                extra={"code": error.fault.code.value, "detail": error.fault.detail},
-                exc_info=error.__cause__,
-            )
-            return Failed(fault=error.fault, is_retryable=error.is_retryable)
-        except Exception:
-            log.exception("command raised")
-            detail = f"internal error on the host; request id {command.request_id or '-'}"
-            return Failed(fault=fault(FaultCode.FAILED, detail))
-        return Ok(result=msgspec.Raw(msgspec.json.encode(result)))
+    async def _act(self, command: AnyCommand) -> Ok:
+        return Ok(result=msgspec.Raw(msgspec.json.encode(await self._dispatch(command))))
 
     async def _dispatch(self, command: AnyCommand) -> object:
         match command:

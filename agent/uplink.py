@@ -86,13 +86,12 @@ class Renewal:
         try:
             user_jwt = msgspec.json.decode(await self._ask(), type=RenewReply).user_jwt
             claims = claims_of(user_jwt)
-        except (BusError, ValueError) as error:
+            if claims.sub != nkey.public_key(self._seed):
+                raise ValueError("the new one is for another key")
+            write_private(self._creds_file, creds_text(user_jwt, self._seed).encode())
+        except (BusError, ValueError, OSError) as error:
             log.warning("bus identity not renewed", extra={"reason": str(error)[:200]})
             return False
-        if claims.sub != nkey.public_key(self._seed):
-            log.error("bus identity not renewed: the new one is for another key")
-            return False
-        write_private(self._creds_file, creds_text(user_jwt, self._seed).encode())
         self._claims = claims
         log.info("bus identity renewed", extra={"expires_at": claims.exp})
         return True

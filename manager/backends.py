@@ -223,6 +223,10 @@ class Backends:
         if config == row.config and not credentials:
             return await self._change(row, patch, if_match, actor)
         hosts = self._registry.chosen(row)
+        credential_version = row.credential_version
+        if credentials:
+            async with self._pool.acquire() as connection:
+                credential_version = await store.next_credential_version(connection)
         params = {
             "backend_id": row.id,
             "name": row.name,
@@ -230,7 +234,7 @@ class Backends:
             "version": row.version,
             "generation": row.generation,
             "config": config,
-            "credential_version": row.credential_version + bool(credentials),
+            "credential_version": credential_version,
             "base_credential_version": row.credential_version,
             "is_rotation": bool(credentials),
             "patch": patch,

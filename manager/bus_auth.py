@@ -122,7 +122,7 @@ class BusAuth:
         return _account_jwt(self._keys, revoked, issued_at=int(time.time()))
 
     async def push_account(self, bus_system: Bus, revoked: Mapping[str, float]) -> None:
-        """Every server of the cluster that is up has the account's JWT with exactly these revocations, and keeps it.
+        """The account's JWT with exactly these revocations is sent to all servers, and the first that answers keeps it.
 
         To be called at the manager's start and at each revocation, with the whole list, read under the
         lock that also covers this call: a push of an older list would take revocations back. Live connections
@@ -190,6 +190,32 @@ def server_config(
     return "\n".join(lines) + "\n"
 
 
+def sign_claims(
+    issuer_seed: str,
+    subject: str,
+    nats: Mapping[str, object],
+    *,
+    name: str,
+    issued_at: int | None = None,
+    expires_at: int | None = None,
+) -> str:
+    """A NATS JWT, version 2; the times are Unix seconds."""
+    claims: dict[str, object] = {
+        "iat": int(time.time()) if issued_at is None else issued_at,
+        "iss": nkey.public_key(issuer_seed),
+        "name": name,
+        "nats": {**nats, "version": 2},
+        "sub": subject,
+    }
+    if expires_at is not None:
+        claims["exp"] = expires_at
+    digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).digest()
+    claims["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
+    head = _base64url(b'{"typ":"JWT","alg":"ed25519-nkey"}')
+    signed = head + "." + _base64url(json.dumps(claims, separators=(",", ":")).encode())
+    return signed + "." + _base64url(nkey.sign(issuer_seed, signed.encode()))
+
+
 def _account_jwt(keys: Keys, revoked: Mapping[str, float], *, issued_at: int) -> str:
     claims = {
         "type": "account",
@@ -230,32 +256,6 @@ def _write_user(folder: Path, name: str, account_seed: str, seed: str, rights: _
     path = folder / f"{name}.creds"
     write_private(path, creds_text(user_jwt, seed).encode())
     return path
-
-
-def sign_claims(
-    issuer_seed: str,
-    subject: str,
-    nats: Mapping[str, object],
-    *,
-    name: str,
-    issued_at: int | None = None,
-    expires_at: int | None = None,
-) -> str:
-    """A NATS JWT, version 2; the times are Unix seconds."""
-    claims: dict[str, object] = {
-        "iat": int(time.time()) if issued_at is None else issued_at,
-        "iss": nkey.public_key(issuer_seed),
-        "name": name,
-        "nats": {**nats, "version": 2},
-        "sub": subject,
-    }
-    if expires_at is not None:
-        claims["exp"] = expires_at
-    digest = hashlib.sha256(json.dumps(claims, sort_keys=True).encode()).digest()
-    claims["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
-    head = _base64url(b'{"typ":"JWT","alg":"ed25519-nkey"}')
-    signed = head + "." + _base64url(json.dumps(claims, separators=(",", ":")).encode())
-    return signed + "." + _base64url(nkey.sign(issuer_seed, signed.encode()))
 
 
 def _base64url(raw: bytes) -> str:

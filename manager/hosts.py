@@ -94,7 +94,7 @@ class Hosts:
             token=token, expires_at=expires_at, command=f"stowage-agent join {self._public_url} {token}"
         )
 
-    async def enrol(self, request: EnrolRequest) -> EnrolReply:
+    async def enrol(self, request: EnrolRequest, request_id: str) -> EnrolReply:
         """The newcomer's identity. The same keys with the same token get the same answer for ten minutes.
 
         Raises Refused: unauthorized for any doubt about the token, invalid_field, name_taken.
@@ -125,7 +125,7 @@ class Hosts:
                     ProblemCode.NAME_TAKEN, f"a host named {request.name} is enrolled already; revoke it first"
                 )
             await store.link_join_token(connection, token_id, row.id)
-            await _append_event(connection, EventType.HOST_JOINED, row, actor=f"host:{row.name}", request_id="")
+            await _append_event(connection, EventType.HOST_JOINED, row, actor=f"host:{row.name}", request_id=request_id)
         await self._registry.refresh_hosts()
         log.info("host joined", extra={"host_id": row.id, "host": row.name})
         return self._reply(row)

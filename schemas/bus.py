@@ -13,6 +13,7 @@ BusError
 import asyncio
 import functools
 import logging
+import math
 import random
 import ssl
 from collections import Counter
@@ -152,7 +153,7 @@ class Bus:
         self._handling: set[asyncio.Task[None]] = set()
         self._errors: Counter[type[Exception]] = Counter()
         self._connections = 0
-        self._connected_at: float | None = None
+        self._connected_at = math.inf
         self._rebuilds = 0
         self._dropped = 0
         self._last_failure = "not started"
@@ -353,15 +354,14 @@ class Bus:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
-            self._connected_at = None
+            self._connected_at = math.inf  # not yet
             try:
                 await self._live_once()
             except (OSError, errors.Error, CredsError, BusError, TimeoutError):
                 log.warning("bus connection failed", extra={"bus": self._name, "reason": self._last_failure})
             except Exception:  # the edge of this loop: it must outlive what nobody thought of
                 log.exception("bus connection failed", extra={"bus": self._name})
-            is_stable = self._connected_at is not None and loop.time() - self._connected_at >= _STABLE_S
-            failures = 0 if is_stable else failures + 1
+            failures = 0 if loop.time() - self._connected_at >= _STABLE_S else failures + 1
             await asyncio.sleep(random.uniform(0, min(self._backoff_cap_s, _BACKOFF_BASE_S * 2 ** min(failures, 10))))
 
     async def _live_once(self) -> None:

@@ -189,9 +189,12 @@ class SafeClient(Client):
             self._status = Client.DISCONNECTED
         self.lost.set()
         requests = cast("dict[str, asyncio.Future[Msg]]", self._resp_map)  # pyright: ignore[reportUnknownMemberType]
-        for waiting in (*requests.values(), *self._echoes.values()):
-            if not waiting.done():
-                waiting.set_exception(errors.ConnectionClosedError())
+        for request in list(requests.values()):
+            if not request.done():
+                request.set_exception(errors.ConnectionClosedError())
+        for echo in self._echoes.values():
+            if not echo.done():
+                echo.set_exception(errors.ConnectionClosedError())
 
     async def _on_echo(self, echo: Msg) -> None:
         heard = self._echoes.get(echo.data)

@@ -5,7 +5,7 @@ from aiohttp import web
 
 from manager.api import decoding
 from manager.api.encoding import json_response, page_response
-from manager.api.keys import ACTOR, HOSTS, KEPT_BODY
+from manager.api.keys import ACTOR, HOSTS, REQUEST_ID, KEPT_BODY
 from manager.api.paging import page_of
 from schemas.hosts import HostState
 from schemas.kinds import KINDS
@@ -41,7 +41,8 @@ async def create_join_token(request: web.Request) -> web.Response:
 
 async def enrol(request: web.Request) -> web.Response:
     """Open to whoever holds a join token; repeated with the same keys it answers the same, so it wants no key."""
-    return json_response(await request.app[HOSTS].enrol(decode_enrol(await decoding.read_body(request))))
+    body = decode_enrol(await decoding.read_body(request))
+    return json_response(await request.app[HOSTS].enrol(body, request[REQUEST_ID]))
 
 
 async def revoke_host(request: web.Request) -> web.Response:

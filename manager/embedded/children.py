@@ -65,7 +65,7 @@ def wait_until(
     check: Callable[[], None] = never,
     poll_s: float = _POLL_S,
 ) -> bool:
-    """Whether it came true; the time runs anew whenever what `progress` returns changes. `check` may raise at any time."""
+    """Whether it came true; the time runs anew whenever what `progress` returns changes. `check` may raise."""
     seen = progress() if progress else None
     deadline = time.monotonic() + timeout_s
     while not is_so():

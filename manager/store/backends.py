@@ -181,6 +181,11 @@ async def set_default(connection: Connection, backend_id: str, *, is_new: bool) 
     return before, True
 
 
+async def next_credential_version(connection: Connection) -> int:
+    """A version that no rotation, undone or not, has had before; higher than all of them."""
+    return int(await connection.fetchval("SELECT nextval('credential_version_seq')"))
+
+
 async def mark_deleting(connection: Connection, backend_id: str) -> bool:
     """Whether the removal may go on: not the default, no live volume. The caller holds the row's lock (see `lock`)."""
     done = await connection.execute(

@@ -1,6 +1,7 @@
 """Convergence on what is wanted, its fences, and its patience with what fails."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -369,6 +370,22 @@ async def test_sync_failing_or_garbled_is_tried_again(
     reconciler.wake()
     await until(lambda: manager.requests)
     manager.garbage = b""
+    await until(lambda: is_attached(rig, wanted), timeout_s=10)
+
+
+async def test_sync_survives_a_full_disk(
+    rig: Rig, world: World, manager: Manager, start: Start, backend_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    world.markers.add(backend_id)
+    wanted = target(backend_id)
+    manager.want(wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.journal, "remember_fences", full)
+        await start(rig)
+        await asyncio.sleep(0)
     await until(lambda: is_attached(rig, wanted), timeout_s=10)
 
 

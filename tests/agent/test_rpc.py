@@ -4,6 +4,7 @@ import asyncio
 import base64
 import itertools
 import logging
+import sqlite3
 from typing import Any
 
 import msgspec
@@ -174,6 +175,19 @@ async def test_bug_in_a_driver_answers_without_its_text(
     assert isinstance(reply, Failed)
     assert reply.fault.detail == "internal error on the host; request id r1"
     assert "canary" in caplog.text
+
+
+async def test_journal_that_cannot_be_written_is_answered_and_nothing_is_done(
+    rig: Rig, world: World, backend_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(rig.journal, "remember_fences", full)
+    reply = await ask(rig, attach(backend_id, 5))
+    assert isinstance(reply, Failed)
+    assert "internal error" in reply.fault.detail
+    assert not world.calls
 
 
 async def test_credentials_are_delivered_once_per_nonce(rig: Rig, backend_id: str) -> None:

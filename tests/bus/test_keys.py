@@ -41,8 +41,8 @@ def test_load_or_create_twice_same_keys_all_different_and_private(tmp_path: Path
 def test_load_or_create_many_processes_at_once_agree(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    with multiprocessing.get_context("spawn").Pool(6) as pool:
-        loads = [pool.apply_async(_load, (tmp_path / "keys", str(gate))) for _ in range(6)]
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        loads = [pool.apply_async(_load, (tmp_path / "keys", str(gate))) for _ in range(4)]
         with gate.open("wb"):
             pass
         # A process that opened the gate late waits for a writer of its own.

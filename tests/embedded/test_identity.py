@@ -3,6 +3,7 @@
 import os
 import pwd
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,11 @@ def test_identity_where_nobody_will_do_says_what_was_tried_and_the_remedy(
         identity.choose(folder, [Path("/no/such/binary")])
     nobody = pwd.getpwnam("nobody")
     only = Identity(uid=nobody.pw_uid, gid=nobody.pw_gid, name="nobody")
-    monkeypatch.setattr(identity, "_candidates", lambda _folder: iter([only]))
+
+    def candidates(_folder: Path) -> Iterator[Identity]:
+        yield only
+
+    monkeypatch.setattr(identity, "_candidates", candidates)
     folder.parent.chmod(0o700)
     with pytest.raises(StartError, match=r"nobody: .*closed"):
         identity.choose(folder, [_TRUE])

@@ -4,6 +4,10 @@
 -- Fences: one global sequence, so that a later saga on the same backend never starts lower (BUS.md 5).
 CREATE SEQUENCE fence_seq;
 
+-- Versions of credentials, each used once: a rotation that was undone while a host was away must not be
+-- taken for the next one that succeeds. An add's first version is 1.
+CREATE SEQUENCE credential_version_seq AS int START 2;
+
 CREATE TABLE fleet (
   id            uuid PRIMARY KEY,
   is_only       boolean NOT NULL DEFAULT true UNIQUE CHECK (is_only),

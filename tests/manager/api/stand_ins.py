@@ -199,7 +199,7 @@ class HostsInMemory:
         secret = f"join-secret-{self.made}"
         return JoinToken(token=secret, expires_at=NOW, command=f"stowage-agent join {secret}")
 
-    async def enrol(self, request: EnrolRequest) -> EnrolReply:
+    async def enrol(self, request: EnrolRequest, request_id: str) -> EnrolReply:
         if request.token != "good":
             raise Refused.because(ProblemCode.UNAUTHORIZED, "the join token is unknown, used or expired")
         return EnrolReply(host_id=new_id(), fleet_id="f", user_jwt="j", nats_urls=(), manager_key="k")
