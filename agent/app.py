@@ -5,7 +5,7 @@ import importlib.metadata
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 #: From the signal to the end, whatever hangs; the journal makes every moment a good one to stop.
 STOP_S = 1.5
 _RENEW_TIMEOUT_S = 10.0
+_CANCEL_AGAIN_S = 0.2
 _COMMANDS_AT_ONCE = 256
 
 DriversOf = Callable[[Commands, Workers, float], Mapping[str, Driver]]
@@ -137,10 +138,11 @@ async def run(
                     ),
                 ]
                 log.info("agent started", extra={"host": config.host_name, "agent_version": facts.agent_version})
-                await stop.wait()
-                log.info("agent stops")
-                for task in tasks:
-                    task.cancel()
+                try:
+                    await stop.wait()
+                    log.info("agent stops")
+                finally:
+                    await _cancel(tasks)
         finally:
             await bus.close()
             await host.close()
@@ -159,6 +161,15 @@ async def run_until_signalled(config: AgentConfig, state: StateDir) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     await run(config, state, stop=stop)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """All of them have ended. More than once, for asyncio.wait_for swallows a cancel that meets a result (Python 3.11)."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 def _leave() -> None:

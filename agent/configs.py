@@ -8,7 +8,8 @@ import msgspec
 from agent.errors import AgentFault
 from schemas.agent_rpc import Target
 from schemas.faults import FaultCode
-from schemas.kinds import KindSpec, validate_config
+from schemas.kinds import KindSpec
+from schemas.validation import validate_config
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -22,7 +23,9 @@ def decode_config(spec: KindSpec, struct: type[T], target: Target) -> T:
     values, errors = validate_config(spec, target.config)
     if errors:
         first = errors[0]
-        raise AgentFault.of(FaultCode.KIND_UNSUPPORTED, f"this agent does not accept the configuration: {first.pointer} {first.detail}")
+        raise AgentFault.of(
+            FaultCode.KIND_UNSUPPORTED, f"this agent does not accept the configuration: {first.pointer} {first.detail}"
+        )
     return msgspec.convert(values, struct)
 
 
@@ -38,4 +41,6 @@ def decode_partial(spec: KindSpec, config: Mapping[str, Any], needed: str) -> st
 
 def refuse_verb(spec: KindSpec, verb: str) -> AgentFault:
     """The fault of a verb that a kind cannot have, for example initialize of a folder."""
-    return AgentFault.of(FaultCode.KIND_UNSUPPORTED, f"{spec.title} backends have no {verb}", "Choose a kind that offers it")
+    return AgentFault.of(
+        FaultCode.KIND_UNSUPPORTED, f"{spec.title} backends have no {verb}", "Choose a kind that offers it"
+    )

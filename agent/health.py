@@ -45,20 +45,29 @@ class Health:
         first_s = self._probe_s / 10
         async with asyncio.TaskGroup() as group:
             while True:
-                now = self._clock()
-                watched = self._host.watched()
-                self._due = {i: self._due.get(i, now + random.uniform(0, first_s)) for i in watched}
-                for backend_id in watched:
-                    if self._due[backend_id] <= now and backend_id not in self._working:
-                        self._due[backend_id] = now + random.uniform(0.9, 1.1) * self._probe_s
-                        self._working.add(backend_id)
-                        group.create_task(self._probe(backend_id), name=f"health {backend_id}")
+                next_due_s = _LOOK_S
+                try:
+                    next_due_s = self._begin_due(group, first_s)
+                except Exception:
+                    # The edge of this loop; for one, the host's own disk may be full for a while.
+                    log.exception("health raised")
                 first_s = self._probe_s
-                next_due = min((due for i, due in self._due.items() if i not in self._working), default=now + _LOOK_S)
                 self._ended.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.01, min(next_due - now, _LOOK_S))):
+                    async with asyncio.timeout(max(0.01, min(next_due_s, _LOOK_S))):
                         await self._ended.wait()
+
+    def _begin_due(self, group: asyncio.TaskGroup, first_s: float) -> float:
+        """Seconds until the next probe is due, after those that are have begun. first_s: how soon a newcomer's is."""
+        now = self._clock()
+        watched = self._host.watched()
+        self._due = {i: self._due.get(i, now + random.uniform(0, first_s)) for i in watched}
+        for backend_id in watched - self._working:
+            if self._due[backend_id] <= now:
+                self._due[backend_id] = now + random.uniform(0.9, 1.1) * self._probe_s
+                self._working.add(backend_id)
+                group.create_task(self._probe(backend_id), name=f"health {backend_id}")
+        return min((due - now for i, due in self._due.items() if i not in self._working), default=_LOOK_S)
 
     async def _probe(self, backend_id: str) -> None:
         try:

@@ -26,7 +26,8 @@ from schemas.backends import HealthStatus
 from schemas.credentials import Credentials
 from schemas.faults import Fault, FaultCode, fault
 from schemas.ids import is_id
-from schemas.kinds import KINDS, validate_config
+from schemas.kinds import KINDS
+from schemas.validation import validate_config
 
 log = logging.getLogger(__name__)
 

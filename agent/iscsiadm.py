@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +75,18 @@ class Node:
     iface: str = DEFAULT_IFACE
 
     def argv(self, *operation: str) -> list[str]:
-        return ["iscsiadm", "-m", "node", "-T", self.iqn, "-p", f"{self.portal},{self.tpgt}", "-I", self.iface, *operation]
+        return [
+            "iscsiadm",
+            "-m",
+            "node",
+            "-T",
+            self.iqn,
+            "-p",
+            f"{self.portal},{self.tpgt}",
+            "-I",
+            self.iface,
+            *operation,
+        ]
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,9 @@ class Iscsi:
         if result.exit_code != 0:
             raise tool_fault(result)
         found = (_LISTED.fullmatch(line.strip()) for line in result.stdout.splitlines())
-        return tuple(Node(m["iqn"], Portal(bare_host(m["address"]), int(m["port"])), int(m["tpgt"])) for m in found if m)
+        return tuple(
+            Node(m["iqn"], Portal(bare_host(m["address"]), int(m["port"])), int(m["tpgt"])) for m in found if m
+        )
 
     async def find_target(self, iqn: str, portal: Portal) -> Node:
         """The target's node at the configured portal, else at the first that the target names (a portal may be given by name)."""
@@ -168,13 +181,17 @@ class Iscsi:
         """An iface record for plain TCP: a session through it stands beside one through `default`."""
         async with self._records:
             for operation in (("-o", "new"), ("-o", "update", "-n", "iface.transport_name", "-v", "tcp")):
-                result = await self._commands.run(["iscsiadm", "-m", "iface", "-I", name, *operation], timeout_s=_RECORD_TIMEOUT_S)
+                result = await self._commands.run(
+                    ["iscsiadm", "-m", "iface", "-I", name, *operation], timeout_s=_RECORD_TIMEOUT_S
+                )
                 if result.exit_code != 0:
                     raise tool_fault(result)
 
     async def delete_iface(self, name: str) -> None:
         async with self._records:
-            result = await self._commands.run(["iscsiadm", "-m", "iface", "-I", name, "-o", "delete"], timeout_s=_RECORD_TIMEOUT_S)
+            result = await self._commands.run(
+                ["iscsiadm", "-m", "iface", "-I", name, "-o", "delete"], timeout_s=_RECORD_TIMEOUT_S
+            )
             self._accept_absent(result)
 
     def session(self, node: Node) -> Session | None:
@@ -184,8 +201,13 @@ class Iscsi:
             if (words.get("targetname"), words.get("ifacename")) != (node.iqn, node.iface):
                 continue
             number = entry.name.removeprefix("session")
-            connection = _read_words(self._sysfs / f"class/iscsi_connection/connection{number}:0", "persistent_address", "persistent_port")
-            if (connection.get("persistent_address"), connection.get("persistent_port")) == (node.portal.host, str(node.portal.port)):
+            connection = _read_words(
+                self._sysfs / f"class/iscsi_connection/connection{number}:0", "persistent_address", "persistent_port"
+            )
+            if (connection.get("persistent_address"), connection.get("persistent_port")) == (
+                node.portal.host,
+                str(node.portal.port),
+            ):
                 return Session(entry.name, words.get("state", ""), (entry / "device").resolve())
         return None
 
@@ -207,7 +229,7 @@ class Iscsi:
         return folder / f".stowage-{node.iface}-{node.iqn}"
 
     @asynccontextmanager
-    async def _database_lock(self) -> AsyncIterator[None]:
+    async def _database_lock(self) -> AsyncGenerator[None]:
         """Open-iscsi's lock is held. Raises AgentFault timed_out after 30 s, as iscsiadm gives up."""
         self._lock_dir.mkdir(mode=0o770, parents=True, exist_ok=True)
         lock, write_lock = self._lock_dir / "lock", self._lock_dir / "lock.write"
@@ -222,7 +244,9 @@ class Iscsi:
                         await asyncio.sleep(_LOCK_POLL_S)
         except TimeoutError as error:
             remedy = f"If no iscsiadm runs on this host, remove {write_lock}"
-            raise AgentFault.of(FaultCode.TIMED_OUT, "the iSCSI record database of this host is locked", remedy, is_retryable=True) from error
+            raise AgentFault.of(
+                FaultCode.TIMED_OUT, "the iSCSI record database of this host is locked", remedy, is_retryable=True
+            ) from error
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 MARKER_NAME = ".stowage-backend.json"
 #: Bytes; one page, so that it is also a legal O_DIRECT transfer.
@@ -66,7 +66,7 @@ def write_probe(args: dict[str, Any]) -> dict[str, Any]:
     args: dir, file_name. The name is the same at every probe of a host: a kill leaves at most one such
     file and the next probe removes it. latency_ms spans create to unlink.
     """
-    path = os.path.join(args["dir"], args["file_name"])
+    path = _place(args, args["file_name"])
     _unlink_if_there(path)
     written = os.urandom(BLOCK_BYTES)
     started = time.monotonic()
@@ -102,7 +102,7 @@ def space(args: dict[str, Any]) -> dict[str, Any]:
 
 def read_marker(args: dict[str, Any]) -> dict[str, Any]:
     """{"marker": ours | other | missing}; of another its fields as far as they are readable. args: dir, marker."""
-    path = os.path.join(args["dir"], MARKER_NAME)
+    path = _place(args, MARKER_NAME)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -116,12 +116,13 @@ def read_marker(args: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     try:
-        found = json.loads(text)
+        found: Any = json.loads(text)
     except ValueError:
         return {"marker": "other", "found": {}}
     if not isinstance(found, dict):
         return {"marker": "other", "found": {}}
-    fields = {key: str(found[key])[:64] for key in ("backend_id", "fleet_id", "created_at") if key in found}
+    words = cast("dict[str, Any]", found)
+    fields = {key: str(words[key])[:64] for key in ("backend_id", "fleet_id", "created_at") if key in words}
     ours = args["marker"]
     is_ours = fields.get("backend_id") == ours["backend_id"] and fields.get("fleet_id") == ours["fleet_id"]
     return {"marker": "ours" if is_ours else "other", "found": fields}
@@ -134,8 +135,8 @@ def create_marker(args: dict[str, Any]) -> dict[str, Any]:
     to the marker's, and a link refuses to replace (as O_EXCL does, and on NFS more reliably). File systems
     without hard links (some SMB servers) get O_EXCL on the name itself. args: dir, file_name, marker.
     """
-    path = os.path.join(args["dir"], MARKER_NAME)
-    draft = os.path.join(args["dir"], args["file_name"] + ".marker")
+    path = _place(args, MARKER_NAME)
+    draft = _place(args, args["file_name"], ".marker")
     text = (json.dumps(args["marker"]) + "\n").encode()
     _unlink_if_there(draft)
     try:
@@ -248,7 +249,7 @@ def is_mountpoint(args: dict[str, Any]) -> dict[str, Any]:
 
 def reflink_test(args: dict[str, Any]) -> dict[str, Any]:
     """{"can_reflink"}: whether the file system shares blocks between files (FICLONE). args: dir, file_name."""
-    paths = [os.path.join(args["dir"], args["file_name"] + suffix) for suffix in (".from", ".to")]
+    paths = [_place(args, args["file_name"], suffix) for suffix in (".from", ".to")]
     for path in paths:
         _unlink_if_there(path)
     try:
@@ -328,6 +329,10 @@ def _unlink_if_there(path: str) -> None:
     except OSError:
         if _is_there(path):
             raise
+
+
+def _place(args: dict[str, Any], name: str, suffix: str = "") -> str:
+    return f"{args['dir']}/{name}{suffix}"
 
 
 def _is_there(path: str) -> bool:

@@ -45,14 +45,16 @@ class Luns:
         self._disks = disks
         self._lvm = lvm
 
-    async def connect(self, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace) -> LunLink:
+    async def connect(
+        self, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
+    ) -> LunLink:
         """A session at the configured portal and the LUN's disk. Raises AgentFault and leaves no session that was not there."""
         if target.credential_version > 0 and not credentials:
             raise AgentFault.of(FaultCode.NEEDS_CREDENTIALS, "this host holds no CHAP credentials for the target")
         memory = Memory(space.dir, LUN_MEMORY)
         words = memory.read()
         node = remembered_node(memory, config)
-        known = {key: words[key] for key in ("wwid", "vg_uuid") if key in words}
+        known = _proven(words)
         if node is not None and words.get("portal") != config.portal:
             await self.detach(config, target, space)
             # The LUN must be the same one behind the new portal, so what was proven stays known.
@@ -60,12 +62,24 @@ class Luns:
         if node is None:
             node = await self._iscsi.find_target(config.target_iqn, Portal.parse(config.portal))
         is_new = self._iscsi.session(node) is None
-        is_ours = is_new or words.get("is_ours") == "yes" or any(other.get("is_ours") == "yes" for other in _sharers(node, space))
+        is_ours = (
+            is_new
+            or words.get("is_ours") == "yes"
+            or any(other.get("is_ours") == "yes" for other in _sharers(node, space))
+        )
         version = str(target.credential_version)
         if is_ours and not is_new and words.get("credential_version", version) != version:
             await self._iscsi.write_record(node, credentials)
         # Before the login: whatever a kill leaves of it, release knows of.
-        memory.write(**{**words, **node_words(node), "credential_version": version, "portal": config.portal, "is_ours": "yes" if is_ours else "no"})
+        memory.write(
+            **{
+                **words,
+                **node_words(node),
+                "credential_version": version,
+                "portal": config.portal,
+                "is_ours": "yes" if is_ours else "no",
+            }
+        )
         try:
             if is_new:
                 await self._iscsi.login(node, credentials)
@@ -96,7 +110,7 @@ class Luns:
             if session is not None:
                 await self._iscsi.logout(node)
             await self._iscsi.delete_record(node)
-        known = {key: words[key] for key in ("wwid", "vg_uuid") if key in words}
+        known = _proven(words)
         memory.write(**known)
 
     async def detach_quietly(self, config: IscsiLvmConfig, target: Target, space: Workspace) -> None:
@@ -124,7 +138,9 @@ class Luns:
         """The node's session. Raises AgentFault server_unreachable without one."""
         session = self._iscsi.session(node)
         if session is None:
-            raise AgentFault.of(FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} ended at once", is_retryable=True)
+            raise AgentFault.of(
+                FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} ended at once", is_retryable=True
+            )
         return session
 
     def live(self, node: Node, config: IscsiLvmConfig, space: Workspace) -> Disk:
@@ -132,7 +148,9 @@ class Luns:
         session = self._iscsi.session(node)
         if session is None or session.state != "LOGGED_IN":
             state = "gone" if session is None else session.state.lower()
-            raise AgentFault.of(FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} is {state}", is_retryable=True)
+            raise AgentFault.of(
+                FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} is {state}", is_retryable=True
+            )
         disk = self._disks.find(session, config.lun)
         if disk is None:
             raise AgentFault.of(FaultCode.LUN_NOT_FOUND, f"the session to {node.portal} has no LUN {config.lun}")
@@ -141,7 +159,13 @@ class Luns:
 
 
 def node_words(node: Node) -> dict[str, str]:
-    return {"iqn": node.iqn, "host": node.portal.host, "port": str(node.portal.port), "tpgt": str(node.tpgt), "iface": node.iface}
+    return {
+        "iqn": node.iqn,
+        "host": node.portal.host,
+        "port": str(node.portal.port),
+        "tpgt": str(node.tpgt),
+        "iface": node.iface,
+    }
 
 
 def node_of(words: Mapping[str, str]) -> Node:
@@ -161,7 +185,16 @@ def refuse_wrong_disk(disk: Disk, words: Mapping[str, str]) -> None:
         raise AgentFault.of(FaultCode.WRONG_DEVICE, f"the LUN is {disk.wwid}, but {known} was attached before")
 
 
+def _proven(words: Mapping[str, str]) -> dict[str, str]:
+    """What stays true of the LUN whichever way leads to it."""
+    return {key: value for key, value in words.items() if key in ("wwid", "vg_uuid")}
+
+
 def _sharers(node: Node, space: Workspace) -> list[dict[str, str]]:
     """What other backends of this host remember of the same session; their workspaces lie beside ours."""
-    others = (Memory(folder, LUN_MEMORY).read() for folder in sorted(space.dir.parent.iterdir()) if folder != space.dir and folder.is_dir())
+    others = (
+        Memory(folder, LUN_MEMORY).read()
+        for folder in sorted(space.dir.parent.iterdir())
+        if folder != space.dir and folder.is_dir()
+    )
     return [words for words in others if words.get("iqn") and node_of(words) == node]

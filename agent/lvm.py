@@ -130,7 +130,10 @@ class Lvm:
         """The VG exists on the device alone, tagged, and no host activates its volumes by itself."""
         options = [word for tag in tags for word in ("--addtag", tag)]
         await self._run(["pvcreate", *_scope(device), "--yes", "--", device], _CHANGE_TIMEOUT_S)
-        await self._run(["vgcreate", *_scope(device), "--yes", "--setautoactivation", "n", *options, "--", vg_name, device], _CHANGE_TIMEOUT_S)
+        await self._run(
+            ["vgcreate", *_scope(device), "--yes", "--setautoactivation", "n", *options, "--", vg_name, device],
+            _CHANGE_TIMEOUT_S,
+        )
 
     async def add_tags(self, device: str, vg_name: str, tags: Sequence[str]) -> None:
         options = [word for tag in tags for word in ("--addtag", tag)]
@@ -150,16 +153,32 @@ class Lvm:
     async def create_thin_pool(self, device: str, vg_name: str) -> None:
         """The pool exists and takes 95 % of what is free; the rest is for its metadata to grow."""
         await self._run(
-            ["lvcreate", *_scope(device), "--yes", "--type", "thin-pool", "--extents", "95%FREE", "--name", THIN_POOL_LV, "--", vg_name],
+            [
+                "lvcreate",
+                *_scope(device),
+                "--yes",
+                "--type",
+                "thin-pool",
+                "--extents",
+                "95%FREE",
+                "--name",
+                THIN_POOL_LV,
+                "--",
+                vg_name,
+            ],
             _CHANGE_TIMEOUT_S,
         )
-        await self._run(["lvchange", *_scope(device), "--activate", "n", "--", f"{vg_name}/{THIN_POOL_LV}"], _CHANGE_TIMEOUT_S)
+        await self._run(
+            ["lvchange", *_scope(device), "--activate", "n", "--", f"{vg_name}/{THIN_POOL_LV}"], _CHANGE_TIMEOUT_S
+        )
 
     async def remove_volume(self, device: str, vg_name: str, lv_name: str) -> None:
         await self._run(["lvremove", *_scope(device), "--yes", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S)
 
     async def activate(self, device: str, vg_name: str, lv_name: str) -> None:
-        await self._run(["lvchange", *_scope(device), "--activate", "y", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S)
+        await self._run(
+            ["lvchange", *_scope(device), "--activate", "y", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S
+        )
 
     async def deactivate_group(self, device: str, vg_name: str) -> None:
         """None of the VG's LVs is active here. Raises AgentFault in_use while one is open."""
@@ -170,7 +189,18 @@ class Lvm:
         await self._run(["dmsetup", "remove", "--", name], _CHANGE_TIMEOUT_S)
 
     async def _report(self, tool: str, device: str, section: str, columns: str, *names: str) -> list[dict[str, str]]:
-        argv = [tool, *_scope(device), "--reportformat", "json", "--units", "b", "--nosuffix", "--options", columns, *names]
+        argv = [
+            tool,
+            *_scope(device),
+            "--reportformat",
+            "json",
+            "--units",
+            "b",
+            "--nosuffix",
+            "--options",
+            columns,
+            *names,
+        ]
         result = await self._run(argv, _REPORT_TIMEOUT_S)
         # With exit 0 and an empty list, as for a blank device (seen with 2.03.16): a device that is gone must not look blank.
         if "Device not found" in result.stderr:

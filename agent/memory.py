@@ -1,7 +1,8 @@
 """What a driver must remember across kill -9: one small JSON file in the backend's workspace."""
 
-import json
 from pathlib import Path
+
+import msgspec
 
 from agent.private_files import remove, write_private
 
@@ -13,16 +14,15 @@ class Memory:
         self._path = folder / f"{name}.json"
 
     def read(self) -> dict[str, str]:
-        """What was written last; empty when nothing was, or when the file is unreadable as JSON."""
+        """What was written last; empty when nothing was, or when the file is not such JSON."""
         try:
-            found = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+        except (FileNotFoundError, msgspec.DecodeError):
             return {}
-        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
     def write(self, **words: str) -> None:
         """Exactly these words are remembered, durably."""
-        write_private(self._path, json.dumps(words).encode())
+        write_private(self._path, msgspec.json.encode(words))
 
     def forget(self) -> None:
         """Nothing is remembered."""

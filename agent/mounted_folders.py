@@ -44,11 +44,19 @@ class Place:
 class MountedFolders:
     """The verbs of a driver for a place that is mounted. mounts: shared by all, so that a test may replace mountinfo."""
 
-    def __init__(self, commands: Commands, workers: Workers, probe_timeout_s: float = PROBE_TIMEOUT_S, mounts: Mounts | None = None) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        workers: Workers,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
+        mounts: Mounts | None = None,
+    ) -> None:
         self._mounts = mounts or Mounts(commands)
         self._probes = FolderProbes(workers, probe_timeout_s)
 
-    async def attach(self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, *, establish: bool) -> ProbeReport:
+    async def attach(
+        self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, *, establish: bool
+    ) -> ProbeReport:
         """See Driver.attach. Only the credentials changed and it is in use: the mount is kept, and the next mount takes the new ones."""
         is_new = await self._mount_if_needed(place, target, space, secret)
         try:
@@ -65,7 +73,10 @@ class MountedFolders:
         present = self._mounts.at(space.mount_dir)
         if present is None or present.fstype not in place.plan.shown_fstypes:
             raise AgentFault.of(
-                FaultCode.NOT_A_MOUNTPOINT, f"{place.plan.source} is not mounted on this host", "Wait: the agent mounts it again", is_retryable=True
+                FaultCode.NOT_A_MOUNTPOINT,
+                f"{place.plan.source} is not mounted on this host",
+                "Wait: the agent mounts it again",
+                is_retryable=True,
             )
         return await self._prove(place, target, space, OnMissing.REFUSE)
 
@@ -74,16 +85,22 @@ class MountedFolders:
         left: tuple[str, ...] = ()
         if remove_marker and self._mounts.at(space.mount_dir) is not None:
             try:
-                left = (await self._probes.clear(place.below(space.mount_dir), target, space, shown_as=place.shown_as)).left
+                left = (
+                    await self._probes.clear(place.below(space.mount_dir), target, space, shown_as=place.shown_as)
+                ).left
             except AgentFault as error:
                 log.warning("marker stays", extra={"place": place.shown_as, "code": str(error.fault.code)})
-                left = (f"{MARKER_NAME} and whatever else is in {place.shown_as}, which could not be reached ({error.fault.code})",)
+                left = (
+                    f"{MARKER_NAME} and whatever else is in {place.shown_as}, which could not be reached ({error.fault.code})",
+                )
         was_lazy = await self._mounts.unmount_anyhow(space.mount_dir)
         for name in (_MEMORY, "attached"):
             Memory(space.dir, name).forget()
         return ReleaseReport(left=left, was_lazy=was_lazy)
 
-    async def trial(self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, own_session: str) -> ProbeReport:
+    async def trial(
+        self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, own_session: str
+    ) -> ProbeReport:
         """See Driver.trial. own_session: the option by which the trial shares no connection or cache with the mount in use."""
         await self.clean_trial(space)
         options = (*(option for option in place.plan.options if option != own_session), own_session)
@@ -102,7 +119,11 @@ class MountedFolders:
     def is_attached(self, place: Place, target: Target, space: Workspace) -> bool:
         """The kernel shows the plan, and this very mount was made with all of its options and the wanted credentials."""
         present = self._mounts.at(space.mount_dir)
-        return present is not None and place.plan.mismatch(present) is None and Memory(space.dir, _MEMORY).read() == _words(place, target)
+        return (
+            present is not None
+            and place.plan.mismatch(present) is None
+            and Memory(space.dir, _MEMORY).read() == _words(place, target)
+        )
 
     async def _mount_if_needed(self, place: Place, target: Target, space: Workspace, secret: SecretFile | None) -> bool:
         """Whether it was mounted by this call."""
@@ -123,7 +144,9 @@ class MountedFolders:
         await self._mounts.mount(place.plan, space.mount_dir, secret)
         return True
 
-    async def _prove(self, place: Place, target: Target, space: Workspace, on_missing: OnMissing, *, is_trial: bool = False) -> ProbeReport:
+    async def _prove(
+        self, place: Place, target: Target, space: Workspace, on_missing: OnMissing, *, is_trial: bool = False
+    ) -> ProbeReport:
         mount_root = space.trial_dir if is_trial else space.mount_dir
         return await self._probes.prove(
             place.below(mount_root), target, space, _CAPABILITIES, on_missing,

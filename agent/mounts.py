@@ -64,7 +64,9 @@ class MountPlan:
         missing = [option for option in ALWAYS if option not in mount.options]
         if missing:
             return f"no {missing[0]}"
-        if self.shown_version and not any(re.fullmatch(f"vers={self.shown_version}", option) for option in mount.super_options):
+        if self.shown_version and not any(
+            re.fullmatch(f"vers={self.shown_version}", option) for option in mount.super_options
+        ):
             return f"version {next((o for o in sorted(mount.super_options) if o.startswith('vers=')), 'unknown')}"
         return None
 
@@ -120,9 +122,7 @@ class Mounts:
         The place must be free; its folder is made with mode 0000, so that nobody writes into it while nothing is mounted.
         """
         try:
-            # No exist_ok: it would stat, and on a mount that appeared meanwhile that may hang.
-            with contextlib.suppress(FileExistsError):
-                where.mkdir(mode=0)
+            _make_folder(where)
             await self._mount_and_check(plan, where, secret)
         except BaseException:
             if self.at(where) is not None:
@@ -161,7 +161,9 @@ class Mounts:
         """Whether nothing is mounted there any more. -i: without the helper, which would ask a dead server first."""
         for _ in range(_MAX_STACKED):
             try:
-                result = await self._commands.run(["umount", "-c", "-i", way, "--", str(where)], timeout_s=UNMOUNT_TIMEOUT_S)
+                result = await self._commands.run(
+                    ["umount", "-c", "-i", way, "--", str(where)], timeout_s=UNMOUNT_TIMEOUT_S
+                )
             except AgentFault:
                 return self.at(where) is None
             if self.at(where) is None:
@@ -186,7 +188,15 @@ class Mounts:
             raise AgentFault.of(FaultCode.FAILED, f"mount reported success, but nothing is mounted at {where}")
         difference = plan.mismatch(shown)
         if difference is not None:
-            raise AgentFault.of(FaultCode.FAILED, f"{plan.source} was asked for, but the kernel shows {difference} at {where}")
+            raise AgentFault.of(
+                FaultCode.FAILED, f"{plan.source} was asked for, but the kernel shows {difference} at {where}"
+            )
+
+
+def _make_folder(where: Path) -> None:
+    """The folder exists. No exist_ok: that would stat, and on a mount that appeared meanwhile a stat may hang."""
+    with contextlib.suppress(FileExistsError):
+        where.mkdir(mode=0)
 
 
 def _remove_folder(where: Path) -> None:

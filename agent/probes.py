@@ -56,15 +56,24 @@ class FolderProbes:
             "marker": markers.content_for(target),
             "on_missing": str(on_missing),
         }
-        answer = await self._workers.run("prove", args, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s)
+        answer = await self._workers.run(
+            "prove", args, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s
+        )
         if answer["marker"] == "unmounted":
-            raise AgentFault.of(FaultCode.NOT_A_MOUNTPOINT, f"{where} is not mounted on this host", "Wait: the agent mounts it again", is_retryable=True)
+            raise AgentFault.of(
+                FaultCode.NOT_A_MOUNTPOINT,
+                f"{where} is not mounted on this host",
+                "Wait: the agent mounts it again",
+                is_retryable=True,
+            )
         markers.refuse_other(answer, target, where)
         if on_missing is OnMissing.REFUSE:
             markers.refuse_missing(answer, where)
         return report_of(answer, capabilities)
 
-    async def clear(self, folder: Path, target: Target, space: Workspace, *, shown_as: str, is_own_folder: bool = False) -> ReleaseReport:
+    async def clear(
+        self, folder: Path, target: Target, space: Workspace, *, shown_as: str, is_own_folder: bool = False
+    ) -> ReleaseReport:
         """Our marker and probe files are gone, and with is_own_folder the folder if empty; says what is left. Absent is success."""
         args = {
             "dir": str(folder),
@@ -78,7 +87,12 @@ class FolderProbes:
     async def clear_trial(self, folder: Path, target: Target, space: Workspace, *, is_own_folder: bool = False) -> None:
         """What a killed trial left in the folder is gone; a marker stays."""
         # An empty marker is nobody's, so clear_place takes none for ours.
-        args = {"dir": str(folder), "file_names": [markers.trial_file(space)], "marker": {"backend_id": "", "fleet_id": ""}, "rmdir": is_own_folder}
+        args = {
+            "dir": str(folder),
+            "file_names": [markers.trial_file(space)],
+            "marker": {"backend_id": "", "fleet_id": ""},
+            "rmdir": is_own_folder,
+        }
         await self._workers.run("clear_place", args, key=job_key(target, is_trial=True), timeout_s=self._timeout_s)
 
 

@@ -44,12 +44,24 @@ async def server_checks(server: str, port: int) -> tuple[Check, ...]:
         async with asyncio.timeout(REACH_TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError):
-        return (Check(name="name", is_ok=False, detail=f"{host} does not resolve", remedy=REMEDIES[FaultCode.NAME_NOT_RESOLVED]),)
+        return (
+            Check(
+                name="name",
+                is_ok=False,
+                detail=f"{host} does not resolve",
+                remedy=REMEDIES[FaultCode.NAME_NOT_RESOLVED],
+            ),
+        )
     name = Check(name="name", is_ok=True, detail=f"{host} is {found[0][4][0]}")
     try:
         async with asyncio.timeout(REACH_TIMEOUT_S):
             _, writer = await asyncio.open_connection(host, port)
     except (OSError, TimeoutError):
-        return name, Check(name="port", is_ok=False, detail=f"{host} port {port} does not answer", remedy=REMEDIES[FaultCode.SERVER_UNREACHABLE])
+        return name, Check(
+            name="port",
+            is_ok=False,
+            detail=f"{host} port {port} does not answer",
+            remedy=REMEDIES[FaultCode.SERVER_UNREACHABLE],
+        )
     writer.close()
     return name, Check(name="port", is_ok=True, detail=f"port {port} answers")

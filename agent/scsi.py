@@ -68,10 +68,12 @@ class Disks:
         if disk is not None:
             return disk
         scan = self._sysfs / "class/scsi_host" / session.host / "scan"
-        await self._workers.run("write_sysfs", {"path": str(scan), "text": f"- - {lun}"}, key=key, timeout_s=_SCAN_TIMEOUT_S)
+        await self._workers.run(
+            "write_sysfs", {"path": str(scan), "text": f"- - {lun}"}, key=key, timeout_s=_SCAN_TIMEOUT_S
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DISK_TIMEOUT_S):
-                while (disk := self.find(session, lun)) is None:
+                while (disk := self.find(session, lun)) is None:  # noqa: ASYNC110 - the kernel gives no other sign
                     await asyncio.sleep(_POLL_S)
                 return disk
         raise AgentFault.of(FaultCode.LUN_NOT_FOUND, f"the target shows no LUN {lun} to this host")
@@ -82,7 +84,9 @@ class Disks:
 
     async def remove(self, disk: Disk, key: str) -> None:
         """The kernel has let go of the disk; before the target unmaps it, so that no other LUN ever takes its name unseen."""
-        await self._workers.run("write_sysfs", {"path": str(disk.scsi_dir / "delete"), "text": "1"}, key=key, timeout_s=_REMOVE_TIMEOUT_S)
+        await self._workers.run(
+            "write_sysfs", {"path": str(disk.scsi_dir / "delete"), "text": "1"}, key=key, timeout_s=_REMOVE_TIMEOUT_S
+        )
 
     def _disk(self, block_dir: Path, scsi_dir: Path) -> Disk:
         holders = {holder.name: holder.resolve() for holder in sorted((block_dir / "holders").glob("dm-*"))}

@@ -18,7 +18,13 @@ from schemas.faults import FaultCode
 MAX_DETAIL_CHARS = 300
 #: With these the same command may succeed later, untouched.
 _RETRYABLE = frozenset(
-    (FaultCode.SERVER_UNREACHABLE, FaultCode.NAME_NOT_RESOLVED, FaultCode.IN_USE, FaultCode.TIMED_OUT, FaultCode.STALE_HANDLE)
+    (
+        FaultCode.SERVER_UNREACHABLE,
+        FaultCode.NAME_NOT_RESOLVED,
+        FaultCode.IN_USE,
+        FaultCode.TIMED_OUT,
+        FaultCode.STALE_HANDLE,
+    )
 )
 
 
@@ -54,7 +60,7 @@ TABLE: tuple[Row, ...] = (
         FaultCode.OPTION_REJECTED),
     Row("mount.nfs", None, r"Stale file handle", FaultCode.STALE_HANDLE),
     Row("mount.nfs", None, r"is busy or already mounted", FaultCode.IN_USE),
-    Row("mount.nfs", None, r"timed out|No route to host|Network is unreachable|Connection refused|Connection reset|Host is down|mount to NFS server .* failed",
+    Row("mount.nfs", None, r"timed out|No route to host|is unreachable|Connection (refused|reset)|Host is down|mount to NFS server .* failed",
         FaultCode.SERVER_UNREACHABLE),
     Row("mount.nfs", None, r"Input/output error", FaultCode.IO_ERROR),
     Row("mount.nfs", None, r"Permission denied|Operation not permitted", FaultCode.PERMISSION_DENIED),
@@ -67,7 +73,8 @@ TABLE: tuple[Row, ...] = (
     Row("mount.cifs", None, r"mount error\((126|127|128|129)\)", FaultCode.AUTH_FAILED,
         "The account's key or password is expired or revoked: renew it on the server, then rotate the backend's credentials"),
     Row("mount.cifs", None, r"mount error\((2|6)\)", FaultCode.SHARE_NOT_FOUND),
-    Row("mount.cifs", None, r"mount error\((101|103|104|107|110|111|112|113|115)\)|could not connect to|abruptly closed the connection", FaultCode.SERVER_UNREACHABLE),
+    Row("mount.cifs", None, r"mount error\((101|103|104|107|110|111|112|113|115)\)|could not connect to|abruptly closed the connection",
+        FaultCode.SERVER_UNREACHABLE),
     Row("mount.cifs", None, r"mount error\((93|95)\)", FaultCode.VERSION_REJECTED),
     Row("mount.cifs", None, r"mount error\(22\)|Options string too long|bad option|requires a numerical argument", FaultCode.OPTION_REJECTED),
     Row("mount.cifs", None, r"mount error\(16\)", FaultCode.IN_USE),
@@ -111,14 +118,17 @@ TABLE: tuple[Row, ...] = (
     Row("showmount", None, r"Name or service not known|unknown host|Temporary failure in name resolution", FaultCode.NAME_NOT_RESOLVED),
     Row("showmount", None, r"Program not registered", FaultCode.KIND_UNSUPPORTED,
         "The server offers NFS version 4 only and cannot list its exports; type the export's path"),
-    Row("showmount", None, r"Timed out|Port mapper failure|Unable to receive|No route to host|Connection refused|Network is unreachable", FaultCode.SERVER_UNREACHABLE),
+    Row("showmount", None, r"Timed out|Port mapper failure|Unable to receive|No route to host|Connection refused|is unreachable",
+        FaultCode.SERVER_UNREACHABLE),
     Row("smbclient", None, r"NT_STATUS_(LOGON_FAILURE|ACCESS_DENIED|ACCOUNT_DISABLED)", FaultCode.AUTH_FAILED,
         "The server lists its shares to known users only; type the share's name"),
     Row("smbclient", None, r"NT_STATUS_(NOT_FOUND|BAD_NETWORK_NAME)", FaultCode.NAME_NOT_RESOLVED),
-    Row("smbclient", None, r"NT_STATUS_(CONNECTION_REFUSED|HOST_UNREACHABLE|NETWORK_UNREACHABLE|IO_TIMEOUT|CONNECTION_\w+|UNSUCCESSFUL)", FaultCode.SERVER_UNREACHABLE),
+    Row("smbclient", None, r"NT_STATUS_(CONNECTION_\w+|HOST_UNREACHABLE|NETWORK_UNREACHABLE|IO_TIMEOUT|UNSUCCESSFUL)", FaultCode.SERVER_UNREACHABLE),
 )  # fmt: skip
 
-_LVM_TOOLS = frozenset(("pvs", "vgs", "lvs", "pvcreate", "vgcreate", "vgchange", "lvcreate", "lvchange", "lvremove", "dmsetup"))
+_LVM_TOOLS = frozenset(
+    ("pvs", "vgs", "lvs", "pvcreate", "vgcreate", "vgchange", "lvcreate", "lvchange", "lvremove", "dmsetup")
+)
 
 
 def tool_of(argv: Sequence[str]) -> str:
@@ -158,7 +168,7 @@ def _line_at(text: str, position: int) -> str:
 
 
 def _shown(line: str, tool: str, exit_code: int, credentials: Credentials | None) -> str:
-    for secret in (credentials.reveal().values() if credentials is not None else ()):
+    for secret in credentials.reveal().values() if credentials is not None else ():
         # Shorter ones would blacken ordinary words, and the schema's minimum is one character.
         if len(secret) >= 4:
             line = line.replace(secret, "…")

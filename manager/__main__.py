@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Exit code 0 after an orderly stop, 2 when the configuration cannot be used."""
     parser = argparse.ArgumentParser(prog="stowage-manager", description="One replica of Stowage's manager.")
-    parser.add_argument("--config", type=Path, required=True, help="TOML file; STOWAGE_* in the environment override it")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="TOML file; STOWAGE_* in the environment override it"
+    )
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     arguments = parser.parse_args()
     try:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TypeVar, assert_never
 
 import msgspec
@@ -91,7 +91,7 @@ class Agents:
             await self.nudge(host.id)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, host_id: str) -> AsyncIterator[None]:
+    async def _turn(self, host_id: str) -> AsyncGenerator[None]:
         async with self._per_host[host_id], self._in_all:
             yield
 

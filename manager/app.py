@@ -6,7 +6,7 @@ import hashlib
 import logging
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from pathlib import Path
 
 import asyncpg
@@ -54,7 +54,7 @@ async def running(
     definitions: Mapping[str, SagaDef] = SAGAS,
     command_ttl_s: float = COMMAND_TTL_S,
     on_line: Callable[[str], None] = lambda _: None,
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """A manager that serves; yields its URL. Everything it started is gone when the block ends.
 
     definitions and on_line are for tests of the sagas. Raises ConfigError before anything listens.
@@ -83,9 +83,7 @@ async def running(
         commands, uplink = bus("commands", creds.commands), bus("uplink", creds.uplink)
         relay_bus, system = bus("relay", creds.relay), bus("system", creds.system)
 
-        registry = Registry(
-            pool, host_silent_s=config.host_silent_s, observation_stale_s=config.observation_stale_s
-        )
+        registry = Registry(pool, host_silent_s=config.host_silent_s, observation_stale_s=config.observation_stale_s)
         await registry.load()
         agents = Agents(commands, registry, ttl_s=command_ttl_s)
         vault = Vault(agents, registry, keys.sealing)
@@ -133,7 +131,7 @@ async def running(
         )
 
         async def missing() -> dict[str, str]:
-            lacks = {}
+            lacks: dict[str, str] = {}
             if not feed.is_live:
                 lacks["database"] = "notifications are not heard; the database may be away"
             if not all(each.is_usable for each in (commands, uplink, relay_bus)):
@@ -209,7 +207,7 @@ async def _listen(runner: ApiRunner, config: Config, tls: ssl.SSLContext | None)
 
 
 @contextlib.asynccontextmanager
-async def _kept_running(duties: Mapping[str, Coroutine[object, object, None]]) -> AsyncIterator[None]:
+async def _kept_running(duties: Mapping[str, Coroutine[object, object, None]]) -> AsyncGenerator[None]:
     """The duties run until the block ends; one that dies ends the block with its error."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(duty, name=name) for name, duty in duties.items()]

@@ -44,9 +44,10 @@ from schemas.events import EventType
 from schemas.faults import REMEDIES, FaultCode
 from schemas.hosts import HostSelector
 from schemas.ids import is_id, new_id
-from schemas.kinds import KINDS, KindSpec, fixed_fields, validate_config, validate_credentials
+from schemas.kinds import KINDS, KindSpec
 from schemas.problems import FieldError, ProblemCode
 from schemas.requests import AddBackend, EditBackend, InitializeBackend
+from schemas.validation import fixed_fields, validate_config, validate_credentials
 
 #: How often an edit without If-Match reads again when somebody was faster.
 _MOST_REREADS = 8
@@ -142,7 +143,9 @@ class Backends:
             generation=1,
             credential_version=1 if body.credentials else 0,
         )
-        return tuple(await asyncio.gather(*(self._preflight_on(host, target, body.credentials, actor) for host in chosen)))
+        return tuple(
+            await asyncio.gather(*(self._preflight_on(host, target, body.credentials, actor) for host in chosen))
+        )
 
     async def _preflight_on(
         self, host: HostRow, target: Target, credentials: Credentials, actor: Actor
@@ -274,7 +277,9 @@ class Backends:
             await self._agents.nudge_all()
         return self.get(row.id)
 
-    async def _write_change(self, connection: Connection, before: BackendRow, patch: dict[str, Any], actor: Actor) -> None:
+    async def _write_change(
+        self, connection: Connection, before: BackendRow, patch: dict[str, Any], actor: Actor
+    ) -> None:
         try:
             after = await store.change(
                 connection,
@@ -288,9 +293,7 @@ class Backends:
                 is_reconfigured=False,
             )
         except asyncpg.UniqueViolationError:
-            raise Refused.because(
-                ProblemCode.NAME_TAKEN, f"a backend named {patch['name']} exists already"
-            ) from None
+            raise Refused.because(ProblemCode.NAME_TAKEN, f"a backend named {patch['name']} exists already") from None
         await events.append(
             connection,
             type=EventType.BACKEND_UPDATED,
@@ -303,7 +306,7 @@ class Backends:
 
     # ---- removing
 
-    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> None | Pending:
+    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> Pending | None:
         """Gone, here and on every online host; offline hosts let go when they return. Data stays where it is."""
         backend = self.get(ref)
         row = self._registry.row(backend.id)
@@ -563,18 +566,14 @@ def _merged(row: BackendRow, spec: KindSpec, body: EditBackend) -> tuple[dict[st
             for name in sorted(fixed_fields(spec) & body.config.keys())
             if body.config[name] != row.config.get(name)
         ]
-    credentials, wrong = validate_credentials(
-        spec, body.credentials.reveal(), is_partial=row.credential_version > 0
-    )
+    credentials, wrong = validate_credentials(spec, body.credentials.reveal(), is_partial=row.credential_version > 0)
     errors += wrong
     if body.is_default is False:
         errors.append(
             FieldError(pointer="/is_default", detail="cannot be switched off; make a different backend default instead")
         )
     if errors:
-        raise Refused.because(
-            ProblemCode.INVALID_FIELD, f"{len(errors)} field(s) are not valid", errors=tuple(errors)
-        )
+        raise Refused.because(ProblemCode.INVALID_FIELD, f"{len(errors)} field(s) are not valid", errors=tuple(errors))
     return config, credentials
 
 
@@ -589,5 +588,3 @@ def _refusal(error: AgentError, host: str, name: str) -> Refused:
     if isinstance(error, AgentOffline):
         return Refused.because(ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host),), retry_after_s=5)
     return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error))
-
-

@@ -25,8 +25,9 @@ from schemas.bus import Bus, BusError
 from schemas.events import EventType
 from schemas.hosts import EnrolReply, EnrolRequest, Host, enrol_message
 from schemas.ids import HostId, new_id
-from schemas.kinds import KINDS, validate_config
+from schemas.kinds import KINDS
 from schemas.problems import FieldError, ProblemCode
+from schemas.validation import validate_config
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,7 @@ class Hosts:
                 connection, token_id=token_id, secret_hash=_digest(secret), created_by=actor.name, ttl_s=ttl_s
             )
         token = f"stj1.{token_id}.{secret}.{self._fingerprint or '-'}"
-        return JoinToken(
-            token=token, expires_at=expires_at, command=f"stowage-agent join {self._public_url} {token}"
-        )
+        return JoinToken(token=token, expires_at=expires_at, command=f"stowage-agent join {self._public_url} {token}")
 
     async def enrol(self, request: EnrolRequest, request_id: str) -> EnrolReply:
         """The newcomer's identity. The same keys with the same token get the same answer for ten minutes.
@@ -147,9 +146,7 @@ class Hosts:
             row = await store.revoke(connection, host.id)
             if row is None:
                 return
-            await _append_event(
-                connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id
-            )
+            await _append_event(connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id)
         await self._registry.refresh_hosts()
         try:
             await self.push_revocations()
@@ -213,9 +210,7 @@ class Hosts:
         )
 
 
-async def _append_event(
-    connection: Connection, type: EventType, row: HostRow, *, actor: str, request_id: str
-) -> None:
+async def _append_event(connection: Connection, type: EventType, row: HostRow, *, actor: str, request_id: str) -> None:
     shown = {"id": row.id, "name": row.name, "labels": row.labels, "kinds": list(row.kinds)}
     is_joined = type is EventType.HOST_JOINED
     await events.append(
@@ -254,9 +249,7 @@ def _checked_keys(request: EnrolRequest) -> bytes:
 
 
 def _bad_token() -> Refused:
-    return Refused.because(
-        ProblemCode.UNAUTHORIZED, "the join token is unknown, used or expired; ask for a new one"
-    )
+    return Refused.because(ProblemCode.UNAUTHORIZED, "the join token is unknown, used or expired; ask for a new one")
 
 
 def _digest(secret: str) -> bytes:

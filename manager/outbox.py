@@ -51,8 +51,8 @@ class Relay:
     async def _campaign(self) -> None:
         connection = await connect(self._url)
         try:
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LEADER_LOCK):
-                await asyncio.sleep(POLL_S)
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LEADER_LOCK):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)  # the lock is another process's; there is no event to wait for
             log.info("relay elected")
             self.is_leader = True
             while True:
@@ -73,7 +73,11 @@ class Relay:
         """All sealed events are in the stream, or the bus is away and they wait for the next round."""
         while batch := await events.unpublished(connection, self._fleet_id):
             messages = [
-                (subjects.event(sealed.event.type, sealed.subject_id), msgspec.json.encode(sealed.event), sealed.event.id)
+                (
+                    subjects.event(sealed.event.type, sealed.subject_id),
+                    msgspec.json.encode(sealed.event),
+                    sealed.event.id,
+                )
                 for sealed in batch
             ]
             try:

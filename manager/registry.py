@@ -71,7 +71,9 @@ class Registry:
 
     def chosen(self, row: BackendRow) -> list[HostRow]:
         return [
-            host for host in self._hosts.values() if not host.revoked_at and row.selector.matches(host.name, host.labels)
+            host
+            for host in self._hosts.values()
+            if not host.revoked_at and row.selector.matches(host.name, host.labels)
         ]
 
     def hosts(self) -> Sequence[Host]:
@@ -174,7 +176,7 @@ class Registry:
 
     def observe(self, host_id: str, observations: Iterable[Observation]) -> None:
         """What the host saw, if we know the backend and nothing newer."""
-        changed = []
+        changed: list[str] = []
         for seen in observations:
             if seen.backend_id not in self._rows or host_id not in self._hosts:
                 continue
@@ -279,10 +281,9 @@ class Registry:
         )
 
     def _host_view(self, row: HostRow) -> Host:
+        state = HostState.ONLINE if self.is_online(row.id) else HostState.OFFLINE
         if row.revoked_at:
             state = HostState.REVOKED
-        else:
-            state = HostState.ONLINE if self.is_online(row.id) else HostState.OFFLINE
         seen = self._alive_at.get(row.id)
         last_seen = row.last_seen_at
         if seen is not None:

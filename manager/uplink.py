@@ -105,7 +105,7 @@ class UplinkListener:
         assert host is not None, "the speaker was checked"
         async with transaction(self._pool) as connection:
             fence, rows = await backend_store.wanted_by(connection, host_id)
-        wanted = []
+        wanted: list[Wanted] = []
         for row in rows:
             intent = _intent(row, host.name, host.labels)
             if intent is None:
@@ -166,7 +166,9 @@ class UplinkListener:
             try:
                 await self._vault.reseal(holder_id, host_id, version, heads=heads)
             except AgentError as error:
-                log.info("credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": str(error)})
+                log.info(
+                    "credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": str(error)}
+                )
                 continue
             log.info("credentials resealed", extra={"host_id": host_id, "holder": holder_id, "backend_id": backend_id})
             await self._agents.nudge(host_id)

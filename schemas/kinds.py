@@ -6,8 +6,6 @@ and its line in the API document. `Meta(extra=…)` carries what JSON Schema has
 `remount`: at the next mount, `live`: at once), `advanced`, `secret`, `placeholder`.
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,13 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from schemas.backends import Capability
-from schemas.credentials import Credentials
-from schemas.problems import FieldError
 
 # One word, no blank, comma, control character or leading dash: it becomes a part of a mount source.
 _SERVER = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?\]?)$"
 _SERVER_ERROR = "must be a host name, an IPv4 address or an IPv6 address"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Absolute, no empty, `.` or `..` segment, no comma, blank-free of control characters (checked apart).
 _PATH = r"^(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)+/?$"
 _SUBDIR = r"^(?!/)(?:(?!\.{1,2}(?:/|$))[^/,\\]+/?)*$"
@@ -31,38 +26,67 @@ _SNAPSHOT = Capability.SNAPSHOT
 _EXTERNAL = Capability.EXTERNAL
 
 
-def _ui(change: str, *, error: str = "", placeholder: str = "", is_advanced: bool = False, is_secret: bool = False) -> dict[str, Any]:
+def field_hints(
+    change: str, *, error: str = "", placeholder: str = "", is_advanced: bool = False, is_secret: bool = False
+) -> dict[str, Any]:
     return {"error": error, "change": change, "placeholder": placeholder, "advanced": is_advanced, "secret": is_secret}
 
 
 Server = Annotated[
     str,
-    Meta(title="Server", description="Host name or address of the server", pattern=_SERVER, min_length=1, max_length=255,
-         extra=_ui("remount", error=_SERVER_ERROR, placeholder="10.0.0.5")),
+    Meta(
+        title="Server",
+        description="Host name or address of the server",
+        pattern=_SERVER,
+        min_length=1,
+        max_length=255,
+        extra=field_hints("remount", error=_SERVER_ERROR, placeholder="10.0.0.5"),
+    ),
 ]
 Subdir = Annotated[
     str,
-    Meta(title="Sub-folder", description="Use only this folder below it", pattern=_SUBDIR, max_length=1024,
-         extra=_ui("fixed", error="must be a relative path without `..` and without commas", is_advanced=True)),
+    Meta(
+        title="Sub-folder",
+        description="Use only this folder below it",
+        pattern=_SUBDIR,
+        max_length=1024,
+        extra=field_hints("fixed", error="must be a relative path without `..` and without commas", is_advanced=True),
+    ),
 ]
 Options = Annotated[
     str,
-    Meta(title="Mount options", description="More options, separated by commas; only those of the kind's allow-list", max_length=1024,
-         extra=_ui("remount", placeholder="noatime", is_advanced=True)),
+    Meta(
+        title="Mount options",
+        description="More options, separated by commas; only those of the kind's allow-list",
+        max_length=1024,
+        extra=field_hints("remount", placeholder="noatime", is_advanced=True),
+    ),
 ]
 
 
 class LocalFileConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     root_dir: Annotated[
         str,
-        Meta(title="Folder", description="Absolute path on each host; made when missing, its parent must exist", pattern=_PATH,
-             min_length=2, max_length=1024,
-             extra=_ui("fixed", error="must be an absolute path below / without `..` and without commas", placeholder="/var/lib/vms")),
+        Meta(
+            title="Folder",
+            description="Absolute path on each host; made when missing, its parent must exist",
+            pattern=_PATH,
+            min_length=2,
+            max_length=1024,
+            extra=field_hints(
+                "fixed",
+                error="must be an absolute path below / without `..` and without commas",
+                placeholder="/var/lib/vms",
+            ),
+        ),
     ]
     require_mountpoint: Annotated[
         bool,
-        Meta(title="Must be a mount point", description="Refuse the folder while nothing is mounted there",
-             extra=_ui("live", is_advanced=True)),
+        Meta(
+            title="Must be a mount point",
+            description="Refuse the folder while nothing is mounted there",
+            extra=field_hints("live", is_advanced=True),
+        ),
     ] = False
 
 
@@ -70,13 +94,24 @@ class NfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     server: Server
     export: Annotated[
         str,
-        Meta(title="Export", description="Path that the server exports", pattern=r"^(?:/|(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)+/?)$",
-             min_length=1, max_length=1024,
-             extra=_ui("fixed", error="must begin with / and have no `..` and no commas", placeholder="/tank/vms")),
+        Meta(
+            title="Export",
+            description="Path that the server exports",
+            pattern=r"^(?:/|(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)+/?)$",
+            min_length=1,
+            max_length=1024,
+            extra=field_hints(
+                "fixed", error="must begin with / and have no `..` and no commas", placeholder="/tank/vms"
+            ),
+        ),
     ]
     nfs_version: Annotated[
         Literal["default", "3", "4", "4.1", "4.2"],
-        Meta(title="NFS version", description="default lets client and server agree", extra=_ui("remount", is_advanced=True)),
+        Meta(
+            title="NFS version",
+            description="default lets client and server agree",
+            extra=field_hints("remount", is_advanced=True),
+        ),
     ] = "default"
     subdir: Subdir = ""
     options: Options = ""
@@ -86,13 +121,27 @@ class SmbConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     server: Server
     share: Annotated[
         str,
-        Meta(title="Share", description="Name of the share, without slashes", pattern=r"^(?!-)[^/\\,:*?\"<>|;\[\]]+$", min_length=1, max_length=80,
-             extra=_ui("fixed", error="must be a share's name without slashes, commas or any of : * ? \" < > | ; [ ]", placeholder="vms")),
+        Meta(
+            title="Share",
+            description="Name of the share, without slashes",
+            pattern=r"^(?!-)[^/\\,:*?\"<>|;\[\]]+$",
+            min_length=1,
+            max_length=80,
+            extra=field_hints(
+                "fixed",
+                error="must be a share's name without slashes, commas or any of : * ? \" < > | ; [ ]",
+                placeholder="vms",
+            ),
+        ),
     ]
     subdir: Subdir = ""
     smb_version: Annotated[
         Literal["default", "2.0", "2.1", "3", "3.0", "3.11"],
-        Meta(title="SMB version", description="default lets client and server agree", extra=_ui("remount", is_advanced=True)),
+        Meta(
+            title="SMB version",
+            description="default lets client and server agree",
+            extra=field_hints("remount", is_advanced=True),
+        ),
     ] = "default"
     options: Options = ""
 
@@ -100,46 +149,133 @@ class SmbConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class SmbCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """None of them: guest."""
 
-    username: Annotated[str, Meta(title="User name", min_length=1, max_length=256, extra=_ui("remount", error="must have 1 to 256 characters"))]
-    password: Annotated[str, Meta(title="Password", min_length=1, max_length=512, extra=_ui("remount", error="must have 1 to 512 characters", is_secret=True))]
-    domain: Annotated[str, Meta(title="Domain", max_length=256, extra=_ui("remount", error="must have at most 256 characters", is_advanced=True))] = ""
+    username: Annotated[
+        str,
+        Meta(
+            title="User name",
+            min_length=1,
+            max_length=256,
+            extra=field_hints("remount", error="must have 1 to 256 characters"),
+        ),
+    ]
+    password: Annotated[
+        str,
+        Meta(
+            title="Password",
+            min_length=1,
+            max_length=512,
+            extra=field_hints("remount", error="must have 1 to 512 characters", is_secret=True),
+        ),
+    ]
+    domain: Annotated[
+        str,
+        Meta(
+            title="Domain",
+            max_length=256,
+            extra=field_hints("remount", error="must have at most 256 characters", is_advanced=True),
+        ),
+    ] = ""
 
 
 class IscsiLvmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     portal: Annotated[
         str,
-        Meta(title="Portal", description="Address of the target's portal; port 3260 unless given", min_length=1, max_length=270,
-             pattern=r"^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?\])(?::(?:6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3}))?$",
-             extra=_ui("remount", error="must be ADDRESS or ADDRESS:PORT, an IPv6 address in [ ]", placeholder="10.0.0.9:3260")),
+        Meta(
+            title="Portal",
+            description="Address of the target's portal; port 3260 unless given",
+            min_length=1,
+            max_length=270,
+            pattern=r"^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?\])(?::(?:6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3}))?$",
+            extra=field_hints(
+                "remount", error="must be ADDRESS or ADDRESS:PORT, an IPv6 address in [ ]", placeholder="10.0.0.9:3260"
+            ),
+        ),
     ]
     target_iqn: Annotated[
         str,
-        Meta(title="Target", description="The target's qualified name", min_length=1, max_length=223,
-             pattern=r"^(?:iqn\.\d{4}-(?:0[1-9]|1[0-2])\.[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[A-Za-z0-9._:-]+)?|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16}(?:[0-9A-Fa-f]{16})?)$",
-             extra=_ui("fixed", error="must be an iSCSI name such as iqn.2026-01.org.example:vms", placeholder="iqn.2026-01.org.example:vms")),
+        Meta(
+            title="Target",
+            description="The target's qualified name",
+            min_length=1,
+            max_length=223,
+            pattern=r"^(?:iqn\.\d{4}-(?:0[1-9]|1[0-2])\.[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[A-Za-z0-9._:-]+)?|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16}(?:[0-9A-Fa-f]{16})?)$",
+            extra=field_hints(
+                "fixed",
+                error="must be an iSCSI name such as iqn.2026-01.org.example:vms",
+                placeholder="iqn.2026-01.org.example:vms",
+            ),
+        ),
     ]
     vg_name: Annotated[
         str,
-        Meta(title="Volume group", description="LVM volume group on the LUN", min_length=1, max_length=127,
-             pattern=r"^(?!\.{1,2}$)[A-Za-z0-9_.+][A-Za-z0-9_.+-]*$",
-             extra=_ui("fixed", error="must have only letters, digits and _ . + - and not begin with -", placeholder="vg_vms")),
+        Meta(
+            title="Volume group",
+            description="LVM volume group on the LUN",
+            min_length=1,
+            max_length=127,
+            pattern=r"^(?!\.{1,2}$)[A-Za-z0-9_.+][A-Za-z0-9_.+-]*$",
+            extra=field_hints(
+                "fixed", error="must have only letters, digits and _ . + - and not begin with -", placeholder="vg_vms"
+            ),
+        ),
     ]
     lun: Annotated[
         int,
-        Meta(title="LUN", description="Number of the logical unit", ge=0, le=16383,
-             extra=_ui("fixed", error="must be a whole number from 0 to 16383", is_advanced=True)),
+        Meta(
+            title="LUN",
+            description="Number of the logical unit",
+            ge=0,
+            le=16383,
+            extra=field_hints("fixed", error="must be a whole number from 0 to 16383", is_advanced=True),
+        ),
     ] = 0
-    thin: Annotated[bool, Meta(title="Thin pool", description="Carve thin volumes from a pool", extra=_ui("fixed", is_advanced=True))] = False
+    thin: Annotated[
+        bool,
+        Meta(
+            title="Thin pool",
+            description="Carve thin volumes from a pool",
+            extra=field_hints("fixed", is_advanced=True),
+        ),
+    ] = False
 
 
 class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """CHAP; none of them: the target asks for nothing. The mutual pair lets the target prove itself to us."""
 
-    username: Annotated[str, Meta(title="CHAP user name", min_length=1, max_length=255, extra=_ui("remount", error="must have 1 to 255 characters"))]
-    password: Annotated[str, Meta(title="CHAP password", min_length=1, max_length=255, extra=_ui("remount", error="must have 1 to 255 characters", is_secret=True))]
-    mutual_username: Annotated[str, Meta(title="Mutual CHAP user name", max_length=255, extra=_ui("remount", error="must have at most 255 characters", is_advanced=True))] = ""
-    mutual_password: Annotated[str, Meta(title="Mutual CHAP password", max_length=255, extra=_ui("remount", error="must have at most 255 characters", is_advanced=True, is_secret=True))] = ""
-
+    username: Annotated[
+        str,
+        Meta(
+            title="CHAP user name",
+            min_length=1,
+            max_length=255,
+            extra=field_hints("remount", error="must have 1 to 255 characters"),
+        ),
+    ]
+    password: Annotated[
+        str,
+        Meta(
+            title="CHAP password",
+            min_length=1,
+            max_length=255,
+            extra=field_hints("remount", error="must have 1 to 255 characters", is_secret=True),
+        ),
+    ]
+    mutual_username: Annotated[
+        str,
+        Meta(
+            title="Mutual CHAP user name",
+            max_length=255,
+            extra=field_hints("remount", error="must have at most 255 characters", is_advanced=True),
+        ),
+    ] = ""
+    mutual_password: Annotated[
+        str,
+        Meta(
+            title="Mutual CHAP password",
+            max_length=255,
+            extra=field_hints("remount", error="must have at most 255 characters", is_advanced=True, is_secret=True),
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True)
@@ -162,148 +298,118 @@ class KindSpec:
 
 LOCAL_FILE = KindSpec("local_file", "Local file", LocalFileConfig, None, (_CLONE, _SNAPSHOT), is_shared=False)
 NFS = KindSpec(
-    "nfs", "NFS", NfsConfig, None, (_EXTERNAL, _CLONE, _SNAPSHOT), is_shared=True,
-    mount_options=frozenset((
-        "hard", "soft", "softerr", "noatime", "nodiratime", "relatime", "timeo=", "retrans=", "rsize=", "wsize=", "nconnect=", "max_connect=",
-        "proto=", "port=", "mountport=", "mountproto=", "nolock", "lock", "local_lock=", "ac", "noac", "actimeo=", "acregmin=", "acregmax=", "acdirmin=",
-        "acdirmax=", "lookupcache=", "nosharecache", "sharecache", "resvport", "noresvport", "sec=", "async", "sync", "fsc", "nofsc", "trunkdiscovery",
-        "notrunkdiscovery", "clientaddr=", "xprtsec=", "nocto", "cto", "rdirplus", "nordirplus", "write=",
-    )),
+    "nfs",
+    "NFS",
+    NfsConfig,
+    None,
+    (_EXTERNAL, _CLONE, _SNAPSHOT),
+    is_shared=True,
+    mount_options=frozenset(
+        (
+            "hard",
+            "soft",
+            "softerr",
+            "noatime",
+            "nodiratime",
+            "relatime",
+            "timeo=",
+            "retrans=",
+            "rsize=",
+            "wsize=",
+            "nconnect=",
+            "max_connect=",
+            "proto=",
+            "port=",
+            "mountport=",
+            "mountproto=",
+            "nolock",
+            "lock",
+            "local_lock=",
+            "ac",
+            "noac",
+            "actimeo=",
+            "acregmin=",
+            "acregmax=",
+            "acdirmin=",
+            "acdirmax=",
+            "lookupcache=",
+            "nosharecache",
+            "sharecache",
+            "resvport",
+            "noresvport",
+            "sec=",
+            "async",
+            "sync",
+            "fsc",
+            "nofsc",
+            "trunkdiscovery",
+            "notrunkdiscovery",
+            "clientaddr=",
+            "xprtsec=",
+            "nocto",
+            "cto",
+            "rdirplus",
+            "nordirplus",
+            "write=",
+        )
+    ),
 )
 SMB = KindSpec(
-    "smb", "SMB / CIFS", SmbConfig, SmbCredentials, (_EXTERNAL, _CLONE, _SNAPSHOT), is_shared=True,
-    mount_options=frozenset((
-        "noatime", "nodiratime", "relatime", "seal", "sign", "sec=", "port=", "cache=", "actimeo=", "acregmax=", "acdirmax=", "rsize=", "wsize=", "nobrl", "hard", "soft",
-        "echo_interval=", "handletimeout=", "max_credits=", "multichannel", "max_channels=", "nosharesock", "noserverino", "serverino", "mfsymlinks",
-        "uid=", "gid=", "file_mode=", "dir_mode=", "iocharset=", "resilienthandles", "persistenthandles", "nopersistenthandles", "retrans=", "ip=", "closetimeo=",
-    )),
+    "smb",
+    "SMB / CIFS",
+    SmbConfig,
+    SmbCredentials,
+    (_EXTERNAL, _CLONE, _SNAPSHOT),
+    is_shared=True,
+    mount_options=frozenset(
+        (
+            "noatime",
+            "nodiratime",
+            "relatime",
+            "seal",
+            "sign",
+            "sec=",
+            "port=",
+            "cache=",
+            "actimeo=",
+            "acregmax=",
+            "acdirmax=",
+            "rsize=",
+            "wsize=",
+            "nobrl",
+            "hard",
+            "soft",
+            "echo_interval=",
+            "handletimeout=",
+            "max_credits=",
+            "multichannel",
+            "max_channels=",
+            "nosharesock",
+            "noserverino",
+            "serverino",
+            "mfsymlinks",
+            "uid=",
+            "gid=",
+            "file_mode=",
+            "dir_mode=",
+            "iocharset=",
+            "resilienthandles",
+            "persistenthandles",
+            "nopersistenthandles",
+            "retrans=",
+            "ip=",
+            "closetimeo=",
+        )
+    ),
 )
 ISCSI_LVM = KindSpec(
-    "iscsi_lvm", "iSCSI + LVM", IscsiLvmConfig, IscsiLvmCredentials, (_EXTERNAL, _CLONE, _SNAPSHOT), is_shared=True, can_initialize=True,
+    "iscsi_lvm",
+    "iSCSI + LVM",
+    IscsiLvmConfig,
+    IscsiLvmCredentials,
+    (_EXTERNAL, _CLONE, _SNAPSHOT),
+    is_shared=True,
+    can_initialize=True,
 )
 
 KINDS: dict[str, KindSpec] = {spec.kind: spec for spec in (LOCAL_FILE, NFS, SMB, ISCSI_LVM)}
-
-
-def validate_config(spec: KindSpec, raw: Mapping[str, Any], *, at: str = "/config", is_partial: bool = False) -> tuple[dict[str, Any], list[FieldError]]:
-    """The config with its defaults filled in, and every wrong field; is_partial: absent fields are no fault (discovery)."""
-    values, errors = _validate(spec.config, raw, at, is_partial)
-    options = values.get("options")
-    if isinstance(options, str) and options:
-        errors += _option_errors(options, spec.mount_options, f"{at}/options")
-    return values, errors
-
-
-def validate_credentials(spec: KindSpec, raw: Mapping[str, Any], *, at: str = "/credentials", is_partial: bool = False) -> tuple[Credentials, list[FieldError]]:
-    """The credentials, and every wrong field in words that never repeat a value.
-
-    Blank fields count as absent: blank keeps (on an edit), all blank is guest. is_partial: an edit
-    may give the password alone.
-    """
-    given = {key: value for key, value in raw.items() if value not in ("", None)}
-    if spec.credentials is None:
-        return Credentials({}), [FieldError(pointer=at, detail=f"{spec.title} takes no credentials")] if given else []
-    if not given:
-        return Credentials({}), []
-    values, errors = _validate(spec.credentials, given, at, is_partial)
-    return Credentials({key: value for key, value in values.items() if isinstance(value, str) and value}), errors
-
-
-def fixed_fields(spec: KindSpec) -> frozenset[str]:
-    """Names of the config fields that no edit may change."""
-    return frozenset(name for name, extra in _extras(spec.config).items() if extra.get("change") == "fixed")
-
-
-def remount_fields(spec: KindSpec) -> frozenset[str]:
-    """Names of the config fields whose change takes a new mount or login."""
-    return frozenset(name for name, extra in _extras(spec.config).items() if extra.get("change") == "remount")
-
-
-def json_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    """JSON Schema 2020-12 of a config or credentials struct, self-contained, with `x-ui` hints at each property."""
-    _, components = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
-    schema = dict(components[struct.__name__])
-    extras = _extras(struct)
-    for name, prop in schema["properties"].items():
-        extra = extras[name]
-        prop["x-ui"] = {"advanced": extra["advanced"], "change": extra["change"], "placeholder": extra["placeholder"]}
-        if extra["error"]:
-            prop["x-error"] = extra["error"]
-        if extra["secret"]:
-            prop |= {"writeOnly": True, "format": "password"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _extras(struct: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    info = msgspec.inspect.type_info(struct)
-    assert isinstance(info, msgspec.inspect.StructType), "a kind is described by structs"
-    for field in info.fields:
-        extra = field.type.extra if isinstance(field.type, msgspec.inspect.Metadata) else None
-        found[field.encode_name] = extra or _ui("live")
-    return found
-
-
-def _validate(struct: type[msgspec.Struct], raw: Mapping[str, Any], at: str, is_partial: bool) -> tuple[dict[str, Any], list[FieldError]]:
-    """Field by field, because msgspec stops at the first error (ui/NOTES.md, trap 8)."""
-    errors: list[FieldError] = []
-    values: dict[str, Any] = {}
-    extras = _extras(struct)
-    fields = msgspec.structs.fields(struct)
-    known = {field.encode_name for field in fields}
-    for key in raw:
-        if key not in known:
-            errors.append(FieldError(pointer=f"{at}/{_escape(key)}", detail=f"is not a field here; known are {', '.join(sorted(known))}"))
-    for field in fields:
-        name = field.encode_name
-        pointer = f"{at}/{name}"
-        if name not in raw:
-            if not is_partial and field.required:
-                errors.append(FieldError(pointer=pointer, detail="is required"))
-            elif not is_partial:
-                values[name] = field.default
-            continue
-        try:
-            value = msgspec.convert(raw[name], field.type)
-        except msgspec.ValidationError:
-            errors.append(FieldError(pointer=pointer, detail=_words(field.type, extras[name]["error"])))
-            continue
-        if isinstance(value, str) and _CONTROL.search(value):
-            errors.append(FieldError(pointer=pointer, detail="must not contain control characters or line breaks"))
-            continue
-        if isinstance(value, str) and value.startswith("-") and not extras[name]["secret"]:
-            errors.append(FieldError(pointer=pointer, detail="must not begin with -"))
-            continue
-        values[name] = value
-    return values, errors
-
-
-def _words(type_: Any, message: str) -> str:
-    if message:
-        return message
-    info = msgspec.inspect.type_info(type_)
-    if isinstance(info, msgspec.inspect.Metadata):
-        info = info.type
-    if isinstance(info, msgspec.inspect.LiteralType):
-        return f"must be one of {', '.join(map(str, info.values))}"
-    if isinstance(info, msgspec.inspect.BoolType):
-        return "must be true or false"
-    if isinstance(info, msgspec.inspect.StrType):
-        return f"must be text of at most {info.max_length} characters" if info.max_length else "must be text"
-    return "has the wrong type"
-
-
-def _option_errors(options: str, allowed: frozenset[str], at: str) -> list[FieldError]:
-    """Names only, never values: somebody may have typed `password=…` here."""
-    errors = []
-    for option in options.split(","):
-        name, equals, value = option.partition("=")
-        if name + equals not in allowed or (equals and not re.fullmatch(r"[A-Za-z0-9_.:/-]+", value)):
-            shown = name if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "(unreadable)"
-            errors.append(FieldError(pointer=at, detail=f"option {shown} is not allowed here, or its value is not"))
-    return errors
-
-
-def _escape(key: str) -> str:
-    """RFC 6901; an unknown key is cut, for somebody may have pasted anything there."""
-    return key[:64].replace("~", "~0").replace("/", "~1")

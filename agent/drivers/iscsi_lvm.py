@@ -45,7 +45,15 @@ _INSTALL = {
 class IscsiLvm:
     """The driver of iscsi_lvm. iscsi, disks, lvm: given, so that all backends of the host share their locks."""
 
-    def __init__(self, commands: Commands, workers: Workers, iscsi: Iscsi, disks: Disks, lvm: Lvm, probe_timeout_s: float = PROBE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        workers: Workers,
+        iscsi: Iscsi,
+        disks: Disks,
+        lvm: Lvm,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
+    ) -> None:
         self._commands = commands
         self._workers = workers
         self._iscsi = iscsi
@@ -54,7 +62,9 @@ class IscsiLvm:
         self._luns = Luns(iscsi, disks, lvm)
         self._timeout_s = probe_timeout_s
 
-    async def attach(self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool) -> ProbeReport:
+    async def attach(
+        self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
         """Only the credentials changed: the session stays, and the next login takes the new ones, which a trial has proven."""
         config = _config(target)
         link = await self._luns.connect(config, target, credentials, space)
@@ -71,7 +81,9 @@ class IscsiLvm:
         config = _config(target)
         node = remembered_node(Memory(space.dir, LUN_MEMORY), config)
         if node is None:
-            raise AgentFault.of(FaultCode.CONVERGING, f"{config.target_iqn} is not attached on this host yet", is_retryable=True)
+            raise AgentFault.of(
+                FaultCode.CONVERGING, f"{config.target_iqn} is not attached on this host yet", is_retryable=True
+            )
         disk = self._luns.live(node, config, space)
         # The write first: on a dead LUN it hangs in the one worker of this backend, and no LVM command is started to hang too.
         answer = await self._write(config, target, space)
@@ -92,7 +104,9 @@ class IscsiLvm:
                 if error.fault.code is FaultCode.IN_USE:
                     raise
                 log.warning("tags stay", extra={"vg_name": config.vg_name, "code": str(error.fault.code)})
-                left = (f"volume group {config.vg_name} with its tags on {_place(config)}, which could not be reached ({error.fault.code})",)
+                left = (
+                    f"volume group {config.vg_name} with its tags on {_place(config)}, which could not be reached ({error.fault.code})",
+                )
         await self._luns.detach(config, target, space)
         Memory(space.dir, LUN_MEMORY).forget()
         return ReleaseReport(left=left)
@@ -136,7 +150,11 @@ class IscsiLvm:
         memory = Memory(space.dir, LUN_MEMORY)
         words = memory.read()
         node = remembered_node(memory, config)
-        if node is None or not words.get("vg_uuid") or words.get("credential_version") != str(target.credential_version):
+        if (
+            node is None
+            or not words.get("vg_uuid")
+            or words.get("credential_version") != str(target.credential_version)
+        ):
             return False
         try:
             disk = self._luns.live(node, config, space)
@@ -174,12 +192,16 @@ class IscsiLvm:
             if link.is_new:
                 await self._luns.detach_quietly(config, target, space)
 
-    async def initialize(self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool) -> ProbeReport:
+    async def initialize(
+        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+    ) -> ProbeReport:
         config = _config(target)
         link = await self._luns.connect(config, target, credentials, space)
         try:
             if link.disk.wwid != wwid:
-                raise AgentFault.of(FaultCode.WRONG_DEVICE, f"LUN {config.lun} is {link.disk.wwid}, but {wwid} was confirmed")
+                raise AgentFault.of(
+                    FaultCode.WRONG_DEVICE, f"LUN {config.lun} is {link.disk.wwid}, but {wwid} was confirmed"
+                )
             await self._make_group(config, target, link.disk, force=force)
             group = await self._our_group(config, target, space, link.disk, establish=True)
             return await self._settle(config, target, space, link, group)
@@ -192,7 +214,9 @@ class IscsiLvm:
 
     async def _group(self, config: IscsiLvmConfig, target: Target, disk: Disk) -> VolumeGroup:
         """The configured VG on the disk, not another backend's. Raises AgentFault needs_initialization with what is there instead."""
-        group = next((group for group in await self._lvm.volume_groups(disk.device) if group.name == config.vg_name), None)
+        group = next(
+            (group for group in await self._lvm.volume_groups(disk.device) if group.name == config.vg_name), None
+        )
         if group is None:
             content = await self._lvm.content(disk.device)
             found = f"volume group {content.vg_name}" if content.vg_name else ", ".join(content.signatures)
@@ -203,23 +227,39 @@ class IscsiLvm:
         if group.pv_count != 1:
             raise AgentFault.of(FaultCode.WRONG_DEVICE, f"volume group {group.name} spans {group.pv_count} devices, and a backend is one LUN",
                                 "Choose a volume group that lies on this LUN alone")  # fmt: skip
-        tags = " ".join(f"--deltag {tag}" for tag in group.tags if tag.startswith("stowage_") and tag.replace("_", "-").replace("-", "").isalnum())
+        tags = " ".join(
+            f"--deltag {tag}"
+            for tag in group.tags
+            if tag.startswith("stowage_") and tag.replace("_", "-").replace("-", "").isalnum()
+        )
         answer = markers.read_tags(group.tags, target)
-        markers.refuse_other(answer, target, f"volume group {group.name} on {_place(config)}", clear_with=f"run vgchange {tags} {group.name}")
+        markers.refuse_other(
+            answer,
+            target,
+            f"volume group {group.name} on {_place(config)}",
+            clear_with=f"run vgchange {tags} {group.name}",
+        )
         return group
 
-    async def _our_group(self, config: IscsiLvmConfig, target: Target, space: Workspace, disk: Disk, *, establish: bool) -> VolumeGroup:
+    async def _our_group(
+        self, config: IscsiLvmConfig, target: Target, space: Workspace, disk: Disk, *, establish: bool
+    ) -> VolumeGroup:
         """The VG, with our tags and the probe LV; both are made with `establish`, tags last."""
         group = await self._group(config, target, disk)
         known_uuid = Memory(space.dir, LUN_MEMORY).read().get("vg_uuid", "")
         if known_uuid not in ("", group.uuid):
-            raise AgentFault.of(FaultCode.WRONG_DEVICE, f"volume group {group.name} on {_place(config)} is not the one that was attached before")
+            raise AgentFault.of(
+                FaultCode.WRONG_DEVICE,
+                f"volume group {group.name} on {_place(config)} is not the one that was attached before",
+            )
         volumes = {volume.name for volume in await self._lvm.logical_volumes(disk.device, group.name)}
         is_tagged = markers.read_tags(group.tags, target)["marker"] == "ours"
         if not establish:
             if not is_tagged or PROBE_LV not in volumes:
                 lost = f"the volume {PROBE_LV}" if is_tagged else "its tags"
-                raise AgentFault.of(FaultCode.MARKER_MISSING, f"volume group {group.name} on {_place(config)} has lost {lost}")
+                raise AgentFault.of(
+                    FaultCode.MARKER_MISSING, f"volume group {group.name} on {_place(config)} has lost {lost}"
+                )
             return group
         if PROBE_LV not in volumes:
             await self._lvm.create_probe_volume(disk.device, group.name)
@@ -243,14 +283,18 @@ class IscsiLvm:
             if not force:
                 raise AgentFault.of(FaultCode.FOREIGN_DATA, f"{_place(config)} ({disk.wwid}) holds {found}")
             if disk.holders:
-                raise AgentFault.of(FaultCode.IN_USE, f"{_place(config)} is in use on this host by {', '.join(disk.holders)}")
+                raise AgentFault.of(
+                    FaultCode.IN_USE, f"{_place(config)} is in use on this host by {', '.join(disk.holders)}"
+                )
         if content.signatures:
             await self._lvm.wipe(disk.device)
         await self._lvm.create_group(disk.device, config.vg_name, markers.tags_for(target))
 
     async def _unmark(self, config: IscsiLvmConfig, target: Target, disk: Disk) -> tuple[str, ...]:
         """Our tags and the probe LV are gone from the VG; what is left on the LUN. Another's VG stays as it is."""
-        group = next((group for group in await self._lvm.volume_groups(disk.device) if group.name == config.vg_name), None)
+        group = next(
+            (group for group in await self._lvm.volume_groups(disk.device) if group.name == config.vg_name), None
+        )
         if group is None or markers.read_tags(group.tags, target)["marker"] == "other":
             return ()
         await self._luns.deactivate(config, disk)
@@ -260,12 +304,16 @@ class IscsiLvm:
         if markers.read_tags(group.tags, target)["marker"] == "ours":
             await self._lvm.remove_tags(disk.device, group.name, markers.tags_for(target))
         count = len(volumes - {PROBE_LV})
-        what = f"volume group {group.name}" + (f" with {count} logical {'volume' if count == 1 else 'volumes'}" if count else "")
+        what = f"volume group {group.name}" + (
+            f" with {count} logical {'volume' if count == 1 else 'volumes'}" if count else ""
+        )
         return (f"{what} on {_place(config)}",)
 
     # The proof.
 
-    async def _settle(self, config: IscsiLvmConfig, target: Target, space: Workspace, link: LunLink, group: VolumeGroup) -> ProbeReport:
+    async def _settle(
+        self, config: IscsiLvmConfig, target: Target, space: Workspace, link: LunLink, group: VolumeGroup
+    ) -> ProbeReport:
         """Active, proven and remembered."""
         await self._lvm.activate(link.disk.device, group.name, PROBE_LV)
         answer = await self._write(config, target, space)
@@ -284,11 +332,17 @@ class IscsiLvm:
         """The VG's numbers; what is unused in a thin pool counts as free. Nothing while the pool is inactive here and cannot tell."""
         available = group.free_bytes
         if config.thin:
-            pool = next((v for v in await self._lvm.logical_volumes(disk.device, group.name) if v.name == THIN_POOL_LV), None)
+            pool = next(
+                (v for v in await self._lvm.logical_volumes(disk.device, group.name) if v.name == THIN_POOL_LV), None
+            )
             if pool is None or pool.data_percent is None:
                 return {}
             available += int(pool.size_bytes * (1 - pool.data_percent / 100))
-        return {"total_bytes": group.size_bytes, "used_bytes": group.size_bytes - available, "available_bytes": available}
+        return {
+            "total_bytes": group.size_bytes,
+            "used_bytes": group.size_bytes - available,
+            "available_bytes": available,
+        }
 
 
 def _config(target: Target) -> IscsiLvmConfig:

@@ -38,14 +38,22 @@ class LocalFile:
         self._timeout_s = probe_timeout_s
         self._probes = FolderProbes(workers, probe_timeout_s)
 
-    async def attach(self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool) -> ProbeReport:
+    async def attach(
+        self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
         memory = Memory(space.dir, _MEMORY)
         remembered = memory.read()
         was_attached = remembered.get("attached") == "yes"
-        folder, exists = await self._resolve(remembered.get("root_dir", config.root_dir), config, target, space, is_trial=False)
+        folder, exists = await self._resolve(
+            remembered.get("root_dir", config.root_dir), config, target, space, is_trial=False
+        )
         if not exists and was_attached and not establish:
-            raise AgentFault.of(FaultCode.PATH_NOT_FOUND, f"{folder} was there and is gone", "Mount or restore the folder on this host; it is not made anew")
+            raise AgentFault.of(
+                FaultCode.PATH_NOT_FOUND,
+                f"{folder} was there and is gone",
+                "Mount or restore the folder on this host; it is not made anew",
+            )
         made = remembered.get("made", "no")
         try:
             if not exists:
@@ -67,7 +75,9 @@ class LocalFile:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
         remembered = Memory(space.dir, _MEMORY).read()
         if remembered.get("attached") != "yes":
-            raise AgentFault.of(FaultCode.CONVERGING, f"{config.root_dir} is not attached on this host yet", is_retryable=True)
+            raise AgentFault.of(
+                FaultCode.CONVERGING, f"{config.root_dir} is not attached on this host yet", is_retryable=True
+            )
         folder = Path(remembered["root_dir"])
         if config.require_mountpoint:
             await self._resolve(str(folder), config, target, space, is_trial=False)
@@ -90,7 +100,9 @@ class LocalFile:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
         await self.clean_trial(target, space)
         remembered = Memory(space.dir, _MEMORY).read()
-        folder, exists = await self._resolve(remembered.get("root_dir", config.root_dir), config, target, space, is_trial=True)
+        folder, exists = await self._resolve(
+            remembered.get("root_dir", config.root_dir), config, target, space, is_trial=True
+        )
         if not exists:
             Memory(space.dir, _TRIAL_MEMORY).write(root_dir=str(folder))
             await self._run("make_dir", folder, target, is_trial=True)
@@ -126,7 +138,11 @@ class LocalFile:
             _refuse_unmounted(config, found)
         except AgentFault as error:
             return (Check(name="folder", is_ok=False, detail=error.fault.detail, remedy=error.fault.remedy),)
-        return (Check(name="folder", is_ok=True, detail=f"{found['path']} {'exists' if found['exists'] else 'can be made'}"),)
+        return (
+            Check(
+                name="folder", is_ok=True, detail=f"{found['path']} {'exists' if found['exists'] else 'can be made'}"
+            ),
+        )
 
     async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
         raise refuse_verb(LOCAL_FILE, "discovery")
@@ -134,10 +150,14 @@ class LocalFile:
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
         raise refuse_verb(LOCAL_FILE, "inspection")
 
-    async def initialize(self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool) -> ProbeReport:
+    async def initialize(
+        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+    ) -> ProbeReport:
         raise refuse_verb(LOCAL_FILE, "initialization")
 
-    async def _resolve(self, root_dir: str, config: LocalFileConfig, target: Target, space: Workspace, *, is_trial: bool) -> tuple[Path, bool]:
+    async def _resolve(
+        self, root_dir: str, config: LocalFileConfig, target: Target, space: Workspace, *, is_trial: bool
+    ) -> tuple[Path, bool]:
         """The folder with links resolved, and whether it exists; refuses what must not be used."""
         found = await self._run("look_at_dir", Path(root_dir), target, is_trial=is_trial)
         folder = Path(found["path"])
@@ -152,15 +172,25 @@ class LocalFile:
             memory.forget()
 
     async def _run(self, job: str, folder: Path, target: Target, *, is_trial: bool = False) -> dict[str, Any]:
-        return await self._workers.run(job, {"dir": str(folder)}, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s)
+        return await self._workers.run(
+            job, {"dir": str(folder)}, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s
+        )
 
 
 def _refuse_system_dir(folder: Path, agent_dirs: tuple[Path, ...]) -> None:
     """Raises AgentFault permission_denied for / and for a folder of the system or of the agent."""
     if folder == Path("/") or any(folder.is_relative_to(system) for system in _SYSTEM_DIRS):
-        raise AgentFault.of(FaultCode.PERMISSION_DENIED, f"{folder} is a folder of the system", "Choose a folder for data, for example /var/lib/vms")
+        raise AgentFault.of(
+            FaultCode.PERMISSION_DENIED,
+            f"{folder} is a folder of the system",
+            "Choose a folder for data, for example /var/lib/vms",
+        )
     if any(folder.is_relative_to(own) for own in agent_dirs):
-        raise AgentFault.of(FaultCode.PERMISSION_DENIED, f"{folder} belongs to the agent itself", "Choose a folder outside the agent's state folder")
+        raise AgentFault.of(
+            FaultCode.PERMISSION_DENIED,
+            f"{folder} belongs to the agent itself",
+            "Choose a folder outside the agent's state folder",
+        )
 
 
 def _refuse_unmounted(config: LocalFileConfig, found: Mapping[str, Any]) -> None:

@@ -24,11 +24,19 @@ _SHOWN_VERSION = {"default": "", "3": r"3", "4": r"4\.\d", "4.1": r"4\.1", "4.2"
 class Nfs:
     """The driver of nfs."""
 
-    def __init__(self, commands: Commands, workers: Workers, probe_timeout_s: float = PROBE_TIMEOUT_S, mounts: Mounts | None = None) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        workers: Workers,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
+        mounts: Mounts | None = None,
+    ) -> None:
         self._commands = commands
         self._folders = MountedFolders(commands, workers, probe_timeout_s, mounts)
 
-    async def attach(self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool) -> ProbeReport:
+    async def attach(
+        self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
         return await self._folders.attach(_place(target), target, space, None, establish=establish)
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
@@ -49,25 +57,33 @@ class Nfs:
     async def checks(self, target: Target) -> tuple[Check, ...]:
         config = decode_config(NFS, NfsConfig, target)
         tool = await tool_check(self._commands, ["mount.nfs", "-V"], _INSTALL)
-        port = next((int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")), _PORT)
+        port = next(
+            (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
+            _PORT,
+        )
         return (tool, *await server_checks(config.server, port))
 
     async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
         """The exports that the server's mount daemon lists; a server of version 4 only lists none."""
         server = decode_partial(NFS, config, "server")
-        result = await self._commands.run(["showmount", "--no-headers", "-e", "--", bare_host(server)], timeout_s=_DISCOVER_TIMEOUT_S)
+        result = await self._commands.run(
+            ["showmount", "--no-headers", "-e", "--", bare_host(server)], timeout_s=_DISCOVER_TIMEOUT_S
+        )
         if result.exit_code != 0:
             raise tool_fault(result)
         # "PATH   CLIENTS": padded, the path may hold blanks, the clients don't.
         exports = [line.rsplit(maxsplit=1) for line in result.stdout.splitlines() if line.startswith("/")]
         return tuple(
-            Discovered(title=f"{path} ({clients[0] if clients else 'everyone'})", config={"export": path}) for path, *clients in exports
+            Discovered(title=f"{path} ({clients[0] if clients else 'everyone'})", config={"export": path})
+            for path, *clients in exports
         )
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
         raise refuse_verb(NFS, "inspection")
 
-    async def initialize(self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool) -> ProbeReport:
+    async def initialize(
+        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+    ) -> ProbeReport:
         raise refuse_verb(NFS, "initialization")
 
 

@@ -35,11 +35,19 @@ _SHOWN_VERSION = {"default": "", "2.0": r"2\.0", "2.1": r"2\.1", "3": r"3[0-9.]*
 class Smb:
     """The driver of smb."""
 
-    def __init__(self, commands: Commands, workers: Workers, probe_timeout_s: float = PROBE_TIMEOUT_S, mounts: Mounts | None = None) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        workers: Workers,
+        probe_timeout_s: float = PROBE_TIMEOUT_S,
+        mounts: Mounts | None = None,
+    ) -> None:
         self._commands = commands
         self._folders = MountedFolders(commands, workers, probe_timeout_s, mounts)
 
-    async def attach(self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool) -> ProbeReport:
+    async def attach(
+        self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
         path = _secret_path(target, space)
         secret = _secret_file(path, target, credentials)
         return await self._folders.attach(_place(target, path), target, space, secret, establish=establish)
@@ -48,7 +56,9 @@ class Smb:
         return await self._folders.probe(_place(target, _secret_path(target, space)), target, space)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
-        return await self._folders.release(_place(target, _secret_path(target, space)), target, space, remove_marker=remove_marker)
+        return await self._folders.release(
+            _place(target, _secret_path(target, space)), target, space, remove_marker=remove_marker
+        )
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         """nosharesock: on a shared connection an old session could answer for a new password."""
@@ -65,31 +75,48 @@ class Smb:
     async def checks(self, target: Target) -> tuple[Check, ...]:
         config = decode_config(SMB, SmbConfig, target)
         tool = await tool_check(self._commands, ["mount.cifs", "-V"], _INSTALL)
-        port = next((int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")), _PORT)
+        port = next(
+            (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
+            _PORT,
+        )
         return (tool, *await server_checks(config.server, port))
 
     async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
         """The shares that the server lists to a guest."""
         server = decode_partial(SMB, config, "server")
         name, address = _unc_host(server)
-        argv = ["smbclient", "--grepable", "--no-pass", *(["--ip-address", address] if address else []), "--list", f"//{name}"]
+        argv = [
+            "smbclient",
+            "--grepable",
+            "--no-pass",
+            *(["--ip-address", address] if address else []),
+            "--list",
+            f"//{name}",
+        ]
         try:
             result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
         except AgentFault as error:
             if error.fault.code is not FaultCode.TOOL_MISSING:
                 raise
             remedy = "Install smbclient on this host, or type the share's name"
-            raise AgentFault.of(FaultCode.KIND_UNSUPPORTED, "this host cannot list shares: smbclient is not installed", remedy) from error
+            raise AgentFault.of(
+                FaultCode.KIND_UNSUPPORTED, "this host cannot list shares: smbclient is not installed", remedy
+            ) from error
         # "Disk|NAME|COMMENT"; after the list smbclient may fail at the old browse protocol, which does not matter.
         rows = [line.split("|", 2) for line in result.stdout.splitlines() if line.startswith("Disk|")]
         if result.exit_code != 0 and not rows:
             raise tool_fault(result)
-        return tuple(Discovered(title=row[1] if len(row) < 3 or not row[2] else f"{row[1]} ({row[2]})", config={"share": row[1]}) for row in rows)
+        return tuple(
+            Discovered(title=row[1] if len(row) < 3 or not row[2] else f"{row[1]} ({row[2]})", config={"share": row[1]})
+            for row in rows
+        )
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
         raise refuse_verb(SMB, "inspection")
 
-    async def initialize(self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool) -> ProbeReport:
+    async def initialize(
+        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+    ) -> ProbeReport:
         raise refuse_verb(SMB, "initialization")
 
 

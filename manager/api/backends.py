@@ -3,7 +3,7 @@
 from aiohttp import hdrs, web
 
 from manager.api import decoding
-from manager.api.encoding import accepted_response, backend_response, etag, json_response, page_response
+from manager.api.encoding import accepted_response, backend_response, json_response, page_response
 from manager.api.keys import ACTOR, BACKENDS
 from manager.api.paging import page_of
 from schemas.backends import BackendState, HealthStatus

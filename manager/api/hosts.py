@@ -5,7 +5,7 @@ from aiohttp import web
 
 from manager.api import decoding
 from manager.api.encoding import json_response, page_response
-from manager.api.keys import ACTOR, HOSTS, REQUEST_ID, KEPT_BODY
+from manager.api.keys import ACTOR, HOSTS, KEPT_BODY, REQUEST_ID
 from manager.api.paging import page_of
 from schemas.hosts import HostState
 from schemas.kinds import KINDS

@@ -5,7 +5,8 @@ from aiohttp import web
 from manager.api import decoding
 from manager.api.encoding import json_response
 from manager.api.keys import READINESS
-from schemas.kinds import KINDS, json_schema
+from schemas.kinds import KINDS
+from schemas.validation import json_schema
 
 
 async def show_health(request: web.Request) -> web.Response:

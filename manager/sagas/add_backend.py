@@ -54,9 +54,7 @@ async def show_stuck(connection: Connection, run: Run, _: dict[str, Any]) -> Non
 
 async def deliver(run: Run) -> dict[str, Any]:
     online = run.online(run.params["hosts"])
-    delivered = await moves.deliver_each(
-        run, online, run.params["credential_version"], base_version=0, what=_UNDONE
-    )
+    delivered = await moves.deliver_each(run, online, run.params["credential_version"], base_version=0, what=_UNDONE)
     if not delivered:
         raise StepFailed(moves.no_agent(run, _UNDONE))
     return {"delivered": delivered}
@@ -119,7 +117,9 @@ ADD_BACKEND = SagaDef(
     version=1,
     steps=(
         Step("reserve", do_sql=reserve, undo_sql=free_name),
-        Step("deliver", do=deliver, undo=moves.undo_by_release, applies=lambda params: params["credential_version"] > 0),
+        Step(
+            "deliver", do=deliver, undo=moves.undo_by_release, applies=lambda params: params["credential_version"] > 0
+        ),
         Step("attach", do=attach, undo=moves.undo_by_release),
         Step("activate", do_sql=activate),
     ),

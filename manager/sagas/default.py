@@ -19,9 +19,7 @@ class Author(Protocol):
     def request_id(self) -> str: ...
 
 
-async def make_default(
-    connection: Connection, author: Author, row: BackendRow, *, is_new: bool = False
-) -> str | None:
+async def make_default(connection: Connection, author: Author, row: BackendRow, *, is_new: bool = False) -> str | None:
     """The id of the default before (None: there was none, or it was this one already).
 
     Raises Refused when the backend's state does not allow it.

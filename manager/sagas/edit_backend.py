@@ -121,7 +121,7 @@ async def commit(connection: Connection, run: Run, _: dict[str, Any]) -> dict[st
         await make_default(connection, run, after)
         after = await backends.lock(connection, before.id) or after
     shown = {"name": after.name, "kind": after.kind, "before": moves.shown(before), "after": moves.shown(after)}
-    types = []
+    types: list[EventType] = []
     if run.params["is_rotation"]:
         types.append(EventType.BACKEND_CREDENTIALS_ROTATED)
     if patch or before.config != after.config or not types:

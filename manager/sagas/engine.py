@@ -284,9 +284,7 @@ class Engine:
             attempt += 1
             await _back_off(attempt)
 
-    async def _complete(
-        self, run: Run, definition: SagaDef, index: int, step: Step, output: dict[str, Any]
-    ) -> None:
+    async def _complete(self, run: Run, definition: SagaDef, index: int, step: Step, output: dict[str, Any]) -> None:
         is_last = not any(later.applies(run.params) for later in definition.steps[index + 1 :])
         await self._write(
             run,
@@ -420,4 +418,3 @@ async def _back_off(attempt: int) -> None:
     """Full jitter, so that replicas and sagas do not march in step."""
     most = min(_BACKOFF_MOST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 10))
     await asyncio.sleep(random.uniform(most / 4, most))
-

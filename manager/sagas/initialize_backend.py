@@ -29,7 +29,9 @@ async def begin(connection: Connection, run: Run, _: dict[str, Any]) -> None:
     if row is None:
         raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {run.params['name']}")
     if row.state is not BackendState.NEEDS_INITIALIZATION:
-        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}, there is nothing to initialize")
+        raise Refused.because(
+            ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}, there is nothing to initialize"
+        )
 
 
 async def initialize(run: Run) -> dict[str, Any]:

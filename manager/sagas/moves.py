@@ -161,9 +161,7 @@ async def undo_by_release(run: Run) -> None:
     await release_each(run, run.params["hosts"])
 
 
-async def deliver_each(
-    run: Run, host_ids: Sequence[str], version: int, *, base_version: int, what: str
-) -> list[str]:
+async def deliver_each(run: Run, host_ids: Sequence[str], version: int, *, base_version: int, what: str) -> list[str]:
     """The hosts that hold the caller's credentials now. Raises StepFailed when they died with another manager."""
     credentials = run.credentials
     if credentials is None:

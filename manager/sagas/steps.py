@@ -32,7 +32,7 @@ class Run:
     fleet_id: str
     credentials: Credentials | None = None
     seen: dict[str, Observation] = field(default_factory=dict)
-    confirmed: set[str] = field(default_factory=set)
+    confirmed: set[str] = field(default_factory=lambda: set[str]())
     step_name: str = ""
     phase: str = "do"
     failures: dict[tuple[str, str], int] = field(default_factory=dict)

@@ -55,7 +55,7 @@ async def seal(connection: Connection, fleet_id: str) -> int:
         if not records:
             return 0
         sequence, previous = head["chain_sequence"], head["chain_hash"]
-        sealed = []
+        sealed: list[tuple[str, int, str, str]] = []
         for record in records:
             sequence += 1
             event = _event(dict(record) | {"sequence": sequence, "prevhash": previous, "hash": ""}, fleet_id)

@@ -35,7 +35,7 @@ class HostRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _row(record: asyncpg.Record) -> HostRow:
-    return HostRow(**dict(record) | {"kinds": tuple(record["kinds"])})
+    return msgspec.convert(dict(record), HostRow)
 
 
 async def load(connection: Connection) -> list[HostRow]:
@@ -128,16 +128,12 @@ async def link_join_token(connection: Connection, token_id: str, host_id: str) -
 
 async def may_replay(connection: Connection, token_id: str, secret_hash: bytes, host_id: str) -> bool:
     """Whether this host joined with this token a short while ago, so that its reply may be given again."""
-    return bool(
-        await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM join_token WHERE id = $1 AND secret_hash = $2 AND used_by = $3"
-            " AND used_at > now() - make_interval(secs => $4))",
-            token_id,
-            secret_hash,
-            host_id,
-            float(REPLAY_S),
-        )  # fmt: skip
-    )
+    found = await connection.fetchval(
+        "SELECT true FROM join_token WHERE id = $1 AND secret_hash = $2 AND used_by = $3"
+        " AND used_at > now() - make_interval(secs => $4)",
+        token_id, secret_hash, host_id, float(REPLAY_S),
+    )  # fmt: skip
+    return found is not None
 
 
 async def fleet_id(connection: Connection, fresh: str) -> str:

@@ -38,7 +38,7 @@ async def migrate(connection: Connection) -> int:
 
 def migrations() -> list[tuple[int, str, str]]:
     """(version, file name, SQL) of every migration that ships with this code, in order."""
-    found = []
+    found: list[tuple[int, str, str]] = []
     for entry in (resources.files("manager.store") / "migrations").iterdir():
         match = _NAME.fullmatch(entry.name)
         if match:

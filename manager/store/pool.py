@@ -1,7 +1,7 @@
 """Connections to PostgreSQL with our codecs: jsonb as Python values, uuid as text."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -48,7 +48,7 @@ async def prepare(connection: Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
     """A pooled connection in a transaction; it commits when the block ends without an error."""
     async with pool.acquire() as connection, connection.transaction():
         yield connection

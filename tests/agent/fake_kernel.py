@@ -85,7 +85,9 @@ class FakeIscsi:
             "node.session.auth.authmethod = None\nnode.session.scan = auto\nnode.conn[0].timeo.login_timeout = 15\n# END RECORD\n"
         )
 
-    def login(self, iqn: str, host: str, port: int, iface: str = "default", number: int = 1, state: str = "LOGGED_IN") -> None:
+    def login(
+        self, iqn: str, host: str, port: int, iface: str = "default", number: int = 1, state: str = "LOGGED_IN"
+    ) -> None:
         device_dir = self.sysfs / f"devices/platform/host3/session{number}"
         device_dir.mkdir(parents=True)
         entry = self.sysfs / f"class/iscsi_session/session{number}"
@@ -101,7 +103,9 @@ class FakeIscsi:
     def set_state(self, state: str, number: int = 1) -> None:
         (self.sysfs / f"class/iscsi_session/session{number}/state").write_text(state + "\n")
 
-    def add_disk(self, lun: int = 0, name: str = "sdb", wwid: str = "naa.6001405", number: int = 1, sectors: int = 2097152) -> Path:
+    def add_disk(
+        self, lun: int = 0, name: str = "sdb", wwid: str = "naa.6001405", number: int = 1, sectors: int = 2097152
+    ) -> Path:
         """Returns the disk's block folder."""
         scsi_dir = self.sysfs / f"devices/platform/host3/session{number}/target3:0:0/3:0:0:{lun}"
         block_dir = scsi_dir / "block" / name
@@ -127,5 +131,9 @@ class FakeIscsi:
             link.unlink()
 
     def logout(self, number: int = 1) -> None:
-        for folder in (f"class/iscsi_session/session{number}", f"class/iscsi_connection/connection{number}:0", f"devices/platform/host3/session{number}"):
+        for folder in (
+            f"class/iscsi_session/session{number}",
+            f"class/iscsi_connection/connection{number}:0",
+            f"devices/platform/host3/session{number}",
+        ):
             shutil.rmtree(self.sysfs / folder)

@@ -74,6 +74,7 @@ class World:
 
     async def act(self, verb: str, backend_id: str) -> None:
         self.calls[verb] += 1
+        self.calls[verb + backend_id] += 1
         self.running[verb + backend_id] += 1
         self.most_running[verb + backend_id] = max(
             self.most_running[verb + backend_id], self.running[verb + backend_id]

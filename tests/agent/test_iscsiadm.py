@@ -15,7 +15,9 @@ from tests.agent.recorded_commands import RecordedCommands, Step, replay
 
 IQN = "iqn.2026-01.org.example:vms"
 NODE = Node(IQN, Portal("10.0.0.9", 3260), 1)
-CHAP = Credentials({"username": "chap", "password": "chap-canary 0", "mutual_username": "them", "mutual_password": "mutual-canary"})
+CHAP = Credentials(
+    {"username": "chap", "password": "chap-canary 0", "mutual_username": "them", "mutual_password": "mutual-canary"}
+)
 NONE = Credentials({})
 BASE = ("iscsiadm", "-m", "node", "-T", IQN, "-p", "10.0.0.9:3260,1", "-I", "default")
 DISCOVER = ("iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", "10.0.0.9:3260", "-o", "nonpersistent")
@@ -36,7 +38,8 @@ def makes_record(world: FakeIscsi) -> Step:
 
 def words_of(world: FakeIscsi) -> dict[str, str]:
     lines = world.record(IQN, "10.0.0.9", 3260, 1).read_text().splitlines()
-    return dict(line.split(" = ", 1) for line in lines if " = " in line)  # type: ignore[misc]
+    pairs = (line.partition(" = ") for line in lines)
+    return {name: value for name, separator, value in pairs if separator}
 
 
 @pytest.mark.parametrize(
@@ -55,10 +58,14 @@ def test_portal_is_parsed_and_shown(text: str, portal: Portal, shown: str) -> No
 
 
 async def test_find_target_prefers_the_configured_portal(world: FakeIscsi) -> None:
-    found = await iscsi_with(world, replay("successes", "sendtargets", DISCOVER)).find_target(IQN, Portal("10.0.0.9", 3260))
+    found = await iscsi_with(world, replay("successes", "sendtargets", DISCOVER)).find_target(
+        IQN, Portal("10.0.0.9", 3260)
+    )
     assert found == NODE
     argv = tuple("san.example:3260" if word == "10.0.0.9:3260" else word for word in DISCOVER)
-    by_name = await iscsi_with(world, replay("successes", "sendtargets", argv)).find_target(IQN, Portal("san.example", 3260))
+    by_name = await iscsi_with(world, replay("successes", "sendtargets", argv)).find_target(
+        IQN, Portal("san.example", 3260)
+    )
     assert by_name == NODE
 
 
@@ -68,7 +75,10 @@ async def test_discover_reads_addresses_of_version_6(world: FakeIscsi) -> None:
 
 
 async def test_find_target_that_is_not_offered_is_target_not_found(world: FakeIscsi) -> None:
-    for step in (replay("successes", "sendtargets", DISCOVER), Step(DISCOVER, 21, stderr="iscsiadm: No portals found\n")):
+    for step in (
+        replay("successes", "sendtargets", DISCOVER),
+        Step(DISCOVER, 21, stderr="iscsiadm: No portals found\n"),
+    ):
         with pytest.raises(AgentFault) as caught:
             await iscsi_with(world, step).find_target("iqn.2026-01.org.example:nope", Portal("10.0.0.9", 3260))
         assert caught.value.fault.code is FaultCode.TARGET_NOT_FOUND
@@ -99,13 +109,20 @@ async def test_login_without_chap_takes_old_secrets_out_of_the_record(world: Fak
 
 
 async def test_login_of_a_session_that_exists_is_success(world: FakeIscsi) -> None:
-    stderr = "iscsiadm: default: 1 session requested, but 1 already present.\niscsiadm: Could not log into all portals\n"
+    stderr = (
+        "iscsiadm: default: 1 session requested, but 1 already present.\niscsiadm: Could not log into all portals\n"
+    )
     await iscsi_with(world, makes_record(world), Step((*BASE, "--login"), 15, stderr=stderr)).login(NODE, CHAP)
 
 
 @pytest.mark.parametrize(
     ("recording", "code"),
-    [("wrong_chap", "auth_failed"), ("fatal_login", "target_not_found"), ("timed_out", "server_unreachable"), ("iscsid_stopped", "tool_missing")],
+    [
+        ("wrong_chap", "auth_failed"),
+        ("fatal_login", "target_not_found"),
+        ("timed_out", "server_unreachable"),
+        ("iscsid_stopped", "tool_missing"),
+    ],
 )
 async def test_login_that_fails_leaves_no_session_and_no_record(world: FakeIscsi, recording: str, code: str) -> None:
     commands = RecordedCommands(
@@ -140,7 +157,9 @@ async def test_write_record_waits_for_the_lock_that_iscsiadm_holds(world: FakeIs
     assert "canary" in world.record(IQN, "10.0.0.9", 3260, 1).read_text()
 
 
-async def test_write_record_with_a_lock_that_stays_is_timed_out_and_leaves_it(world: FakeIscsi, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_record_with_a_lock_that_stays_is_timed_out_and_leaves_it(
+    world: FakeIscsi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agent.iscsiadm._LOCK_TIMEOUT_S", 0.05)
     world.lock_dir.mkdir(parents=True)
     for name in ("lock", "lock.write"):
@@ -154,7 +173,9 @@ async def test_write_record_with_a_lock_that_stays_is_timed_out_and_leaves_it(wo
 async def test_delete_record_removes_a_draft_that_a_kill_left(world: FakeIscsi) -> None:
     draft = world.config_dir / f".stowage-default-{IQN}"
     draft.write_text("node.session.auth.password = canary\n")
-    await iscsi_with(world, Step((*BASE, "-o", "delete"), 21, stderr="iscsiadm: No records found\n")).delete_record(NODE)
+    await iscsi_with(world, Step((*BASE, "-o", "delete"), 21, stderr="iscsiadm: No records found\n")).delete_record(
+        NODE
+    )
     assert not draft.exists()
 
 
@@ -172,7 +193,12 @@ def test_session_is_told_apart_by_target_iface_and_portal(world: FakeIscsi) -> N
     iscsi = iscsi_with(world)
     found = [
         iscsi.session(node)
-        for node in (NODE, Node(IQN, NODE.portal, 1, "stowage-1"), Node(IQN, Portal("10.0.0.10", 3260), 1), Node(IQN, Portal("10.0.0.11", 3260), 1))
+        for node in (
+            NODE,
+            Node(IQN, NODE.portal, 1, "stowage-1"),
+            Node(IQN, Portal("10.0.0.10", 3260), 1),
+            Node(IQN, Portal("10.0.0.11", 3260), 1),
+        )
     ]
     assert [session and session.name for session in found] == ["session1", "session2", "session3", None]
     assert found[0] is not None and (found[0].host, found[0].state) == ("host3", "LOGGED_IN")

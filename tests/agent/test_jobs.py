@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent import jobs
-from tests.agent.mounting import needs_root, tmpfs
+from tests.agent.mounting import fill, needs_root, tmpfs
 
 OURS = {"backend_id": "b-1", "fleet_id": "f-1", "created_at": "2026-11-23T00:00:00+00:00"}
 OTHER = {**OURS, "backend_id": "b-2"}
@@ -51,19 +51,21 @@ def test_write_probe_on_a_planted_link_does_not_follow_it(tmp_path: Path) -> Non
 
 
 def test_write_probe_with_a_storage_that_lies_is_an_io_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_read_all", lambda *_: b"other bytes")
+    monkeypatch.setattr(jobs, "_read_all", read_others)
     with pytest.raises(OSError, match="other bytes") as caught:
         jobs.write_probe(args_for(tmp_path))
     assert caught.value.errno == errno.EIO
     assert os.listdir(tmp_path) == []
 
 
+def read_others(descriptor: int, limit: int) -> bytes:
+    return b"other bytes"
+
+
 @needs_root
 def test_write_probe_on_a_full_file_system_is_no_space_and_leaves_nothing(tmp_path: Path) -> None:
     with tmpfs(tmp_path, "size=64k"):
-        with open(tmp_path / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
-            while True:
-                filler.write(bytes(4096))
+        fill(tmp_path / "filler")
         with pytest.raises(OSError) as caught:
             jobs.write_probe(args_for(tmp_path))
         assert caught.value.errno == errno.ENOSPC

@@ -23,7 +23,14 @@ def report(section: str, *rows: dict[str, str]) -> str:
 
 
 def signatures(*found: tuple[str, str]) -> str:
-    return json.dumps({"signatures": [{"device": "sdb", "offset": offset, "type": type_, "uuid": None, "label": None} for type_, offset in found]})
+    return json.dumps(
+        {
+            "signatures": [
+                {"device": "sdb", "offset": offset, "type": type_, "uuid": None, "label": None}
+                for type_, offset in found
+            ]
+        }
+    )
 
 
 async def test_volume_groups_reads_the_report() -> None:
@@ -32,7 +39,9 @@ async def test_volume_groups_reads_the_report() -> None:
         "vg_tags": "stowage_backend_1,stowage_fleet_f", "pv_count": "1",
     }  # fmt: skip
     (group,) = await Lvm(RecordedCommands(Step(VGS, stdout=report("vg", row)))).volume_groups("/dev/sdb")
-    assert group == VolumeGroup("vg_vms", "EAJJxm-e0jP", 62914560, 58720256, ("stowage_backend_1", "stowage_fleet_f"), 1)
+    assert group == VolumeGroup(
+        "vg_vms", "EAJJxm-e0jP", 62914560, 58720256, ("stowage_backend_1", "stowage_fleet_f"), 1
+    )
 
 
 async def test_volume_groups_of_a_device_that_is_gone_is_not_an_empty_list() -> None:
@@ -64,17 +73,36 @@ async def test_logical_volumes_reads_the_report() -> None:
     [
         ((), (), DeviceContent((), None, None, True)),
         ((("ext4", "0x438"),), (), DeviceContent(("ext4 at 0x438",), None, None, False)),
-        ((("gpt", "0x200"), ("PMBR", "0x1fe")), (), DeviceContent(("gpt at 0x200", "PMBR at 0x1fe"), "gpt", None, False)),
-        ((("LVM2_member", "0x218"),), ({"vg_name": "other", "pv_in_use": "used"},), DeviceContent(("LVM2_member at 0x218",), None, "other", False)),
-        ((("LVM2_member", "0x218"),), ({"vg_name": "", "pv_in_use": ""},), DeviceContent(("LVM2_member at 0x218",), None, None, True)),
-        ((("LVM2_member", "0x218"),), ({"vg_name": "", "pv_in_use": "used"},), DeviceContent(("LVM2_member at 0x218",), None, None, False)),
+        (
+            (("gpt", "0x200"), ("PMBR", "0x1fe")),
+            (),
+            DeviceContent(("gpt at 0x200", "PMBR at 0x1fe"), "gpt", None, False),
+        ),
+        (
+            (("LVM2_member", "0x218"),),
+            ({"vg_name": "other", "pv_in_use": "used"},),
+            DeviceContent(("LVM2_member at 0x218",), None, "other", False),
+        ),
+        (
+            (("LVM2_member", "0x218"),),
+            ({"vg_name": "", "pv_in_use": ""},),
+            DeviceContent(("LVM2_member at 0x218",), None, None, True),
+        ),
+        (
+            (("LVM2_member", "0x218"),),
+            ({"vg_name": "", "pv_in_use": "used"},),
+            DeviceContent(("LVM2_member at 0x218",), None, None, False),
+        ),
         ((("LVM2_member", "0x218"),), (), DeviceContent(("LVM2_member at 0x218",), None, None, False)),
     ],
 )
 async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
     found: tuple[tuple[str, str], ...], pvs: tuple[dict[str, str], ...], content: DeviceContent
 ) -> None:
-    steps = (Step(WIPEFS, stdout=signatures(*found)), Step(PVS, stdout=report("pv", *({"pv_name": "/dev/sdb", **row} for row in pvs))))
+    steps = (
+        Step(WIPEFS, stdout=signatures(*found)),
+        Step(PVS, stdout=report("pv", *({"pv_name": "/dev/sdb", **row} for row in pvs))),
+    )
     assert await Lvm(RecordedCommands(*steps)).content("/dev/sdb") == content
 
 
@@ -93,7 +121,8 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
         ("remove_tags", ("vg_vms", ("a",)), [("vgchange", *SCOPE, "--deltag", "a", "--", "vg_vms")]),
         (
             "create_probe_volume", ("vg_vms",),
-            [("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n", "--extents", "1", "--name", "stowage_probe", "--", "vg_vms")],
+            [("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
+              "--extents", "1", "--name", "stowage_probe", "--", "vg_vms")],
         ),
         (
             "create_thin_pool", ("vg_vms",),

@@ -46,7 +46,9 @@ def test_parse_mountinfo_reads_escapes_optional_fields_and_skips_what_it_cannot_
         "38 35 0:50 / /b rw - cifs //nas/my\\040share rw,vers=3.1.1\n"
     )
     first, second = parse_mountinfo(text)
-    assert first == Mount(36, Path("/mnt 2\tx"), "ext3", "/dev/root", frozenset(("rw", "noatime")), frozenset(("rw", "errors=continue")))
+    assert first == Mount(
+        36, Path("/mnt 2\tx"), "ext3", "/dev/root", frozenset(("rw", "noatime")), frozenset(("rw", "errors=continue"))
+    )
     assert (second.source, second.fstype) == ("//nas/my share", "cifs")
 
 
@@ -74,7 +76,9 @@ def test_at_with_two_mounts_on_each_other_shows_the_upper(kernel: FakeKernel, wh
         (NFS4.replace("vers=4.2", "vers=4x2"), FLAGS, "version vers=4x2"),
     ],
 )
-def test_mismatch_names_what_the_kernel_shows_otherwise(words: str, flags: str, difference: str | None, kernel: FakeKernel, where: Path) -> None:
+def test_mismatch_names_what_the_kernel_shows_otherwise(
+    words: str, flags: str, difference: str | None, kernel: FakeKernel, where: Path
+) -> None:
     kernel.mount(where, words, flags)
     found = Mounts(RecordedCommands(), kernel.file).at(where)
     assert found is not None
@@ -88,7 +92,9 @@ async def test_mount_with_the_kernels_word_succeeds(kernel: FakeKernel, where: P
     assert where.stat().st_mode & 0o777 == 0
 
 
-async def test_mount_that_exits_0_and_mounts_nothing_fails_and_leaves_no_folder(kernel: FakeKernel, where: Path) -> None:
+async def test_mount_that_exits_0_and_mounts_nothing_fails_and_leaves_no_folder(
+    kernel: FakeKernel, where: Path
+) -> None:
     with pytest.raises(AgentFault, match="nothing is mounted"):
         await Mounts(RecordedCommands(Step(mount_argv(where))), kernel.file).mount(PLAN, where)
     assert not where.exists()
@@ -107,14 +113,20 @@ async def test_mount_that_mounts_something_else_fails_and_is_undone(kernel: Fake
 
 async def test_mount_that_fails_becomes_its_fault(kernel: FakeKernel, where: Path) -> None:
     with pytest.raises(AgentFault) as caught:
-        await Mounts(RecordedCommands(replay("mount_nfs", "v3_unexported", mount_argv(where))), kernel.file).mount(PLAN, where)
+        await Mounts(RecordedCommands(replay("mount_nfs", "v3_unexported", mount_argv(where))), kernel.file).mount(
+            PLAN, where
+        )
     assert caught.value.fault.code is FaultCode.EXPORT_NOT_FOUND
     assert not where.exists()
 
 
 async def test_mount_that_times_out_after_the_kernel_mounted_is_undone(kernel: FakeKernel, where: Path) -> None:
     commands = RecordedCommands(
-        Step(mount_argv(where), effect=lambda: kernel.mount(where), fault=AgentFault.of(FaultCode.TIMED_OUT, "mount did not end")),
+        Step(
+            mount_argv(where),
+            effect=lambda: kernel.mount(where),
+            fault=AgentFault.of(FaultCode.TIMED_OUT, "mount did not end"),
+        ),
         Step(umount_argv(where), effect=lambda: kernel.unmount(where)),
     )
     with pytest.raises(AgentFault) as caught:
@@ -124,8 +136,12 @@ async def test_mount_that_times_out_after_the_kernel_mounted_is_undone(kernel: F
 
 
 @pytest.mark.parametrize("exit_code", [0, 32])
-async def test_mount_with_a_secret_file_shows_it_to_the_tool_only(kernel: FakeKernel, where: Path, tmp_path: Path, exit_code: int) -> None:
-    secret = SecretFile(path=tmp_path / "secret", credentials=Credentials({"password": "pw-canary"}), content=b"password=pw-canary\n")
+async def test_mount_with_a_secret_file_shows_it_to_the_tool_only(
+    kernel: FakeKernel, where: Path, tmp_path: Path, exit_code: int
+) -> None:
+    secret = SecretFile(
+        path=tmp_path / "secret", credentials=Credentials({"password": "pw-canary"}), content=b"password=pw-canary\n"
+    )
     seen: list[tuple[bytes, int]] = []
 
     def effect() -> None:
@@ -133,7 +149,10 @@ async def test_mount_with_a_secret_file_shows_it_to_the_tool_only(kernel: FakeKe
         if exit_code == 0:
             kernel.mount(where)
 
-    mounts = Mounts(RecordedCommands(Step(mount_argv(where), exit_code, stderr="mount.nfs: pw-canary\n", effect=effect)), kernel.file)
+    mounts = Mounts(
+        RecordedCommands(Step(mount_argv(where), exit_code, stderr="mount.nfs: pw-canary\n", effect=effect)),
+        kernel.file,
+    )
     if exit_code == 0:
         await mounts.mount(PLAN, where, secret)
     else:
@@ -175,14 +194,17 @@ async def test_unmount_anyhow_while_busy_goes_straight_to_lazy(kernel: FakeKerne
     where.mkdir()
     kernel.mount(where)
     commands = RecordedCommands(
-        replay("umount", "busy", umount_argv(where)), Step(umount_argv(where, "-l"), effect=lambda: kernel.unmount(where))
+        replay("umount", "busy", umount_argv(where)),
+        Step(umount_argv(where, "-l"), effect=lambda: kernel.unmount(where)),
     )
     assert await Mounts(commands, kernel.file).unmount_anyhow(where) is True
     commands.assert_done()
     assert not where.exists()
 
 
-async def test_unmount_anyhow_of_a_dead_server_goes_from_plain_to_forced_to_lazy(kernel: FakeKernel, where: Path) -> None:
+async def test_unmount_anyhow_of_a_dead_server_goes_from_plain_to_forced_to_lazy(
+    kernel: FakeKernel, where: Path
+) -> None:
     kernel.mount(where)
     commands = RecordedCommands(
         Step(umount_argv(where), fault=TIMED_OUT),
@@ -195,7 +217,9 @@ async def test_unmount_anyhow_of_a_dead_server_goes_from_plain_to_forced_to_lazy
 
 async def test_unmount_anyhow_that_needs_force_only_was_not_lazy(kernel: FakeKernel, where: Path) -> None:
     kernel.mount(where)
-    commands = RecordedCommands(Step(umount_argv(where), fault=TIMED_OUT), Step(umount_argv(where, "-f"), effect=lambda: kernel.unmount(where)))
+    commands = RecordedCommands(
+        Step(umount_argv(where), fault=TIMED_OUT), Step(umount_argv(where, "-f"), effect=lambda: kernel.unmount(where))
+    )
     assert await Mounts(commands, kernel.file).unmount_anyhow(where) is False
     commands.assert_done()
 

@@ -376,7 +376,10 @@ async def test_sync_failing_or_garbled_is_tried_again(
 async def test_sync_survives_a_full_disk(
     rig: Rig, world: World, manager: Manager, start: Start, backend_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refused: list[int] = []
+
     def full(*_: object) -> None:
+        refused.append(1)
         raise sqlite3.OperationalError("database or disk is full")
 
     world.markers.add(backend_id)
@@ -385,7 +388,7 @@ async def test_sync_survives_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(rig.journal, "remember_fences", full)
         await start(rig)
-        await asyncio.sleep(0)
+        await until(lambda: refused)
     await until(lambda: is_attached(rig, wanted), timeout_s=10)
 
 

@@ -1,6 +1,7 @@
 """Every recorded failure becomes its fault, and every row of the table is met by a recording."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,10 @@ FAILURES = {
 }
 
 
-def result_of(recording: dict[str, object]) -> CommandResult:
-    argv, exit_code, stdout, stderr = (recording[key] for key in ("argv", "exit_code", "stdout", "stderr"))
-    assert isinstance(argv, list) and isinstance(exit_code, int) and isinstance(stdout, str) and isinstance(stderr, str)
-    return CommandResult(tuple(argv), exit_code, stdout, stderr, 0.1)
+def result_of(recording: dict[str, Any]) -> CommandResult:
+    return CommandResult(
+        tuple(recording["argv"]), recording["exit_code"], recording["stdout"], recording["stderr"], 0.1
+    )
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -52,7 +53,10 @@ def test_tool_fault_of_an_unknown_failure_shows_the_first_line_cut() -> None:
 
 
 def test_tool_fault_of_a_silent_failure_says_so() -> None:
-    assert tool_fault(CommandResult(("umount", "/m"), 7, "", "", 0.1)).fault.detail == "umount ended with code 7 and said nothing"
+    assert (
+        tool_fault(CommandResult(("umount", "/m"), 7, "", "", 0.1)).fault.detail
+        == "umount ended with code 7 and said nothing"
+    )
 
 
 def test_tool_fault_never_repeats_a_secret() -> None:
@@ -68,7 +72,13 @@ def test_tool_fault_with_control_characters_shows_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_retryable"), [("mount_nfs:dead_address", True), ("mount_nfs:v3_unexported", False), ("mount_cifs:wrong_password", False), ("umount:busy", True)]
+    ("name", "is_retryable"),
+    [
+        ("mount_nfs:dead_address", True),
+        ("mount_nfs:v3_unexported", False),
+        ("mount_cifs:wrong_password", False),
+        ("umount:busy", True),
+    ],
 )
 def test_tool_fault_is_retryable_where_the_same_command_may_succeed_later(name: str, is_retryable: bool) -> None:
     assert tool_fault(result_of(FAILURES[name])).is_retryable is is_retryable

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ from tests.fleet.world import World
 
 #: Seconds a condition may take on a busy machine before the test has failed.
 PATIENCE_S = 30.0
+
+
+#: A fleet that notices silence and death sooner than one that an operator runs.
+_QUICK: dict[str, Any] = {"host_silent_s": 3.0, "lease_s": 2.0}
 
 
 async def until(is_so: Callable[[], Awaitable[bool]], what: str, *, patience_s: float = PATIENCE_S) -> None:
@@ -91,7 +95,7 @@ class Fleet:
             state_dir=self.folder / replica,
             listen="127.0.0.1:0",
             replica=replica,
-            **{"host_silent_s": 3.0, "lease_s": 2.0, **changes},
+            **(_QUICK | changes),
         )
 
     async def manager(
@@ -263,7 +267,7 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(folder: Path, database_url: str, zygote: "subprocess.Popen[str]") -> AsyncIterator[Fleet]:
+async def fleet(folder: Path, database_url: str, zygote: "subprocess.Popen[str]") -> AsyncGenerator[Fleet]:
     """A fleet without managers or agents yet; everything it starts is gone afterwards."""
     nats = NatsServer(folder)
     nats.start()

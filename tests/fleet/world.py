@@ -28,7 +28,7 @@ class World:
 
     folder: Path
     passwords: set[str] = field(default_factory=lambda: {"right"})
-    blank: set[str] = field(default_factory=set)
+    blank: set[str] = field(default_factory=lambda: set[str]())
     script: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
 
     def mounts(self, host: str) -> dict[str, dict[str, Any]]:

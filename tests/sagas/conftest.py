@@ -27,5 +27,3 @@ async def stowage(
 ) -> AsyncIterator[Fleet]:
     async with fleet(tmp_path, postgres_server.url(await new_database(None)), zygote) as made:
         yield made
-
-

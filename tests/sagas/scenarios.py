@@ -73,9 +73,7 @@ async def _initialize(api: Api) -> Answer:
 
 SCENARIOS: dict[str, Scenario] = {
     "backend.add": Scenario(_nothing, _add, {"office": ("ready", "nas", 1)}, {}),
-    "backend.edit": Scenario(
-        _rotatable, _edit, {"office": ("ready", "nas2", 2)}, {"office": ("ready", "nas", 1)}
-    ),
+    "backend.edit": Scenario(_rotatable, _edit, {"office": ("ready", "nas2", 2)}, {"office": ("ready", "nas", 1)}),
     "backend.delete": Scenario(_smb, _delete, {}, {"office": ("ready", "nas", 1)}),
     "backend.initialize": Scenario(
         _blank_san, _initialize, {"san": ("ready", None, 1)}, {"san": ("needs_initialization", None, 1)}

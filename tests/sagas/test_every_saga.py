@@ -24,7 +24,10 @@ from tests.sagas.scenarios import (
 _STEPS = [(saga, step) for saga in ALL for step in saga.steps[1:]]
 _BREAKABLE = [(saga, name) for saga in ALL for name in steps_before_pivot(saga)]
 _KILLS = [(saga, None, line) for saga in ALL for line in lines_when_complete(saga)] + [
-    (saga, name, line) for saga in ALL for name in steps_before_pivot(saga)[-1:] for line in lines_when_failed(saga, name)
+    (saga, name, line)
+    for saga in ALL
+    for name in steps_before_pivot(saga)[-1:]
+    for line in lines_when_failed(saga, name)
 ]
 
 

@@ -12,9 +12,7 @@ from tests.fleet.fleet import Fleet
 from tests.sagas.scenarios import SMB, backends
 
 
-async def test_undo_that_fails_gets_stuck_and_a_retry_frees_it(
-    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_undo_that_fails_gets_stuck_and_a_retry_frees_it(stowage: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MOST_UNDO_FAILURES", 2)
     is_broken = True
     sagas = failing_at(SAGAS, "backend.add", "attach")

@@ -17,7 +17,14 @@ _NONCE = b"n" * sealing.NONCE_BYTES
 
 
 def _sealed(**changes: object) -> bytes:
-    words = {"host_id": "hA", "host_key": bytes(_HOST.public_key), "backend_id": "b1", "version": 3, "nonce": _NONCE, **changes}
+    words = {
+        "host_id": "hA",
+        "host_key": bytes(_HOST.public_key),
+        "backend_id": "b1",
+        "version": 3,
+        "nonce": _NONCE,
+        **changes,
+    }
     return sealing.sign(sealing.box(_SECRET, **words), _MANAGER)  # type: ignore[arg-type]
 
 
@@ -34,7 +41,9 @@ def test_box_opens_for_whom_it_was_sealed() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"host_id": "hB"}, {"backend_id": "b2"}, {"version": 2}, {"nonce": b"x" * 16}], ids=lambda c: next(iter(c))
+    "changes",
+    [{"host_id": "hB"}, {"backend_id": "b2"}, {"version": 2}, {"nonce": b"x" * 16}],
+    ids=lambda c: next(iter(c)),
 )
 def test_box_for_another_host_backend_version_or_request_is_refused(changes: dict[str, object]) -> None:
     for sealed, opened in ((_sealed(**changes), {}), (_sealed(), changes)):

@@ -3,10 +3,11 @@
 import pytest
 
 from schemas import subjects
-from schemas.ids import HostId, new_id
+from schemas.ids import HostId
 from schemas.subjects import Uplink
 
-_A, _B = HostId(new_id()), HostId(new_id())
+_A = HostId("01a20a7c-5b8b-7040-9cb3-f3c33d30d1ea")
+_B = HostId("01a20a7c-66dc-7335-a4ec-7f3c2dba390e")
 
 
 @pytest.mark.parametrize("kind", list(Uplink))
@@ -16,7 +17,14 @@ def test_uplink_subject_names_speaker_and_kind(kind: Uplink) -> None:
 
 @pytest.mark.parametrize(
     "subject",
-    ["stowage.up.*.beat", "stowage.up.x.beat", f"stowage.up.{_A}.wipe", f"stowage.up.{_A}.beat.x", f"stowage.cmd.{_A}.beat", ""],
+    [
+        "stowage.up.*.beat",
+        "stowage.up.x.beat",
+        f"stowage.up.{_A}.wipe",
+        f"stowage.up.{_A}.beat.x",
+        f"stowage.cmd.{_A}.beat",
+        "",
+    ],
 )
 def test_other_subjects_name_nobody(subject: str) -> None:
     assert subjects.parse_uplink(subject) is None

@@ -17,7 +17,7 @@ from schemas.backends import Capability
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.drivers.conftest import make_space
-from tests.agent.mounting import needs_root, tmpfs
+from tests.agent.mounting import fill, needs_root, tmpfs
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 OTHER_BACKEND = "01900000-0000-7000-8000-000000000002"
@@ -196,7 +196,7 @@ async def test_release_after_a_kill_between_mkdir_and_marker_removes_the_folder(
     """The words are on disk before the mkdir, so what a killed agent made is known to its successor."""
     await driver.attach(target_for(tmp_path / "vms"), NONE, space, establish=True)
     memory = (space.dir / "local_file.json").read_text()
-    (space.dir / "local_file.json").write_text(memory.replace('"attached": "yes"', '"attached": "no"'))
+    (space.dir / "local_file.json").write_text(memory.replace('"attached":"yes"', '"attached":"no"'))
     (tmp_path / "vms" / MARKER_NAME).unlink()
     await driver.release(target_for(tmp_path / "vms"), space, remove_marker=True)
     assert not (tmp_path / "vms").exists()
@@ -286,18 +286,14 @@ async def test_attach_on_a_read_only_file_system_is_read_only_and_can_be_undone(
 
 
 @needs_root
-async def test_probe_on_a_full_file_system_is_no_space(
-    driver: LocalFile, space: Workspace, tmp_path: Path
-) -> None:
+async def test_probe_on_a_full_file_system_is_no_space(driver: LocalFile, space: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "vms"
     folder.mkdir()
     with tmpfs(folder, "size=1m"):
         await driver.attach(target_for(folder), NONE, space, establish=True)
         report = await driver.probe(target_for(folder), space)
         assert report.capacity is not None and report.capacity.total_bytes == 1024 * 1024
-        with open(folder / "more", "wb", buffering=0) as more, pytest.raises(OSError):
-            while True:
-                more.write(bytes(4096))
+        fill(folder / "more")
         assert (await fault_of(driver.probe(target_for(folder), space))).code is FaultCode.NO_SPACE
 
 

@@ -33,7 +33,9 @@ def target_for(backend_id: str = BACKEND, **config: Any) -> Target:
     return Target(backend_id=backend_id, fleet_id=FLEET, kind="nfs", config=config, generation=1)
 
 
-def mount_argv(where: Path, options: str = "nosuid,nodev,noexec,hard,retry=0", source: str = "10.0.0.5:/tank/vms") -> tuple[str, ...]:
+def mount_argv(
+    where: Path, options: str = "nosuid,nodev,noexec,hard,retry=0", source: str = "10.0.0.5:/tank/vms"
+) -> tuple[str, ...]:
     return ("mount", "-t", "nfs", "-o", options, "--", source, str(where))
 
 
@@ -91,7 +93,11 @@ def unmounts_it(server: FakeServer, where: Path, *ways: str) -> Step:
         ({"nfs_version": "3"}, "nosuid,nodev,noexec,hard,retry=0,vers=3", "10.0.0.5:/tank/vms"),
         ({"nfs_version": "4"}, "nosuid,nodev,noexec,hard,retry=0,vers=4", "10.0.0.5:/tank/vms"),
         ({"nfs_version": "4.1"}, "nosuid,nodev,noexec,hard,retry=0,vers=4.1", "10.0.0.5:/tank/vms"),
-        ({"nfs_version": "4.2", "options": "noatime,nconnect=4"}, "nosuid,nodev,noexec,hard,retry=0,vers=4.2,noatime,nconnect=4", "10.0.0.5:/tank/vms"),
+        (
+            {"nfs_version": "4.2", "options": "noatime,nconnect=4"},
+            "nosuid,nodev,noexec,hard,retry=0,vers=4.2,noatime,nconnect=4",
+            "10.0.0.5:/tank/vms",
+        ),
         ({"options": "soft,timeo=50"}, "nosuid,nodev,noexec,retry=0,soft,timeo=50", "10.0.0.5:/tank/vms"),
         ({"options": "hard"}, "nosuid,nodev,noexec,hard,retry=0", "10.0.0.5:/tank/vms"),
         ({"server": "fd00::5"}, "nosuid,nodev,noexec,hard,retry=0", "[fd00::5]:/tank/vms"),
@@ -117,13 +123,19 @@ async def test_attach_calls_mount_with_exactly(
         {"options": "noatime=x"}, {"options": "vers=3"}, {"subdir": "../x"}, {"subdir": "/etc"}, {"nfs_version": "5"}, {"unknown": 1},
     ],
 )  # fmt: skip
-async def test_attach_with_words_that_could_reach_argv_runs_nothing(config: dict[str, Any], driver: Nfs, commands: RecordedCommands, space: Workspace) -> None:
-    assert (await fault_of(driver.attach(target_for(**config), NONE, space, establish=True))).code is FaultCode.KIND_UNSUPPORTED
+async def test_attach_with_words_that_could_reach_argv_runs_nothing(
+    config: dict[str, Any], driver: Nfs, commands: RecordedCommands, space: Workspace
+) -> None:
+    assert (
+        await fault_of(driver.attach(target_for(**config), NONE, space, establish=True))
+    ).code is FaultCode.KIND_UNSUPPORTED
     assert commands.calls == []
 
 
 @needs_root
-async def test_attach_proves_the_mount_and_makes_the_marker(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_attach_proves_the_mount_and_makes_the_marker(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     commands.then(mounts_it(server, space.mount_dir))
     report = await driver.attach(target_for(), NONE, space, establish=True)
     assert report.latency_ms > 0 and report.capacity is not None
@@ -134,7 +146,9 @@ async def test_attach_proves_the_mount_and_makes_the_marker(driver: Nfs, command
 
 
 @needs_root
-async def test_attach_that_cannot_be_proven_is_unmounted_again(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_attach_that_cannot_be_proven_is_unmounted_again(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     commands.then(mounts_it(server, space.mount_dir), unmounts_it(server, space.mount_dir))
     assert (await fault_of(driver.attach(target_for(), NONE, space, establish=False))).code is FaultCode.MARKER_MISSING
     assert os.listdir(server.folder) == []
@@ -156,7 +170,9 @@ async def test_attach_of_another_backend_on_the_same_export_is_marker_mismatch(
 
 
 @needs_root
-async def test_attach_to_a_subfolder_needs_it_to_exist(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_attach_to_a_subfolder_needs_it_to_exist(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     target = target_for(subdir="vms/prod")
     commands.then(mounts_it(server, space.mount_dir), unmounts_it(server, space.mount_dir))
     assert (await fault_of(driver.attach(target, NONE, space, establish=True))).code is FaultCode.PATH_NOT_FOUND
@@ -167,13 +183,17 @@ async def test_attach_to_a_subfolder_needs_it_to_exist(driver: Nfs, commands: Re
 
 
 @needs_root
-async def test_attach_with_another_config_mounts_anew(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_attach_with_another_config_mounts_anew(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     where = space.mount_dir
     changed = target_for(options="noatime")
     commands.then(mounts_it(server, where))
     await driver.attach(target_for(), NONE, space, establish=True)
     assert not await driver.is_attached(changed, space)
-    commands.then(unmounts_it(server, where), mounts_it(server, where, options="nosuid,nodev,noexec,hard,retry=0,noatime"))
+    commands.then(
+        unmounts_it(server, where), mounts_it(server, where, options="nosuid,nodev,noexec,hard,retry=0,noatime")
+    )
     await driver.attach(changed, NONE, space, establish=False)
     assert await driver.is_attached(changed, space)
     assert not await driver.is_attached(target_for(), space)
@@ -222,8 +242,14 @@ async def test_release_removes_marker_mount_and_folder_and_says_what_is_left(
 
 
 @needs_root
-async def test_release_of_a_busy_mount_is_lazy_and_says_so(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
-    commands.then(mounts_it(server, space.mount_dir), replay("umount", "busy", umount_argv(space.mount_dir)), unmounts_it(server, space.mount_dir, "-l"))
+async def test_release_of_a_busy_mount_is_lazy_and_says_so(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
+    commands.then(
+        mounts_it(server, space.mount_dir),
+        replay("umount", "busy", umount_argv(space.mount_dir)),
+        unmounts_it(server, space.mount_dir, "-l"),
+    )
     await driver.attach(target_for(), NONE, space, establish=True)
     report = await driver.release(target_for(), space, remove_marker=False)
     assert report.was_lazy
@@ -248,10 +274,14 @@ async def test_release_with_a_server_that_hangs_unmounts_all_the_same(
 
 
 @needs_root
-async def test_trial_stands_beside_the_mount_and_leaves_nothing(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_trial_stands_beside_the_mount_and_leaves_nothing(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     options = "nosuid,nodev,noexec,hard,retry=0,noatime,nosharecache"
     commands.then(
-        mounts_it(server, space.mount_dir), mounts_it(server, space.trial_dir, options=options), unmounts_it(server, space.trial_dir)
+        mounts_it(server, space.mount_dir),
+        mounts_it(server, space.trial_dir, options=options),
+        unmounts_it(server, space.trial_dir),
     )
     await driver.attach(target_for(), NONE, space, establish=True)
     assert (await driver.trial(target_for(options="noatime"), NONE, space)).latency_ms > 0
@@ -261,7 +291,9 @@ async def test_trial_stands_beside_the_mount_and_leaves_nothing(driver: Nfs, com
 
 
 @needs_root
-async def test_trial_of_a_new_backend_needs_no_marker_and_makes_none(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_trial_of_a_new_backend_needs_no_marker_and_makes_none(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     options = "nosuid,nodev,noexec,hard,retry=0,nosharecache"
     commands.then(mounts_it(server, space.trial_dir, options=options), unmounts_it(server, space.trial_dir))
     await driver.trial(target_for(), NONE, space)
@@ -284,7 +316,9 @@ async def test_trial_of_another_place_for_a_known_backend_needs_its_marker(
 
 
 @needs_root
-async def test_clean_trial_after_a_kill_unmounts_what_was_left(driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_clean_trial_after_a_kill_unmounts_what_was_left(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     space.trial_dir.mkdir()
     server.mount(space.trial_dir, SHOWN)
     commands.then(unmounts_it(server, space.trial_dir))
@@ -295,12 +329,20 @@ async def test_clean_trial_after_a_kill_unmounts_what_was_left(driver: Nfs, comm
 async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommands) -> None:
     commands.then(replay("successes", "showmount", ("showmount", "--no-headers", "-e", "--", "fd00::5")))
     items = await driver.discover({"server": "[fd00::5]"})
-    assert [item.config for item in items] == [{"export": "/srv/nfs-other"}, {"export": "/srv/nfs"}, {"export": "/srv/with a blank"}]
+    assert [item.config for item in items] == [
+        {"export": "/srv/nfs-other"},
+        {"export": "/srv/nfs"},
+        {"export": "/srv/with a blank"},
+    ]
     assert items[1].title == "/srv/nfs (10.77.0.0/24,10.78.0.0/24)"
 
 
-@pytest.mark.parametrize("config", [{}, {"server": "-h"}, {"server": "nas\n"}, {"server": "a b"}, {"server": 7}, {"portal": "x"}])
-async def test_discover_with_a_wrong_field_runs_nothing(driver: Nfs, commands: RecordedCommands, config: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "config", [{}, {"server": "-h"}, {"server": "nas\n"}, {"server": "a b"}, {"server": 7}, {"portal": "x"}]
+)
+async def test_discover_with_a_wrong_field_runs_nothing(
+    driver: Nfs, commands: RecordedCommands, config: dict[str, Any]
+) -> None:
     assert (await fault_of(driver.discover(config))).code is FaultCode.OPTION_REJECTED
     assert commands.calls == []
 

@@ -32,7 +32,9 @@ SHOWN = "cifs //nas/vms rw,vers=3.1.1,cache=strict,username=svc,domain=CORP,addr
 
 def target_for(version: int = 1, **config: Any) -> Target:
     config = {"server": "nas", "share": "vms", **config}
-    return Target(backend_id=BACKEND, fleet_id=FLEET, kind="smb", config=config, generation=1, credential_version=version)
+    return Target(
+        backend_id=BACKEND, fleet_id=FLEET, kind="smb", config=config, generation=1, credential_version=version
+    )
 
 
 def mount_argv(where: Path, options: str, source: str = "//nas/vms") -> tuple[str, ...]:
@@ -104,12 +106,19 @@ async def test_attach_calls_mount_with_exactly(
 ) -> None:
     options = f"nosuid,nodev,noexec,{login_for(space)}{more}"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options, source)))
-    assert (await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))).code is FaultCode.AUTH_FAILED
+    assert (
+        await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))
+    ).code is FaultCode.AUTH_FAILED
     assert os.listdir(space.run_dir) == []
 
 
 async def test_attach_as_guest_writes_no_file(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
-    step = replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, "nosuid,nodev,noexec,guest"), lambda: seen.extend(os.listdir(space.run_dir)))
+    step = replay(
+        "mount_cifs",
+        "wrong_password",
+        mount_argv(space.mount_dir, "nosuid,nodev,noexec,guest"),
+        lambda: seen.extend(os.listdir(space.run_dir)),
+    )
     seen: list[str] = []
     commands.then(step)
     assert (await fault_of(driver.attach(target_for(0), NONE, space, establish=True))).code is FaultCode.AUTH_FAILED
@@ -127,12 +136,21 @@ def read_by_mount_cifs(content: bytes) -> dict[str, str]:
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(password=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=60) | st.sampled_from([" a ", ",", "a,b=c", "#x", "=", "'\"\\"]))
-async def test_attach_with_any_printable_password_hands_it_over_unharmed(password: str, driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+@given(
+    password=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=60)
+    | st.sampled_from([" a ", ",", "a,b=c", "#x", "=", "'\"\\"])
+)
+async def test_attach_with_any_printable_password_hands_it_over_unharmed(
+    password: str, driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
     seen: list[bytes] = []
     path = space.run_dir / f"{BACKEND}.smb"
     options = f"nosuid,nodev,noexec,{login_for(space)}"
-    commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options), lambda: seen.append(path.read_bytes())))
+    commands.then(
+        replay(
+            "mount_cifs", "wrong_password", mount_argv(space.mount_dir, options), lambda: seen.append(path.read_bytes())
+        )
+    )
     credentials = Credentials({"username": "svc", "password": password, "domain": "CORP"})
     await fault_of(driver.attach(target_for(), credentials, space, establish=True))
     assert read_by_mount_cifs(seen[0]) == {"user": "svc", "pass": password, "dom": "CORP"}
@@ -145,14 +163,20 @@ async def test_attach_with_any_printable_password_hands_it_over_unharmed(passwor
         {"username": "svc\npassword=y", "password": "x"}, {"username": "svc", "password": "x\nusername=root"}, {"username": "svc", "password": "x\0"},
     ],
 )  # fmt: skip
-async def test_attach_with_credentials_that_would_inject_runs_nothing(fields: dict[str, str], driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+async def test_attach_with_credentials_that_would_inject_runs_nothing(
+    fields: dict[str, str], driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
     fault = await fault_of(driver.attach(target_for(), Credentials(fields), space, establish=True))
     assert fault.code is FaultCode.AUTH_FAILED
     assert commands.calls == [] and not any(value in fault.detail for value in fields.values() if len(value) > 3)
 
 
-async def test_attach_without_the_credentials_that_the_target_has_is_needs_credentials(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
-    assert (await fault_of(driver.attach(target_for(), NONE, space, establish=True))).code is FaultCode.NEEDS_CREDENTIALS
+async def test_attach_without_the_credentials_that_the_target_has_is_needs_credentials(
+    driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
+    assert (
+        await fault_of(driver.attach(target_for(), NONE, space, establish=True))
+    ).code is FaultCode.NEEDS_CREDENTIALS
     assert commands.calls == []
 
 
@@ -161,19 +185,27 @@ async def test_attach_without_the_credentials_that_the_target_has_is_needs_crede
     [{"share": "-o"}, {"share": "a,b"}, {"share": "a/b"}, {"share": "a\nb"}, {"server": "nas/x"}, {"server": "-x"}, {"options": "password=x"},
      {"options": "credentials=/etc/shadow"}, {"options": "seal,suid"}, {"options": "username=x"}, {"options": "ip=1,exec"}],
 )  # fmt: skip
-async def test_attach_with_words_that_could_reach_argv_runs_nothing(config: dict[str, Any], driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
-    assert (await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))).code is FaultCode.KIND_UNSUPPORTED
+async def test_attach_with_words_that_could_reach_argv_runs_nothing(
+    config: dict[str, Any], driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
+    assert (
+        await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))
+    ).code is FaultCode.KIND_UNSUPPORTED
     assert commands.calls == []
 
 
-async def test_attach_with_a_comma_in_the_agents_own_path_is_refused(driver: Smb, commands: RecordedCommands, tmp_path: Path) -> None:
+async def test_attach_with_a_comma_in_the_agents_own_path_is_refused(
+    driver: Smb, commands: RecordedCommands, tmp_path: Path
+) -> None:
     space = make_space(tmp_path / "a,suid", BACKEND)
     assert (await fault_of(driver.attach(target_for(), SECRET, space, establish=True))).code is FaultCode.FAILED
     assert commands.calls == []
 
 
 @needs_root
-async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(
+    driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     where, options = space.mount_dir, f"nosuid,nodev,noexec,{login_for(space)}"
     mounts = Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN))
     commands.then(mounts)
@@ -186,25 +218,35 @@ async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(driver:
 
 
 @needs_root
-async def test_rotation_of_a_share_in_use_keeps_the_mount_until_it_is_idle(driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_rotation_of_a_share_in_use_keeps_the_mount_until_it_is_idle(
+    driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     where, options = space.mount_dir, f"nosuid,nodev,noexec,{login_for(space)}"
-    commands.then(Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)), replay("umount", "busy", umount_argv(where)))
+    commands.then(
+        Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
+        replay("umount", "busy", umount_argv(where)),
+    )
     await driver.attach(target_for(1), SECRET, space, establish=True)
     assert (await driver.attach(target_for(2), SECRET, space, establish=False)).latency_ms > 0
     assert not await driver.is_attached(target_for(2), space)
 
 
 @needs_root
-async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer) -> None:
+async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
+    driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
     where, options = space.trial_dir, f"nosuid,nodev,noexec,{login_for(space, 'trial.smb')},nosharesock"
     commands.then(
-        Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)), Step(umount_argv(where), effect=lambda: server.unmount(where))
+        Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
+        Step(umount_argv(where), effect=lambda: server.unmount(where)),
     )
     assert (await driver.trial(target_for(2), SECRET, space)).latency_ms > 0
     assert os.listdir(space.run_dir) == [] and os.listdir(server.folder) == []
 
 
-async def test_trial_with_a_wrong_password_is_auth_failed(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
+async def test_trial_with_a_wrong_password_is_auth_failed(
+    driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
     options = f"nosuid,nodev,noexec,{login_for(space, 'trial.smb')},nosharesock"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, options)))
     assert (await fault_of(driver.trial(target_for(2), SECRET, space))).code is FaultCode.AUTH_FAILED
@@ -214,7 +256,10 @@ async def test_trial_with_a_wrong_password_is_auth_failed(driver: Smb, commands:
 async def test_discover_lists_disk_shares(driver: Smb, commands: RecordedCommands) -> None:
     commands.then(replay("successes", "smbclient", ("smbclient", "--grepable", "--no-pass", "--list", "//nas")))
     items = await driver.discover({"server": "nas"})
-    assert [(item.title, item.config) for item in items] == [("private", {"share": "private"}), ("public (For everyone)", {"share": "public"})]
+    assert [(item.title, item.config) for item in items] == [
+        ("private", {"share": "private"}),
+        ("public (For everyone)", {"share": "public"}),
+    ]
 
 
 async def test_discover_by_address_of_version_6_names_it_as_unc_needs(driver: Smb, commands: RecordedCommands) -> None:
