@@ -24,6 +24,7 @@ from schemas.kinds import IscsiLvmConfig
 log = logging.getLogger(__name__)
 
 #: iqn, host, port, tpgt, iface: the node. portal: as configured. is_ours, credential_version; wwid and vg_uuid once proven.
+#: marked: this host wrote our tags.
 LUN_MEMORY = "iscsi"
 
 
@@ -186,8 +187,8 @@ def refuse_wrong_disk(disk: Disk, words: Mapping[str, str]) -> None:
 
 
 def _proven(words: Mapping[str, str]) -> dict[str, str]:
-    """What stays true of the LUN whichever way leads to it."""
-    return {key: value for key, value in words.items() if key in ("wwid", "vg_uuid")}
+    """What stays true of the LUN, whichever way leads to it."""
+    return {key: value for key, value in words.items() if key in ("wwid", "vg_uuid", "marked")}
 
 
 def _sharers(node: Node, space: Workspace) -> list[dict[str, str]]:

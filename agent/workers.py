@@ -204,6 +204,8 @@ class _Zygote:
         self._close()
 
     def _close(self) -> None:
+        if self.has_ended:
+            return
         self.has_ended = True
         self._loop.remove_reader(self._control)
         self._control.close()

@@ -296,6 +296,10 @@ class KindSpec:
     mount_options: frozenset[str] = frozenset()
 
 
+def _options(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 LOCAL_FILE = KindSpec("local_file", "Local file", LocalFileConfig, None, (_CLONE, _SNAPSHOT), is_shared=False)
 NFS = KindSpec(
     "nfs",
@@ -304,54 +308,12 @@ NFS = KindSpec(
     None,
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
-    mount_options=frozenset(
-        (
-            "hard",
-            "soft",
-            "softerr",
-            "noatime",
-            "nodiratime",
-            "relatime",
-            "timeo=",
-            "retrans=",
-            "rsize=",
-            "wsize=",
-            "nconnect=",
-            "max_connect=",
-            "proto=",
-            "port=",
-            "mountport=",
-            "mountproto=",
-            "nolock",
-            "lock",
-            "local_lock=",
-            "ac",
-            "noac",
-            "actimeo=",
-            "acregmin=",
-            "acregmax=",
-            "acdirmin=",
-            "acdirmax=",
-            "lookupcache=",
-            "nosharecache",
-            "sharecache",
-            "resvport",
-            "noresvport",
-            "sec=",
-            "async",
-            "sync",
-            "fsc",
-            "nofsc",
-            "trunkdiscovery",
-            "notrunkdiscovery",
-            "clientaddr=",
-            "xprtsec=",
-            "nocto",
-            "cto",
-            "rdirplus",
-            "nordirplus",
-            "write=",
-        )
+    mount_options=_options(
+        "hard soft softerr noatime nodiratime relatime timeo= retrans= rsize= wsize= nconnect= "
+        "max_connect= proto= port= mountport= mountproto= nolock lock local_lock= ac noac actimeo= "
+        "acregmin= acregmax= acdirmin= acdirmax= lookupcache= nosharecache sharecache resvport "
+        "noresvport sec= async sync fsc nofsc trunkdiscovery notrunkdiscovery clientaddr= xprtsec= "
+        "nocto cto rdirplus nordirplus write="
     ),
 )
 SMB = KindSpec(
@@ -361,45 +323,11 @@ SMB = KindSpec(
     SmbCredentials,
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
-    mount_options=frozenset(
-        (
-            "noatime",
-            "nodiratime",
-            "relatime",
-            "seal",
-            "sign",
-            "sec=",
-            "port=",
-            "cache=",
-            "actimeo=",
-            "acregmax=",
-            "acdirmax=",
-            "rsize=",
-            "wsize=",
-            "nobrl",
-            "hard",
-            "soft",
-            "echo_interval=",
-            "handletimeout=",
-            "max_credits=",
-            "multichannel",
-            "max_channels=",
-            "nosharesock",
-            "noserverino",
-            "serverino",
-            "mfsymlinks",
-            "uid=",
-            "gid=",
-            "file_mode=",
-            "dir_mode=",
-            "iocharset=",
-            "resilienthandles",
-            "persistenthandles",
-            "nopersistenthandles",
-            "retrans=",
-            "ip=",
-            "closetimeo=",
-        )
+    mount_options=_options(
+        "noatime nodiratime relatime seal sign sec= port= cache= actimeo= acregmax= acdirmax= rsize= "
+        "wsize= nobrl hard soft echo_interval= handletimeout= max_credits= multichannel max_channels= "
+        "nosharesock noserverino serverino mfsymlinks uid= gid= file_mode= dir_mode= iocharset= "
+        "resilienthandles persistenthandles nopersistenthandles retrans= ip= closetimeo="
     ),
 )
 ISCSI_LVM = KindSpec(

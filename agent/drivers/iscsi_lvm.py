@@ -4,9 +4,11 @@ The marker is two tags of the VG. A write is proven in the LV `stowage_probe`, i
 attached, the LUN is known by its WWID and the VG by its UUID, and another of either is a wrong device.
 
 The VG's metadata is written by attach with establish (on a VG that the operator made), by initialize, and by release with
-remove_marker. LVM has no lock between hosts here: the manager must send these to one host at a time.
+remove_marker on the host that did either. LVM has no lock between hosts here, so the manager must send the first two to
+one host before any other.
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -74,6 +76,9 @@ class IscsiLvm:
             return await self._settle(config, target, space, link, group)
         except BaseException:
             if link.is_new:
+                with contextlib.suppress(AgentFault):
+                    # What this attach wrote on the LUN must go now: without the session, release could not reach it.
+                    await self._unmark_if_marked(config, target, space, link.disk)
                 await self._luns.detach_quietly(config, target, space)
             raise
 
@@ -99,7 +104,7 @@ class IscsiLvm:
         disk = None if session is None else self._disks.find(session, config.lun)
         if remove_marker and disk is not None:
             try:
-                left = await self._unmark(config, target, disk)
+                left = await self._unmark(config, target, space, disk)
             except AgentFault as error:
                 if error.fault.code is FaultCode.IN_USE:
                     raise
@@ -202,7 +207,7 @@ class IscsiLvm:
                 raise AgentFault.of(
                     FaultCode.WRONG_DEVICE, f"LUN {config.lun} is {link.disk.wwid}, but {wwid} was confirmed"
                 )
-            await self._make_group(config, target, link.disk, force=force)
+            await self._make_group(config, target, space, link.disk, force=force)
             group = await self._our_group(config, target, space, link.disk, establish=True)
             return await self._settle(config, target, space, link, group)
         except BaseException:
@@ -266,10 +271,13 @@ class IscsiLvm:
         if config.thin and THIN_POOL_LV not in volumes:
             await self._lvm.create_thin_pool(disk.device, group.name)
         if not is_tagged:
+            _remember_marking(space)
             await self._lvm.add_tags(disk.device, group.name, markers.tags_for(target))
         return group
 
-    async def _make_group(self, config: IscsiLvmConfig, target: Target, disk: Disk, *, force: bool) -> None:
+    async def _make_group(
+        self, config: IscsiLvmConfig, target: Target, space: Workspace, disk: Disk, *, force: bool
+    ) -> None:
         """The VG is on the disk. Raises AgentFault foreign_data or in_use rather than overwrite."""
         groups = await self._lvm.volume_groups(disk.device)
         for group in groups:
@@ -288,10 +296,14 @@ class IscsiLvm:
                 )
         if content.signatures:
             await self._lvm.wipe(disk.device)
+        _remember_marking(space)
         await self._lvm.create_group(disk.device, config.vg_name, markers.tags_for(target))
 
-    async def _unmark(self, config: IscsiLvmConfig, target: Target, disk: Disk) -> tuple[str, ...]:
-        """Our tags and the probe LV are gone from the VG; what is left on the LUN. Another's VG stays as it is."""
+    async def _unmark(self, config: IscsiLvmConfig, target: Target, space: Workspace, disk: Disk) -> tuple[str, ...]:
+        """Our tags and the probe LV are gone from the VG if this host made them; what is left on the LUN.
+
+        Only that host: all hosts release at once, and of two that write a VG's metadata one destroys the other's.
+        """
         group = next(
             (group for group in await self._lvm.volume_groups(disk.device) if group.name == config.vg_name), None
         )
@@ -299,15 +311,20 @@ class IscsiLvm:
             return ()
         await self._luns.deactivate(config, disk)
         volumes = {volume.name for volume in await self._lvm.logical_volumes(disk.device, group.name)}
-        if PROBE_LV in volumes:
-            await self._lvm.remove_volume(disk.device, group.name, PROBE_LV)
-        if markers.read_tags(group.tags, target)["marker"] == "ours":
-            await self._lvm.remove_tags(disk.device, group.name, markers.tags_for(target))
+        if Memory(space.dir, LUN_MEMORY).read().get("marked") == "yes":
+            if PROBE_LV in volumes:
+                await self._lvm.remove_volume(disk.device, group.name, PROBE_LV)
+            if markers.read_tags(group.tags, target)["marker"] == "ours":
+                await self._lvm.remove_tags(disk.device, group.name, markers.tags_for(target))
         count = len(volumes - {PROBE_LV})
         what = f"volume group {group.name}" + (
             f" with {count} logical {'volume' if count == 1 else 'volumes'}" if count else ""
         )
         return (f"{what} on {_place(config)}",)
+
+    async def _unmark_if_marked(self, config: IscsiLvmConfig, target: Target, space: Workspace, disk: Disk) -> None:
+        if Memory(space.dir, LUN_MEMORY).read().get("marked") == "yes":
+            await self._unmark(config, target, space, disk)
 
     # The proof.
 
@@ -356,3 +373,9 @@ def _place(config: IscsiLvmConfig) -> str:
 def _trial_iface(target: Target) -> str:
     # The last 12 digits of a UUIDv7 are random.
     return f"stowage-{target.backend_id[-12:]}"
+
+
+def _remember_marking(space: Workspace) -> None:
+    """This host is the one that wrote our tags, or is about to."""
+    memory = Memory(space.dir, LUN_MEMORY)
+    memory.write(**{**memory.read(), "marked": "yes"})

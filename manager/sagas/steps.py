@@ -31,11 +31,11 @@ class Run:
     vault: Vault
     fleet_id: str
     credentials: Credentials | None = None
-    seen: dict[str, Observation] = field(default_factory=dict)
+    seen: dict[str, Observation] = field(default_factory=lambda: dict[str, Observation]())
     confirmed: set[str] = field(default_factory=lambda: set[str]())
     step_name: str = ""
     phase: str = "do"
-    failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    failures: dict[tuple[str, str], int] = field(default_factory=lambda: dict[tuple[str, str], int]())
 
     @property
     def params(self) -> dict[str, Any]:

@@ -155,9 +155,18 @@ async def test_zygote_killed_with_a_job_under_way_is_noticed_and_restarted(pool:
     os.kill(first, signal.SIGKILL)
     caught = await asyncio.wait_for(task, 5)
     assert caught.fault.code is FaultCode.FAILED
-    assert not exists(int(began.read_text()))
+    await until(lambda: not exists(int(began.read_text())))
     assert (await pool.run("echo", {}, key="k", timeout_s=5))["pid"]
     assert pool.zygote_pid != first
+
+
+async def test_zygote_killed_before_the_pool_is_left_harms_nothing() -> None:
+    async with WorkerPool("tests.agent.jobs_for_tests") as pool:
+        await pool.run("echo", {}, key="k", timeout_s=5)
+        assert pool.zygote_pid is not None
+        os.kill(pool.zygote_pid, signal.SIGKILL)
+        await until(lambda: not exists(pool.zygote_pid or 0))
+        await asyncio.sleep(0)
 
 
 async def test_zygote_stopped_costs_deadlines_and_no_more(pool: WorkerPool) -> None:

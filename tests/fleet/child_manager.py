@@ -53,9 +53,7 @@ async def _serve(order: dict[str, Any]) -> None:
         if line == order["kill_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    async with running(
-        config, definitions=definitions, on_line=on_line, command_ttl_s=order["command_ttl_s"]
-    ) as url:
+    async with running(config, definitions=definitions, on_line=on_line, command_ttl_s=order["command_ttl_s"]) as url:
         ready = Path(order["ready"])
         ready.with_suffix(".new").write_text(url)
         ready.with_suffix(".new").rename(ready)

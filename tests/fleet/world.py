@@ -29,7 +29,9 @@ class World:
     folder: Path
     passwords: set[str] = field(default_factory=lambda: {"right"})
     blank: set[str] = field(default_factory=lambda: set[str]())
-    script: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
+    script: dict[tuple[str, str], Callable[[], None]] = field(
+        default_factory=lambda: dict[tuple[str, str], Callable[[], None]]()
+    )
 
     def mounts(self, host: str) -> dict[str, dict[str, Any]]:
         """backend id -> {config, password} of everything that is mounted on the host."""
@@ -137,4 +139,6 @@ def _report() -> ProbeReport:
     capacity = Capacity(
         total_bytes=2**40, used_bytes=2**30, available_bytes=2**40 - 2**30, observed_at=datetime.now(UTC)
     )
-    return ProbeReport(latency_ms=1.0, capacity=capacity, capabilities=(Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT))
+    return ProbeReport(
+        latency_ms=1.0, capacity=capacity, capabilities=(Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)
+    )

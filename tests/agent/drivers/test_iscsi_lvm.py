@@ -401,18 +401,46 @@ async def test_release_deactivates_removes_the_disk_logs_out_and_forgets_the_sec
     assert (await driver.release(target_for(), space, remove_marker=True)).left == ()
 
 
-async def test_release_with_remove_marker_removes_tags_and_says_what_is_left(
+ADDS_TAGS = Step(("vgchange", *SCOPE, "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms"))
+REMOVES_TAGS = Step(("vgchange", *SCOPE, "--deltag", TAGS[0], "--deltag", TAGS[1], "--", "vg_vms"))
+REMOVES_PROBE_LV = Step(("lvremove", *SCOPE, "--yes", "--", "vg_vms/stowage_probe"))
+
+
+async def test_release_by_the_host_that_marked_the_vg_removes_tags_and_says_what_is_left(
+    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
+) -> None:
+    commands.then(
+        san.discover(), san.new_record(), san.login(), vgs(), lvs(), MAKES_PROBE_LV, ADDS_TAGS, activates(san),
+        vgs(*TAGS), deactivates(san), lvs("stowage_probe", "disk1", "disk2"), REMOVES_PROBE_LV, REMOVES_TAGS,
+        *ends_session(san, blocks),
+    )  # fmt: skip
+    await driver.attach(target_for(), CHAP, space, establish=True)
+    report = await driver.release(target_for(), space, remove_marker=True)
+    assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}",)
+
+
+async def test_release_by_another_host_leaves_the_metadata_alone(
     driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
 ) -> None:
     await attach(driver, commands, san, space)
-    commands.then(
-        vgs(*TAGS), deactivates(san), lvs("stowage_probe", "disk1", "disk2"),
-        Step(("lvremove", *SCOPE, "--yes", "--", "vg_vms/stowage_probe")),
-        Step(("vgchange", *SCOPE, "--deltag", TAGS[0], "--deltag", TAGS[1], "--", "vg_vms")),
-        *ends_session(san, blocks),
-    )  # fmt: skip
+    commands.then(vgs(*TAGS), deactivates(san), lvs("stowage_probe"), *ends_session(san, blocks))
     report = await driver.release(target_for(), space, remove_marker=True)
-    assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}",)
+    assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}",)
+
+
+async def test_attach_that_marked_the_vg_and_cannot_be_proven_unmarks_it(
+    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
+) -> None:
+    def activate_and_break() -> None:
+        san.hold(DM_NAME)
+        blocks.fault = AgentFault.of(FaultCode.READ_ONLY, "read-only LUN")
+
+    commands.then(
+        san.discover(), san.new_record(), san.login(), vgs(), lvs(), MAKES_PROBE_LV, ADDS_TAGS,
+        Step(activates(san).argv, effect=activate_and_break),
+        vgs(*TAGS), deactivates(san), lvs("stowage_probe"), REMOVES_PROBE_LV, REMOVES_TAGS, *ends_session(san, blocks),
+    )  # fmt: skip
+    assert (await fault_of(driver.attach(target_for(), CHAP, space, establish=True))).code is FaultCode.READ_ONLY
 
 
 async def test_release_of_a_vg_in_use_is_in_use_and_keeps_all(

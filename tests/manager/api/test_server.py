@@ -97,7 +97,7 @@ async def test_every_answer_has_the_security_headers(api: Api) -> None:
 
 
 async def test_each_request_is_one_log_line_without_its_query(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     row = api.backends.insert("tank")
     await api.call("GET", f"/v1/storage_backends/{row.id}?x=c4n4ry", headers={"X-Request-Id": "r1"})
     await api.call("GET", "/c4n4ry", role=None)

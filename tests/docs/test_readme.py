@@ -1,0 +1,230 @@
+"""The README's tour, line by line against a real stack; and that the documents name what the code has.
+
+A block ```console is run: `$ ` begins a command, `> ` goes on with it, what follows is its output. Blocks of
+any other language are not run.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manager.api.routes import TABLE
+from manager.embedded.layout import Layout
+from schemas.events import EventType
+from schemas.problems import STATUS, ProblemCode
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+#: What the tour names, and a run of its own must replace.
+TOUR_DATA = "/var/tmp/stowage-tour"
+TOUR_ADDRESS = "127.0.0.1:8080"
+
+#: The words that a reader compares; other values (ids, times, sizes, names of machines) differ from run to run.
+_TELLING = frozenset(("status", "code", "state", "kind", "type", "title", "is_default", "version", "generation"))
+_CHANGING = (
+    (re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "<id>"),
+    (re.compile(r"[0-9a-f]{64}"), "<hash>"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z| UTC)"), "<time>"),
+    (re.compile(r"process \d+"), "process <pid>"),
+)
+_DONE = "--- done"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the tour and the output that the README shows."""
+
+    command: str
+    shown: str
+
+
+def tour(text: str) -> list[Step]:
+    """The commands of every block ```console, in order."""
+    steps: list[Step] = []
+    for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        command: list[str] = []
+        shown: list[str] = []
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                if command:
+                    steps.append(Step("\n".join(command), "\n".join(shown)))
+                command, shown = [line[2:]], []
+            elif line.startswith("> ") and not shown:
+                command.append(line[2:])
+            else:
+                shown.append(line)
+        steps.append(Step("\n".join(command), "\n".join(shown)))
+    return steps
+
+
+class Shell:
+    """One bash in a stand-in for a fresh checkout, whose scripts run the code under test on the given port."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._places = {TOUR_DATA: str(folder / "data"), TOUR_ADDRESS: f"127.0.0.1:{port}"}
+        checkout = folder / "checkout"
+        stowage = f"exec {shlex.quote(sys.executable)} -m manager.cli"
+        _script(checkout / "scripts" / "up", f'{stowage} up --listen 127.0.0.1:{port} "$@"')
+        _script(checkout / ".venv" / "bin" / "stowage", f'{stowage} "$@"')
+        _script(checkout / ".venv" / "bin" / "python", f'exec {shlex.quote(sys.executable)} "$@"')
+        (checkout / "scripts" / "print_events.py").symlink_to(ROOT / "scripts" / "print_events.py")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("STOWAGE_")}
+        self._bash = subprocess.Popen(
+            ["bash", "--norc", "--noprofile"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=checkout,
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+
+    def run(self, command: str) -> tuple[int, str]:
+        """(exit code, what it said, with the tour's own places in it)."""
+        assert self._bash.stdin is not None
+        assert self._bash.stdout is not None
+        for place, ours in self._places.items():
+            command = command.replace(place, ours)
+        self._bash.stdin.write(f"{command}\nprintf '\\n%s %d\\n' '{_DONE}' $?\n")
+        self._bash.stdin.flush()
+        lines: list[str] = []
+        for line in self._bash.stdout:
+            if line.startswith(_DONE):
+                break
+            lines.append(line)
+        else:
+            raise AssertionError(f"the shell ended, or was ended for taking too long, in: {command}")
+        said = "".join(lines).strip("\n")
+        for place, ours in self._places.items():
+            said = said.replace(ours, place)
+        return int(line.split()[-1]), said
+
+    def kill(self) -> None:
+        """The shell and what it waits for; a detached `up` has a session of its own."""
+        os.killpg(self._bash.pid, signal.SIGKILL)
+        self._bash.wait()
+
+
+def differences(shown: str, said: str) -> list[str]:
+    """Where the output is not of the shape that the README shows; empty when it is."""
+    try:
+        expected = json.loads(shown)
+    except ValueError:
+        ours, theirs = _plain(said).splitlines(), _plain(shown).splitlines()
+        return [] if ours == theirs else [f"shown {theirs}, said {ours}"]
+    try:
+        return list(_json_differences(expected, json.loads(said), ""))
+    except ValueError:
+        return [f"shown is JSON, said is {said!r}"]
+
+
+def _json_differences(shown: Any, said: Any, at: str) -> Iterator[str]:
+    if isinstance(shown, dict) and isinstance(said, dict):
+        if shown.keys() != said.keys():
+            yield f"{at or '/'}: only shown {sorted(shown.keys() - said.keys())}, only said {sorted(said.keys() - shown.keys())}"
+        for key in shown.keys() & said.keys():
+            if key in _TELLING and shown[key] != said[key]:
+                yield f"{at}/{key}: shown {shown[key]!r}, said {said[key]!r}"
+            yield from _json_differences(shown[key], said[key], f"{at}/{key}")
+    elif isinstance(shown, list) and isinstance(said, list):
+        if len(shown) != len(said):
+            yield f"{at}: shown {len(shown)} items, said {len(said)}"
+        for index, (one, other) in enumerate(zip(shown, said, strict=False)):
+            yield from _json_differences(one, other, f"{at}/{index}")
+    elif _sort(shown) != _sort(said):
+        yield f"{at}: shown {shown!r}, said {said!r}"
+
+
+def _sort(value: Any) -> str:
+    """What a reader takes a value for; a whole number and a fraction are both numbers."""
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def _plain(text: str) -> str:
+    name = re.escape(socket.gethostname().partition(".")[0].lower())
+    text = re.sub(rf"\b{name}\b(-\d+)?", r"vm\1", text)
+    for pattern, word in _CHANGING:
+        text = pattern.sub(word, text)
+    return text
+
+
+def _script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A folder through which PostgreSQL's user may pass; nothing runs in it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="stowage-tour-"))
+    folder.chmod(0o711)
+    yield folder
+    command = [sys.executable, "-m", "manager.cli", "down", "--data-dir", str(Layout(folder / "data").data)]
+    subprocess.run(command, check=False, cwd=ROOT, capture_output=True, timeout=30)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def shell(open_dir: Path) -> Iterator[Shell]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shell = Shell(open_dir, port)
+    watchdog = threading.Timer(240, shell.kill)
+    watchdog.start()
+    yield shell
+    watchdog.cancel()
+    shell.kill()
+
+
+@pytest.mark.timeout(300)
+def test_tour_every_line_says_what_the_readme_shows(shell: Shell) -> None:
+    steps = tour((ROOT / "README.md").read_text())
+    assert len(steps) > 20, "the tour was not found"
+    for step in steps:
+        exit_code, said = shell.run(step.command)
+        assert exit_code == 0, f"$ {step.command}\nended with {exit_code}:\n{said}"
+        assert differences(step.shown, said) == [], f"$ {step.command}\nsaid:\n{said}"
+
+
+def test_comparison_of_other_keys_or_words_differs() -> None:
+    shown = '{"id": "a", "state": "ready", "hosts": [{"host": "a", "latency_ms": 1}]}'
+    assert differences(shown, '{"id": "b", "state": "ready", "hosts": [{"host": "b", "latency_ms": 2.5}]}') == []
+    assert differences(shown, '{"id": "a", "state": "stuck", "hosts": [{"host": "a", "latency_ms": 1}]}')
+    assert differences(shown, '{"id": "a", "state": "ready", "hosts": [{"host": "a"}]}')
+    assert differences(shown, '{"id": "a", "state": "ready", "hosts": []}')
+    assert differences(shown, "curl: (7) Failed to connect")
+    assert differences("stopped process 12", "stopped process 345") == []
+    assert differences("stopped process 12", "nothing runs on /x")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_document_links_within_the_repository_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_api_document_names_every_route_code_and_event_type() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    for endpoint in TABLE:
+        assert f"{endpoint.method} {endpoint.path}" in text
+    for code in ProblemCode:
+        assert re.search(rf"^\| `{code}` \| {STATUS[code]} \|", text, re.MULTILINE), code
+    for event_type in EventType:
+        assert f"`{event_type}`" in text
