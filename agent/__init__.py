@@ -2,14 +2,19 @@
 
 config         agent.toml and the environment, decoded once; the state folder and its lock
 private_files  files that survive power loss whole or not at all, readable by nobody else
-logs           JSON lines, with the request and the backend that a line is about
 errors         the agent's error tree
 command        the one place where tools are started
 worker_main    the zygote process that forks a child for every job; workers: its client
 jobs           what runs in such a child: everything that touches a mount
 credentials    the folder of credentials, and how they come in and go on
 journal        SQLite: fences, answered commands, what is attached
-mounts iscsiadm lvm drivers/ catalog    the kinds
+memory         what a driver remembers of one backend
+configs        a target's config as the kind's struct
+tool_faults    what an exit code and words of a tool mean: one table
+probes markers reach        the proof by writing, the mark of the backend, the questions before a mount
+mounts mounted_folders      mount and umount; what nfs and smb have in common
+iscsiadm scsi lvm luns      sessions, disks, volume groups; a LUN with its VG
+drivers/ catalog            the kinds, and which driver serves which
 status         the newest observation of every backend, and how the manager learns of it
 host           the verbs: attach, release, trial, probe, deliver
 rpc            commands from the bus: fence, journal, verb, reply

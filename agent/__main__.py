@@ -15,7 +15,7 @@ from agent.app import facts_of, run_until_signalled
 from agent.config import StateDir, load_config
 from agent.errors import ConfigError
 from agent.join import Invitation, JoinRefused, join
-from agent.logs import set_up_logging
+from schemas.logs import set_up_logging
 
 DEFAULT_STATE_DIR = Path("/var/lib/stowage-agent")
 
@@ -42,7 +42,7 @@ def _join(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     state = StateDir(args.state_dir)
     config = load_config(state, os.environ, tuple(args.nats_url))
-    set_up_logging(config.host_id, level=args.log_level)
+    set_up_logging({"host_id": config.host_id, "host": config.host_name}, level=args.log_level)
     # What must be private says so itself; a folder for VM disks must not be.
     os.umask(0o022)
     with state.locked():

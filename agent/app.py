@@ -66,6 +66,7 @@ async def run(
     *,
     stop: asyncio.Event,
     drivers: DriversOf = drivers_of,
+    make_bus: Callable[..., Bus] = Bus,
     jobs_module: str = "agent.jobs",
 ) -> None:
     """Serves until `stop` is set. The caller holds the state folder's lock. Waits for no storage and no bus."""
@@ -79,7 +80,7 @@ async def run(
     store = CredentialStore(state.credentials)
     deliveries = Deliveries(host_id=host_id, key=key, manager_key=manager_key)
     journal = Journal(state.journal_file)
-    bus = Bus(
+    bus = make_bus(
         servers=config.nats_urls,
         creds_file=state.bus_creds_file,
         name=f"agent {config.host_name}",

@@ -1,7 +1,7 @@
 """The agent's errors.
 
-    AgentFault          the work failed; carries the fault that the manager shows
-    ConfigError         before anything connects; names file, key and remedy
+AgentFault          the work failed; carries the fault that the manager shows
+ConfigError         before anything connects; names file, key and remedy
 """
 
 from schemas.faults import Fault, FaultCode, fault

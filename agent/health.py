@@ -14,8 +14,8 @@ from collections.abc import Callable
 from agent.config import Intervals
 from agent.errors import AgentFault
 from agent.host import Host
-from agent.logs import about
 from schemas.backends import HealthStatus
+from schemas.logs import about
 
 log = logging.getLogger(__name__)
 

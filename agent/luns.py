@@ -123,7 +123,7 @@ class Luns:
 
     async def deactivate(self, config: IscsiLvmConfig, disk: Disk) -> None:
         """No dm device lies on the disk. Raises AgentFault in_use while one is open."""
-        if not disk.holders:
+        if not self._disks.holders(disk):
             return
         try:
             await self._lvm.deactivate_group(disk.device, config.vg_name)

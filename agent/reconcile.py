@@ -20,12 +20,12 @@ from agent.config import Intervals
 from agent.errors import AgentFault
 from agent.host import Host
 from agent.journal import Journal
-from agent.logs import about
 from schemas.agent_rpc import Intent, SyncReply, SyncRequest, Target, Wanted
 from schemas.bus import BusError
 from schemas.faults import FaultCode
 from schemas.hosts import AgentFacts
 from schemas.ids import is_id
+from schemas.logs import about
 
 log = logging.getLogger(__name__)
 

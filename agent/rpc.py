@@ -15,7 +15,6 @@ from agent.credentials import CredentialStore, Deliveries
 from agent.errors import AgentFault
 from agent.host import Host
 from agent.journal import Journal
-from agent.logs import about
 from schemas.agent_rpc import (
     MAX_MESSAGE_BYTES,
     AnyCommand,
@@ -43,6 +42,7 @@ from schemas.bus import BusError, Message
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode, fault
 from schemas.ids import is_id
+from schemas.logs import about
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from manager.agents import Agents
-from manager.errors import AgentError
+from manager.errors import AgentError, StaleFence
 from manager.hosts import Hosts
 from manager.registry import Registry, is_settled
 from manager.store import backends as backend_store
@@ -165,6 +165,10 @@ class UplinkListener:
             }
             try:
                 await self._vault.reseal(holder_id, host_id, version, heads=heads)
+            except StaleFence:
+                # The host has synced again since: the next sync, which we ask for, delivers under its own fence.
+                await self._agents.nudge(host_id)
+                return
             except AgentError as error:
                 log.info(
                     "credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": str(error)}

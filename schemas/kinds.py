@@ -283,6 +283,8 @@ class KindSpec:
     """A kind: its name on the wire, its structs, and what is possible at best (a probe says what is true).
 
     is_shared: all hosts see the same storage, so one host's marker must be seen by the others.
+    can_initialize: an empty device can be made ready on command.
+    marks_alone: our marks are metadata that two hosts must not write at the same moment.
     mount_options: names that `options` may hold; a name that ends in `=` wants a value.
     """
 
@@ -293,6 +295,7 @@ class KindSpec:
     capabilities: tuple[Capability, ...]
     is_shared: bool
     can_initialize: bool = False
+    marks_alone: bool = False
     mount_options: frozenset[str] = frozenset()
 
 
@@ -338,6 +341,7 @@ ISCSI_LVM = KindSpec(
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
     can_initialize=True,
+    marks_alone=True,
 )
 
 KINDS: dict[str, KindSpec] = {spec.kind: spec for spec in (LOCAL_FILE, NFS, SMB, ISCSI_LVM)}

@@ -29,18 +29,24 @@ make_venv() {
     # Two at once would install over each other.
     exec 9>"$here/.venv.lock"
     flock 9
-    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    # Debian's Python makes a venv with pip only where its package python3-venv is; its own pip can serve one without.
+    local seed=() outer=0
+    if ! "$python" -c 'import ensurepip' 2>/dev/null; then
         version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-        die "this Python cannot make virtual environments; install the package that can: apt-get install python$version-venv"
+        "$python" -m pip --python "$python" --version >/dev/null 2>&1 ||
+            die "this Python has neither ensurepip nor a pip of 22.3 or newer: apt-get install python$version-venv"
+        seed=(--without-pip) outer=1
     fi
     echo "$(basename "$0"): installing the locked packages into $venv (once, and when the lock changes)" >&2
     if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-        ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        { [ $outer = 0 ] && ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
         rm -rf "$venv"
-        "$python" -m venv "$venv"
+        "$python" -m venv "${seed[@]}" "$venv"
     fi
     rm -f "$venv/.stowage-lock"
-    local pip=("$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore)
+    local pip=("$venv/bin/python" -m pip)
+    [ $outer = 0 ] || pip=("$python" -m pip --python "$venv/bin/python")
+    pip+=(install -qq --disable-pip-version-check --no-input --root-user-action=ignore)
     "${pip[@]}" --require-hashes --only-binary :all: -r "$here/requirements.txt" ||
         die "the locked packages could not be installed"
     # One package of the tests comes as source alone; it is built with the setuptools just installed, no other.

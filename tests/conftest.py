@@ -1,9 +1,10 @@
-"""Fixtures that many tests share: a real PostgreSQL for the session, a fresh database for the test."""
+"""Fixtures that many tests share: a real PostgreSQL for the session, a fresh database or a whole fleet for the test."""
 
 import contextlib
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 
 from manager.embedded import identity, postgres
 from manager.embedded.postgres import Postgres
+from tests.fleet.fleet import Fleet, fleet, start_zygote
 
 #: Makes a database, from a template if one is named, and returns its name.
 MakeDatabase = Callable[[str | None], Awaitable[str]]
 
-_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +38,7 @@ def postgres_server(server_dir: Path) -> Iterator[Postgres]:
     folder.mkdir(mode=0o700)
     who = identity.choose(folder, [postgres.binaries() / "postgres"])
     server = Postgres(
-        folder, password_file=server_dir / "password", log=server_dir / "postgres.log", identity=who, settings=_FAST
+        folder, password_file=server_dir / "password", log=server_dir / "postgres.log", identity=who, settings=FAST
     )
     server.start()
     yield server
@@ -67,3 +69,22 @@ async def new_database(postgres_server: Postgres) -> AsyncIterator[MakeDatabase]
 async def database(postgres_server: Postgres, new_database: MakeDatabase) -> str:
     """The DSN of a fresh, empty database."""
     return postgres_server.url(await new_database(None))
+
+
+@pytest.fixture(scope="session")
+def zygote() -> "Iterator[subprocess.Popen[str]]":
+    process = start_zygote()
+    yield process
+    assert process.stdin and process.stdout
+    process.stdin.close()
+    process.wait(10)
+    process.stdout.close()
+
+
+@pytest.fixture
+async def stowage(
+    tmp_path: Path, postgres_server: Postgres, new_database: MakeDatabase, zygote: "subprocess.Popen[str]"
+) -> AsyncIterator[Fleet]:
+    """A fleet without managers or agents yet."""
+    async with fleet(tmp_path, postgres_server.url(await new_database(None)), zygote) as made:
+        yield made

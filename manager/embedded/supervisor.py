@@ -31,12 +31,15 @@ class Service:
     """One kind of child: how it is started, and what runs of it now.
 
     stop: its own way of stopping (the servers), when SIGTERM and a second of patience are not it.
+    rest_after_kill_s: the least pause after an end by a signal. Somebody who kills an agent wants to see what a fleet
+    does without it, so it comes back late; one that ended by itself comes back at once.
     """
 
     name: str
     log: Path
     spawn: Callable[[], subprocess.Popen[bytes]]
     stop: Callable[[], None] | None = None
+    rest_after_kill_s: float = 0.0
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     backoff_s: float = _BACKOFF_FIRST_S
@@ -101,8 +104,10 @@ class Supervisor:
             service.process = None
             if now - service.started_at > _SOUND_AFTER_S:
                 service.backoff_s = _BACKOFF_FIRST_S
-            service.restart_at = now + service.backoff_s
-            facts = {"child": service.name, "exit_code": process.returncode, "restart_in_s": service.backoff_s}
+            is_killed = process.returncode is not None and process.returncode < 0
+            pause_s = max(service.backoff_s, service.rest_after_kill_s if is_killed else 0.0)
+            service.restart_at = now + pause_s
+            facts = {"child": service.name, "exit_code": process.returncode, "restart_in_s": pause_s}
             log.warning("a child ended unasked and will be started again", extra=facts)
             service.backoff_s = min(service.backoff_s * 2, _BACKOFF_MAX_S)
         if service.restart_at is not None and now >= service.restart_at:

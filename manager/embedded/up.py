@@ -41,6 +41,8 @@ _OVERRIDES = {
     f"STOWAGE_{key}"
     for key in ("DATABASE_URL", "NATS_URLS", "KEYS_DIR", "STATE_DIR", "LISTEN", "REPLICA", "AGENT_NATS_URLS")
 }
+#: Seconds until an agent that somebody killed is started again: long enough to see its hosts turn unknown.
+_AGENT_REST_S = 120.0
 _ANY_ADDRESS = {"0.0.0.0": _LOOPBACK, "::": "::1"}
 
 
@@ -164,7 +166,7 @@ class _Start:
             if not (folder / "agent.toml").exists():
                 self._join(name, folder, client)
             argv = ["agent", "run", "--state-dir", str(folder), "--nats-url", self._nats.url]
-            self._start_child(f"agent {name}", f"agent-{name}", argv)
+            self._start_child(f"agent {name}", f"agent-{name}", argv, rest_after_kill_s=_AGENT_REST_S)
         is_first_start = not layout.first_start_done.exists()
         missing = set(names)
 
@@ -194,9 +196,9 @@ class _Start:
         if process.returncode != 0:
             raise StartError(f"agent {name} could not join (exit code {process.returncode})", log=path)
 
-    def _start_child(self, name: str, log_name: str, argv: list[str]) -> None:
+    def _start_child(self, name: str, log_name: str, argv: list[str], *, rest_after_kill_s: float = 0.0) -> None:
         path = self._layout.log(log_name)
-        self._watch(name, lambda: self._spawn(path, argv), None, log_name=log_name)
+        self._watch(name, lambda: self._spawn(path, argv), None, log_name=log_name, rest_after_kill_s=rest_after_kill_s)
 
     def _spawn(self, path: Path, argv: list[str], *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         # -P: the working folder is no place to import from.
@@ -217,8 +219,16 @@ class _Start:
         *,
         stop: Callable[[], None] | None = None,
         log_name: str | None = None,
+        rest_after_kill_s: float = 0.0,
     ) -> None:
-        service = Service(name=name, log=self._layout.log(log_name or name), spawn=spawn, stop=stop, process=process)
+        service = Service(
+            name=name,
+            log=self._layout.log(log_name or name),
+            spawn=spawn,
+            stop=stop,
+            rest_after_kill_s=rest_after_kill_s,
+            process=process,
+        )
         self._supervisor.adopt(service)
         self._services[name] = service
         if process is None:
@@ -263,7 +273,9 @@ class _Start:
 
 def banner(url: str, data: Path, token_file: Path, *, is_detached: bool = False) -> str:
     """What a person needs to go on."""
-    command = f"stowage down --data-dir {shlex.quote(str(data))}"
+    # As it can be typed: in a checkout nothing is on the PATH.
+    stowage = Path(sys.executable).with_name("stowage")
+    command = f"{shlex.quote(str(stowage))} down --data-dir {shlex.quote(str(data))}"
     header = f'"Authorization: Bearer $(cat {shlex.quote(str(token_file))})"'
     return (
         f"Stowage is ready at {url}/\n"

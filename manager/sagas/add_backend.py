@@ -65,7 +65,7 @@ async def attach(run: Run) -> dict[str, Any]:
     chosen = run.output.get("delivered", params["hosts"])
     online = run.online(chosen)
     wanted = moves.target(run, config=params["config"], generation=1, credential_version=params["credential_version"])
-    answers, errors = await moves.attach_each(run, online, wanted, establish=True)
+    answers, errors = await moves.establish_each(run, online, wanted, alone=KINDS[params["kind"]].marks_alone)
     can_be_blank = KINDS[params["kind"]].can_initialize and not answers
     blank = moves.take_blank(errors) if can_be_blank else []
     moves.judge(run, errors, what=_UNDONE, of=len(online))

@@ -55,7 +55,7 @@ async def initialize(run: Run) -> dict[str, Any]:
 
 async def attach(run: Run) -> dict[str, Any]:
     online = run.online(run.params["hosts"])
-    answers, errors = await moves.attach_each(run, online, _target(run), establish=True)
+    answers, errors = await moves.establish_each(run, online, _target(run), alone=True)
     moves.judge(run, errors, what=_UNDONE, of=len(online))
     if not answers:
         raise StepFailed(moves.no_agent(run, _UNDONE))

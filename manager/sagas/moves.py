@@ -134,6 +134,29 @@ async def attach_each(
     return answers, errors
 
 
+async def establish_each(
+    run: Run, host_ids: Sequence[str], wanted: Target, *, alone: bool
+) -> tuple[dict[str, Observation], dict[str, AgentError]]:
+    """`attach_each` for a backend that is new. alone: one host makes our marks and the others must find them; two that
+    tag one VG at the same moment would write its metadata over each other's.
+    """
+    if not alone:
+        return await attach_each(run, host_ids, wanted, establish=True)
+    answers: dict[str, Observation] = {}
+    errors: dict[str, AgentError] = {}
+    waiting = list(host_ids)
+    while waiting and not answers:
+        first, waiting = waiting[:1], waiting[1:]
+        some, wrong = await attach_each(run, first, wanted, establish=True)
+        answers |= some
+        errors |= wrong
+        if any(not isinstance(error, AgentOffline) for error in wrong.values()):
+            # Whatever it is, the next host would meet it too, or write where this one may be writing still.
+            return answers, errors
+    some, wrong = await attach_each(run, waiting, wanted, establish=False)
+    return answers | some, errors | wrong
+
+
 async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseReport]:
     """What each host reported that let go; the rest is left to its next sync. Never raises for a host's sake.
 

@@ -4,6 +4,7 @@ A block ```console is run: `$ ` begins a command, `> ` goes on with it, what fol
 any other language are not run.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -41,6 +42,7 @@ _CHANGING = (
     (re.compile(r"[0-9a-f]{64}"), "<hash>"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z| UTC)"), "<time>"),
     (re.compile(r"process \d+"), "process <pid>"),
+    (re.compile(r"\S+/bin/stowage\b"), "stowage"),
 )
 _DONE = "--- done"
 
@@ -91,7 +93,7 @@ class Shell:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=checkout,
-            env={**environment, "PYTHONPATH": str(ROOT)},
+            env={**environment, "PYTHONPATH": str(ROOT), "LC_ALL": "C"},
             start_new_session=True,
         )
 
@@ -117,8 +119,16 @@ class Shell:
 
     def kill(self) -> None:
         """The shell and what it waits for; a detached `up` has a session of its own."""
-        os.killpg(self._bash.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._bash.pid, signal.SIGKILL)
         self._bash.wait()
+
+    def close(self) -> None:
+        """Killed, and its pipes closed."""
+        self.kill()
+        for pipe in filter(None, (self._bash.stdin, self._bash.stdout)):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def differences(shown: str, said: str) -> list[str]:
@@ -190,7 +200,7 @@ def shell(open_dir: Path) -> Iterator[Shell]:
     watchdog.start()
     yield shell
     watchdog.cancel()
-    shell.kill()
+    shell.close()
 
 
 @pytest.mark.timeout(300)

@@ -47,6 +47,30 @@ def _service(name: str, argv: list[str], folder: Path) -> Service:
 
 
 @pytest.mark.usefixtures("in_time")
+def test_service_that_was_killed_rests_longer_than_one_that_ended_by_itself(tmp_path: Path) -> None:
+    restarted: list[str] = []
+
+    def note() -> None:
+        restarted.append("once more")
+        if len(restarted) == 3:
+            raise _Enough
+
+    killed = _service("agent a", ["/bin/sh", "-c", "kill -KILL $$"], tmp_path)
+    killed.rest_after_kill_s = 600.0
+    ended = _service("agent b", ["false"], tmp_path)
+    supervisor = _supervisor(tmp_path, note)
+    for service in (killed, ended):
+        supervisor.adopt(service)
+        service.start()
+    with pytest.raises(_Enough):
+        supervisor.run()
+    assert killed.process is None
+    assert killed.restart_at is not None
+    assert killed.restart_at - time.monotonic() > 500
+    supervisor.stop()
+
+
+@pytest.mark.usefixtures("in_time")
 def test_service_that_ends_unasked_is_started_again_later_each_time(tmp_path: Path) -> None:
     pids: list[int] = []
 

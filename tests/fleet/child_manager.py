@@ -1,7 +1,7 @@
 """Managers that a test may kill: one process that has imported everything forks one child for each line on its stdin.
 
 A line is JSON: {"config": …, "kill_at": a journal line or null, "fail_at": [kind, step] or null, "ready": a path, "log": a path,
-"command_ttl_s": seconds}. The answer is the child's pid on a line of stdout.
+"command_ttl_s": seconds, "abandoned_s": of an Idempotency-Key or null, "level": of the log}. The answer is the child's pid on a line of stdout.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import msgspec
 from manager.app import running
 from manager.config import Config
 from manager.sagas.catalog import SAGAS
+from manager.store import idempotency
 from schemas.logs import set_up_logging
 from tests.fleet.broken_sagas import failing_at
 
@@ -38,7 +39,7 @@ def _be_a_manager(order: dict[str, Any]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.close(0)
-    set_up_logging({"replica": order["config"]["replica"]}, stream=open(order["log"], "a"))  # noqa: SIM115
+    set_up_logging({"replica": order["config"]["replica"]}, level=order["level"], stream=open(order["log"], "a"))  # noqa: SIM115
     try:
         asyncio.run(_serve(order))
     finally:
@@ -47,6 +48,8 @@ def _be_a_manager(order: dict[str, Any]) -> None:
 
 async def _serve(order: dict[str, Any]) -> None:
     config = msgspec.convert(order["config"], Config, dec_hook=lambda type_, value: Path(value))
+    if order["abandoned_s"]:
+        idempotency.ABANDONED_S = order["abandoned_s"]
     definitions = failing_at(SAGAS, *order["fail_at"]) if order["fail_at"] else SAGAS
 
     def on_line(line: str) -> None:

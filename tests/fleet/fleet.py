@@ -26,6 +26,7 @@ from manager.app import running
 from manager.config import Config
 from manager.sagas.catalog import SAGAS
 from manager.sagas.steps import SagaDef
+from schemas.bus import Bus
 from tests.bus.nats_server import NatsServer
 from tests.fleet.world import World
 
@@ -70,7 +71,7 @@ class Api:
 
 
 class Fleet:
-    """Start managers and agents, ask the API, and at the end `check` that all agree."""
+    """Start managers and agents, ask the API, and at the end `settle`. make_bus: how agents make theirs."""
 
     def __init__(self, folder: Path, database_url: str, nats: NatsServer, zygote: "subprocess.Popen[str]") -> None:
         self.folder = folder
@@ -80,6 +81,7 @@ class Fleet:
         self.world.folder.mkdir()
         self.states: dict[str, StateDir] = {}
         self.api = Api("", "")
+        self.make_bus: Callable[..., Bus] = Bus
         self._zygote = zygote
         self._agents: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._stack = AsyncExitStack()
@@ -121,6 +123,8 @@ class Fleet:
         kill_at: str | None = None,
         fail_at: tuple[str, str] | None = None,
         command_ttl_s: float = COMMAND_TTL_S,
+        abandoned_s: float | None = None,
+        level: str = "INFO",
     ) -> Api:
         """A manager in a process of its own, killed at that journal line."""
         ready = self.folder / f"{replica}.url"
@@ -131,8 +135,10 @@ class Fleet:
             "kill_at": kill_at,
             "fail_at": fail_at,
             "ready": str(ready),
-            "log": str(self.folder / f"{replica}.log"),
+            "log": str(self.log_of(replica)),
             "command_ttl_s": command_ttl_s,
+            "abandoned_s": abandoned_s,
+            "level": level,
         }
         assert self._zygote.stdin and self._zygote.stdout
         self._zygote.stdin.write(json.dumps(order) + "\n")
@@ -149,6 +155,10 @@ class Fleet:
     def signal(self, replica: str, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._children[replica], number)
+
+    def log_of(self, replica: str) -> Path:
+        """Where a child manager writes its log."""
+        return self.folder / f"{replica}.log"
 
     def is_dead(self, replica: str) -> bool:
         return not Path(f"/proc/{self._children[replica]}").exists()
@@ -184,7 +194,8 @@ class Fleet:
         config = msgspec.structs.replace(config, intervals=intervals)
         stop = asyncio.Event()
         task = asyncio.create_task(
-            run_agent(config, state, stop=stop, drivers=self.world.drivers(name)), name=f"agent {name}"
+            run_agent(config, state, stop=stop, drivers=self.world.drivers(name), make_bus=self.make_bus),
+            name=f"agent {name}",
         )
         self._agents[name] = (task, stop)
 
@@ -218,20 +229,20 @@ class Fleet:
             found.setdefault(backend_id, []).append(int(version))
         return found
 
-    async def settle(self) -> None:
+    async def settle(self, *, patience_s: float = PATIENCE_S) -> None:
         """Every saga has ended and every host does what is wanted of it."""
 
         async def is_quiet() -> bool:
             rows = await self.sql("SELECT count(*) AS n FROM operation WHERE state IN ('running', 'undoing')")
             return bool(rows[0]["n"] == 0)
 
-        await until(is_quiet, "the sagas to end")
+        await until(is_quiet, "the sagas to end", patience_s=patience_s)
 
         async def is_even() -> bool:
             return await self.disagreement() is None
 
         try:
-            await until(is_even, "hosts and database to agree")
+            await until(is_even, "hosts and database to agree", patience_s=patience_s)
         except AssertionError:
             raise AssertionError(await self.disagreement()) from None
 

@@ -24,7 +24,10 @@ WWID = "3600140500000000000000000000000aa"
 
 @dataclass
 class World:
-    """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first."""
+    """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first.
+
+    closed: (host, server) of servers that let the host in for nothing.
+    """
 
     folder: Path
     passwords: set[str] = field(default_factory=lambda: {"right"})
@@ -32,6 +35,7 @@ class World:
     script: dict[tuple[str, str], Callable[[], None]] = field(
         default_factory=lambda: dict[tuple[str, str], Callable[[], None]]()
     )
+    closed: set[tuple[str, str]] = field(default_factory=lambda: set[tuple[str, str]]())
 
     def mounts(self, host: str) -> dict[str, dict[str, Any]]:
         """backend id -> {config, password} of everything that is mounted on the host."""
@@ -123,6 +127,8 @@ class PretendDriver:
             first()
 
     def _check(self, target: Target, credentials: Credentials) -> None:
+        if (self._host, target.config.get("server")) in self._world.closed:
+            raise AgentFault.of(FaultCode.EXPORT_NOT_FOUND, "access denied by server while mounting")
         if target.credential_version and credentials.get("password") not in self._world.passwords:
             raise AgentFault.of(FaultCode.AUTH_FAILED, "mount error(13): Permission denied")
         if self._is_blank(target):
