@@ -106,7 +106,11 @@ class Backends:
 
     async def add(self, body: AddBackend, actor: Actor, wait_s: float) -> Backend | Pending:
         """The new backend, proven on every online host that it is for; or nothing of it anywhere."""
-        if self._registry.find(body.name):
+        # From the database: a registry that lags would refuse a name that an undone add has just set free, and the
+        # refusal would be kept under the caller's Idempotency-Key (seen 2026-11-23 on a replica that had been paused).
+        async with self._pool.acquire() as connection:
+            is_taken = await store.find(connection, body.name, is_id=False) is not None
+        if is_taken:
             raise Refused.because(ProblemCode.NAME_TAKEN, f"a backend named {body.name} exists already")
         chosen = self._chosen(body.hosts)
         backend_id = new_id()
@@ -203,10 +207,7 @@ class Backends:
     async def _edit(
         self, ref: str, body: EditBackend, if_match: int | None, actor: Actor, wait_s: float
     ) -> Backend | Pending:
-        async with self._pool.acquire() as connection:
-            row = await store.find(connection, ref, is_id=is_id(ref))
-        if row is None:
-            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]}")
+        row = await self._true_row(ref)
         _check_version(row, if_match)
         spec = KINDS[row.kind]
         config, credentials = _merged(row, spec, body)
@@ -308,25 +309,23 @@ class Backends:
 
     async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> Pending | None:
         """Gone, here and on every online host; offline hosts let go when they return. Data stays where it is."""
-        backend = self.get(ref)
-        row = self._registry.row(backend.id)
-        hosts = self._registry.chosen(row) if row else []
+        row = await self._true_row(ref)
         operation_id = await self._engine.start(
             "backend.delete",
-            key=_key(backend.id),
-            subject=_subject(backend.id),
+            key=_key(row.id),
+            subject=_subject(row.id),
             params={
-                "backend_id": backend.id,
-                "name": backend.name,
-                "kind": backend.kind,
+                "backend_id": row.id,
+                "name": row.name,
+                "kind": row.kind,
                 "if_match": if_match,
-                "hosts": [host.id for host in hosts],
+                "hosts": [host.id for host in self._registry.chosen(row)],
             },
             actor=actor,
         )
-        await self._registry.refresh([backend.id])
+        await self._registry.refresh([row.id])
         done = await self._operations.outcome(operation_id, wait_s)
-        await self._registry.refresh([backend.id])
+        await self._registry.refresh([row.id])
         return None if done else Pending(operation_id)
 
     async def plan_removal(self, ref: str) -> dict[str, Any]:
@@ -436,6 +435,14 @@ class Backends:
         return await self._finish(operation_id, row.id, wait_s)
 
     # ---- inside
+
+    async def _true_row(self, ref: str) -> BackendRow:
+        """The row as the database has it now, whatever this replica's registry has heard yet."""
+        async with self._pool.acquire() as connection:
+            row = await store.find(connection, ref, is_id=is_id(ref))
+        if row is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]}")
+        return row
 
     async def _finish(self, operation_id: str, backend_id: str, wait_s: float) -> Backend | Pending:
         if wait_s <= 0:

@@ -47,7 +47,7 @@ def observe(seen: Seen, *, generation: int, now: dt.datetime, stale_s: float) ->
         remedy = None
     elif seen.state is not HostState.ONLINE:
         status, code = HealthStatus.UNKNOWN, FaultCode.HOST_OFFLINE
-        detail, remedy = f"no word from the host since {_clock(seen.observed_at)}", REMEDIES[code]
+        detail, remedy = f"the host is silent; its last probe was at {_clock(seen.observed_at)}", REMEDIES[code]
     elif (now - seen.observed_at).total_seconds() > stale_s:
         status, code = HealthStatus.UNKNOWN, FaultCode.TIMED_OUT
         detail, remedy = f"last probed at {_clock(seen.observed_at)}", REMEDIES[code]

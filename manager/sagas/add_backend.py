@@ -97,9 +97,6 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
         raise StepFailed(Problem(code=ProblemCode.WRONG_STATE, detail=f"{run.params['name']} is gone"))
     for host_id, seen in run.seen.items():
         await backends.record(connection, host_id, [seen])
-    if run.params["is_default"]:
-        await make_default(connection, run, row, is_new=True)
-        row = await backends.lock(connection, row.id) or row
     await events.append(
         connection,
         type=EventType.BACKEND_CREATED,
@@ -109,6 +106,8 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
         request_id=run.row.request_id,
         data={"name": row.name, "kind": row.kind, "before": None, "after": moves.shown(row)},
     )
+    if run.params["is_default"]:
+        await make_default(connection, run, row, is_new=True)
     return {"result": {"backend_id": row.id}}
 
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 
@@ -144,24 +144,26 @@ def differences(shown: str, said: str) -> list[str]:
         return [f"shown is JSON, said is {said!r}"]
 
 
-def _json_differences(shown: Any, said: Any, at: str) -> Iterator[str]:
+def _json_differences(shown: object, said: object, at: str) -> Iterator[str]:
     if isinstance(shown, dict) and isinstance(said, dict):
-        if shown.keys() != said.keys():
-            yield f"{at or '/'}: only shown {sorted(shown.keys() - said.keys())}, only said {sorted(said.keys() - shown.keys())}"
-        for key in shown.keys() & said.keys():
-            if key in _TELLING and shown[key] != said[key]:
-                yield f"{at}/{key}: shown {shown[key]!r}, said {said[key]!r}"
-            yield from _json_differences(shown[key], said[key], f"{at}/{key}")
+        expected, found = cast("dict[str, object]", shown), cast("dict[str, object]", said)
+        if expected.keys() != found.keys():
+            yield f"{at or '/'}: only shown {expected.keys() - found.keys()}, only said {found.keys() - expected.keys()}"
+        for key in expected.keys() & found.keys():
+            if key in _TELLING and expected[key] != found[key]:
+                yield f"{at}/{key}: shown {expected[key]!r}, said {found[key]!r}"
+            yield from _json_differences(expected[key], found[key], f"{at}/{key}")
     elif isinstance(shown, list) and isinstance(said, list):
-        if len(shown) != len(said):
-            yield f"{at}: shown {len(shown)} items, said {len(said)}"
-        for index, (one, other) in enumerate(zip(shown, said, strict=False)):
+        items, others = cast("list[object]", shown), cast("list[object]", said)
+        if len(items) != len(others):
+            yield f"{at}: shown {len(items)} items, said {len(others)}"
+        for index, (one, other) in enumerate(zip(items, others, strict=False)):
             yield from _json_differences(one, other, f"{at}/{index}")
     elif _sort(shown) != _sort(said):
         yield f"{at}: shown {shown!r}, said {said!r}"
 
 
-def _sort(value: Any) -> str:
+def _sort(value: object) -> str:
     """What a reader takes a value for; a whole number and a fraction are both numbers."""
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
