@@ -62,6 +62,9 @@ class Feed:
                 await self._listen()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 log.warning("notifications lost", extra={"error": str(error)})
+            except Exception:
+                # An edge: whatever could not be read is read again, with everything else.
+                log.exception("notifications lost")
             finally:
                 self.is_live = False
             await asyncio.sleep(_AGAIN_S)

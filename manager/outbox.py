@@ -44,9 +44,12 @@ class Relay:
                 await self._campaign()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 log.warning("relay lost the database", extra={"error": str(error)})
-                await asyncio.sleep(POLL_S)
+            except Exception:
+                # An edge: the events wait in the outbox, whatever it is that stands in their way.
+                log.exception("relay failed")
             finally:
                 self.is_leader = False
+            await asyncio.sleep(POLL_S)
 
     async def _campaign(self) -> None:
         connection = await connect(self._url)

@@ -249,9 +249,11 @@ class Registry:
     def _make_view(self, row: BackendRow) -> Backend:
         cells = self.cells(row.id)
         verdict = health.derive(cells)
-        spec = KINDS[row.kind]
+        # A row of a kind that only a newer manager knows is shown as far as it goes.
+        spec = KINDS.get(row.kind)
+        possible = spec.capabilities if spec else tuple(Capability)
         found = {c for cell in self._cells.get(row.id, {}).values() for c in cell.capabilities}
-        capabilities = tuple(c for c in spec.capabilities if c in found or c is Capability.EXTERNAL)
+        capabilities = tuple(c for c in possible if c in found or (spec and c is Capability.EXTERNAL))
         return Backend(
             id=row.id,
             name=row.name,
@@ -267,7 +269,7 @@ class Registry:
                 since=row.health_since if verdict.status is row.health_status else dt.datetime.now(dt.UTC),
             ),
             capabilities=capabilities,
-            capacity=health.capacity(cells, is_shared=spec.is_shared),
+            capacity=health.capacity(cells, is_shared=spec is None or spec.is_shared),
             hosts=row.selector,
             host_summary=HostSummary(
                 total=len(cells), healthy=sum(cell.status is HealthStatus.HEALTHY for cell in cells)

@@ -65,6 +65,9 @@ class Watch:
                 await self._touch_hosts()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 log.warning("health was not recorded", extra={"error": str(error)})
+            except Exception:
+                # An edge: one odd row must not end the watch over all the others.
+                log.exception("health was not recorded")
 
     def _note(self, ids: Iterable[str]) -> None:
         self._due |= set(ids)
