@@ -36,7 +36,7 @@ class Registry:
         self._default_id: str | None = None
         self._hosts: dict[str, HostRow] = {}
         self._alive_at: dict[str, float] = {}
-        self._was_online: set[str] = set()
+        self._online: set[str] = set()
         self._views: dict[str, Backend] = {}
         self._one_refresh = asyncio.Lock()
         self._watchers: list[Callable[[Iterable[str]], None]] = []
@@ -98,9 +98,8 @@ class Registry:
         return [host for host in self._hosts.values() if not host.revoked_at]
 
     def is_online(self, host_id: str) -> bool:
-        host = self._hosts.get(host_id)
-        seen = self._alive_at.get(host_id)
-        return bool(host and not host.revoked_at and seen and time.monotonic() - seen < self._host_silent_s)
+        """As of the last sweep, so that a backend's colour and its cells tell the same story."""
+        return host_id in self._online
 
     def recorded_health(self, backend_id: str) -> tuple[BackendRow, health.Verdict] | None:
         """The row with the health it records, and the health that is seen now."""
@@ -147,6 +146,7 @@ class Registry:
         for host in self._hosts.values():
             if host.revoked_at:
                 self._alive_at.pop(host.id, None)
+                self._online.discard(host.id)
                 for cells in self._cells.values():
                     cells.pop(host.id, None)
         self._views.clear()
@@ -158,14 +158,15 @@ class Registry:
         if host is None or host.revoked_at:
             return
         self._alive_at[host_id] = time.monotonic()
-        if host_id not in self._was_online:
-            self._was_online.add(host_id)
+        if host_id not in self._online:
+            self._online.add(host_id)
             self._touch_host(host_id)
 
     def sweep(self) -> None:
         """Hosts that fell silent are offline; call it every second or so."""
-        for host_id in [h for h in self._was_online if not self.is_online(h)]:
-            self._was_online.discard(host_id)
+        oldest = time.monotonic() - self._host_silent_s
+        for host_id in [h for h in self._online if self._alive_at.get(h, 0.0) < oldest]:
+            self._online.discard(host_id)
             self._touch_host(host_id)
         self._views.clear()  # an observation may have become stale
 

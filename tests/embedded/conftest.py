@@ -12,6 +12,7 @@ import pytest
 
 from manager.embedded import identity, postgres
 from manager.embedded.postgres import Postgres
+from tests.embedded.stack import Stack
 
 MakePostgres = Callable[[Path], Postgres]
 
@@ -23,6 +24,14 @@ def open_dir() -> Iterator[Path]:
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def stack(open_dir: Path) -> Iterator[Stack]:
+    """`stowage up` and its like on a folder of its own; everything is down at the end."""
+    made = Stack(open_dir / "data")
+    yield made
+    made.end()
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
 """`stowage up` and `stowage down` as a person runs them: the real command, the real servers, manager and agents."""
 
-import json
 import os
 import select
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,72 +14,7 @@ import pytest
 
 from manager.embedded import children
 from manager.embedded.lock import holder
-
-_START_TIMEOUT_S = 90
-
-
-class Stack:
-    """One data folder and the commands on it."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        root = Path(__file__).parents[2]
-        self._env = {**os.environ, "PYTHONPATH": str(root)}
-        self._running: list[subprocess.Popen[str]] = []
-
-    def command(self, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The finished command."""
-        env = self._env | environment
-        argv = self._argv(*args)
-        return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=_START_TIMEOUT_S)
-
-    def foreground(self, *args: str) -> subprocess.Popen[str]:
-        """A `stowage up` that runs, maybe not ready yet."""
-        self._running.append(
-            subprocess.Popen(
-                self._argv("up", "--listen", "127.0.0.1:0", *args),
-                env=self._env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                process_group=0,
-            )
-        )
-        return self._running[-1]
-
-    def up(self, *args: str) -> dict[str, Any]:
-        """What ready.json says once a `stowage up` in the foreground is ready."""
-        process = self.foreground(*args)
-        path = self.data / "ready.json"
-        children.wait_until(lambda: path.exists() or process.poll() is not None, timeout_s=_START_TIMEOUT_S)
-        assert path.exists(), process.communicate()[0]
-        return self.ready()
-
-    def ready(self) -> dict[str, Any]:
-        ready: dict[str, Any] = json.loads((self.data / "ready.json").read_text())
-        return ready
-
-    def get(self, path: str, url: str | None = None) -> Any:
-        ready = self.ready()
-        token = Path(ready["token_file"]).read_text().strip()
-        request = urllib.request.Request((url or ready["url"]) + path, headers={"Authorization": f"Bearer {token}"})
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.load(response)
-
-    def end(self) -> None:
-        assert self.command("down").returncode == 0
-        for process in self._running:
-            process.communicate()
-
-    def _argv(self, command: str, *args: str) -> list[str]:
-        return [sys.executable, "-m", "manager.cli", command, "--data-dir", str(self.data), *args]
-
-
-@pytest.fixture
-def stack(open_dir: Path) -> Iterator[Stack]:
-    made = Stack(open_dir / "data")
-    yield made
-    made.end()
+from tests.embedded.stack import START_TIMEOUT_S, Stack
 
 
 def _all_pids(ready: dict[str, Any]) -> list[int]:
@@ -164,7 +95,7 @@ def test_up_after_everything_was_killed_at_once_starts_again(stack: Stack) -> No
 def test_up_asked_to_end_ends_everything_within_5_s(number: signal.Signals, stack: Stack) -> None:
     process = stack.foreground()
     path = stack.data / "ready.json"
-    assert children.wait_until(path.exists, timeout_s=_START_TIMEOUT_S)
+    assert children.wait_until(path.exists, timeout_s=START_TIMEOUT_S)
     ready = stack.ready()
     began = time.monotonic()
     os.killpg(process.pid, number)  # as a terminal does
