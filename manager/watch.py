@@ -5,6 +5,7 @@ update, so that several who think themselves leader still make one event.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -48,14 +49,17 @@ class Watch:
         registry.watch(self._note)
 
     async def run(self) -> None:
+        swept_at = 0.0
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_S):
                     await self._wake.wait()
-            except TimeoutError:
+            self._wake.clear()
+            # By the clock, not by the time-out: hosts that report all the time must not keep a silent one online.
+            if time.monotonic() - swept_at >= SWEEP_S:
+                swept_at = time.monotonic()
                 self._registry.sweep()
                 self._due |= set(self._registry.backend_ids())
-            self._wake.clear()
             due, self._due = self._due, set()
             if not self._relay.is_leader:
                 continue

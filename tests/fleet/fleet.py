@@ -199,6 +199,10 @@ class Fleet:
         )
         self._agents[name] = (task, stop)
 
+    def end_agent(self, name: str) -> None:
+        """The agent is told to stop; `stop_agent` waits for its end. May be called from inside its driver."""
+        self._agents[name][1].set()
+
     async def stop_agent(self, name: str) -> None:
         """The agent's process is over, in order or not: what it holds stays."""
         task, stop = self._agents.pop(name)

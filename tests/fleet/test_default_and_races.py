@@ -31,7 +31,7 @@ async def test_default_changed_by_many_at_once_is_one_at_every_reading(stowage: 
         assert (await first("POST", "/v1/storage_backends", _nfs(name, is_default=name == "b0"))).status == 201
 
     async def is_everywhere() -> bool:
-        return all(len(await _defaults(api)) == 1 for api in (first, second))
+        return all([len(await _defaults(api)) == 1 for api in (first, second)])
 
     await until(is_everywhere, "both replicas to know the default")
     readings = 0
