@@ -105,7 +105,7 @@ class SagaDef:
     version: int
     steps: tuple[Step, ...]
     pivot: str
-    budget_s: float = 60.0
+    budget_s: float = 25.0
     on_stuck: type_Sql | None = None
 
     @property
