@@ -4,7 +4,8 @@
     .venv/bin/python scripts/print_events.py --nats nats://127.0.0.1:4222 --creds DATA/manager/bus/auditor.creds
 
 An example to begin your own consumer with: plain nats-py, a durable pull consumer, acknowledged after printing.
-An event that is printed but not acknowledged (a kill, a lost connection) comes again: drop repeats by `id`.
+An event that is printed but not acknowledged (a kill, a lost connection) comes again: drop repeats by `id`. The stream
+keeps a day; after a longer absence `sequence` shows a hole, and GET /v1/events has what is missing.
 To verify the chain: `hash` is the SHA-256 of the event without `hash`, as JSON with sorted keys and no blanks; each
 `prevhash` is the `hash` before, and `sequence` grows by 1. `verify_chain` in schemas/events.py does it (docs/api.md).
 """
@@ -12,15 +13,21 @@ To verify the chain: `hash` is the SHA-256 of the event without `hash`, as JSON 
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 import nats
 from nats.errors import Error
 
+from schemas.bus_client import Identity
+
 
 async def main(arguments: argparse.Namespace) -> None:
+    identity = Identity.read(arguments.creds)
     client = await nats.connect(
         arguments.nats,
-        user_credentials=arguments.creds,
+        # Elsewhere these two are `user_credentials=FILE`, which takes the package nats-py[nkeys].
+        user_jwt_cb=identity.jwt,
+        signature_cb=identity.sign,
         inbox_prefix=b"_INBOX_e",  # the only inbox that the auditor's identity may listen on
         max_reconnect_attempts=-1,
         error_cb=report,
@@ -44,6 +51,8 @@ async def report(error: Exception) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print Stowage's events from the stream STOWAGE_EVENTS.")
     parser.add_argument("--nats", required=True, metavar="URL", help="nats_url of DATA/ready.json")
-    parser.add_argument("--creds", required=True, metavar="FILE", help="auditor.creds in a manager's bus folder")
+    parser.add_argument(
+        "--creds", required=True, type=Path, metavar="FILE", help="auditor.creds in a manager's bus folder"
+    )
     parser.add_argument("--durable", default="print-events", metavar="NAME", help="one a reader (default %(default)s)")
     asyncio.run(main(parser.parse_args()))
