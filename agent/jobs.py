@@ -91,9 +91,14 @@ def write_probe(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def space(args: dict[str, Any]) -> dict[str, Any]:
-    """total, used and available bytes of the file system that holds args["dir"], as df counts them."""
+    """total, used and available bytes of the file system that holds args["dir"], as df counts them, and which one it is:
+    the device number, and the boot of this kernel, so that another machine's device of that number is another.
+    """
     found = os.statvfs(args["dir"])
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
+        kernel = boot.read().strip()
     return {
+        "file_system": f"{kernel}:{os.stat(args['dir']).st_dev}",
         "total_bytes": found.f_blocks * found.f_frsize,
         "used_bytes": (found.f_blocks - found.f_bfree) * found.f_frsize,
         "available_bytes": found.f_bavail * found.f_frsize,

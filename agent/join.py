@@ -104,7 +104,7 @@ def join(
         # Last, for it is the sign that the join is complete.
         save_config(state, config)
     say(f"joined fleet {reply.fleet_id} as host {name} ({reply.host_id})")
-    say(f"start the agent: python -m agent run --state-dir {state.root}")
+    say(f"start the agent: stowage-agent run --state-dir {state.root}")
     return config
 
 

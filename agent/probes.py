@@ -117,5 +117,6 @@ def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...]) -
             used_bytes=answer["used_bytes"],
             available_bytes=answer["available_bytes"],
             observed_at=dt.datetime.now(dt.UTC),
+            file_system=answer.get("file_system"),
         )
     return ProbeReport(latency_ms=float(answer["latency_ms"]), capacity=capacity, capabilities=capabilities)

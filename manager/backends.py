@@ -61,6 +61,14 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """result: what was left on the storage and where, and the hosts that let go when they return."""
+
+    operation_id: str
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Author:
     actor_name: str
     request_id: str
@@ -178,12 +186,13 @@ class Backends:
                 "remedy": REMEDIES[FaultCode.TIMED_OUT],
             }
         seen = report.observation
+        failed = next((check for check in report.checks if not check.is_ok), None)
         return {
             "host": host.name,
             "status": seen.status if seen else HealthStatus.UNREACHABLE,
-            "code": seen.code if seen else None,
-            "detail": seen.detail if seen else None,
-            "remedy": seen.remedy if seen else None,
+            "code": seen.code if seen else FaultCode.FAILED,
+            "detail": seen.detail if seen else failed and failed.detail,
+            "remedy": seen.remedy if seen else failed and failed.remedy,
             "latency_ms": seen.latency_ms if seen else None,
             "capacity": seen.capacity if seen else None,
             "checks": [msgspec.to_builtins(check) for check in report.checks],
@@ -210,7 +219,9 @@ class Backends:
         row = await self._true_row(ref)
         _check_version(row, if_match)
         spec = KINDS[row.kind]
-        config, credentials = _merged(row, spec, body)
+        # What is laid over credentials that nobody has any more must be whole.
+        base_version = 0 if self._registry.has_lost_credentials(row.id) else row.credential_version
+        config, credentials = _merged(row, spec, body, has_base=base_version > 0)
         patch: dict[str, Any] = {}
         if body.name is not None and body.name != row.name:
             patch["name"] = body.name
@@ -239,7 +250,7 @@ class Backends:
             "generation": row.generation,
             "config": config,
             "credential_version": credential_version,
-            "base_credential_version": row.credential_version,
+            "base_credential_version": base_version,
             "is_rotation": bool(credentials),
             "patch": patch,
             "hosts": [host.id for host in hosts],
@@ -307,7 +318,7 @@ class Backends:
 
     # ---- removing
 
-    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> Pending | None:
+    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> "Removed | Pending":
         """Gone, here and on every online host; offline hosts let go when they return. Data stays where it is."""
         row = await self._true_row(ref)
         operation_id = await self._engine.start(
@@ -326,7 +337,7 @@ class Backends:
         await self._registry.refresh([row.id])
         done = await self._operations.outcome(operation_id, wait_s)
         await self._registry.refresh([row.id])
-        return None if done else Pending(operation_id)
+        return Removed(operation_id, done.result or {}) if done else Pending(operation_id)
 
     async def plan_removal(self, ref: str) -> dict[str, Any]:
         """What a removal would do, and what blocks it."""
@@ -561,8 +572,13 @@ def _check_state(row: BackendRow, patch: dict[str, Any]) -> None:
         )
 
 
-def _merged(row: BackendRow, spec: KindSpec, body: EditBackend) -> tuple[dict[str, Any], Credentials]:
-    """The whole config after the edit, and the new credentials. Raises Refused with every wrong field."""
+def _merged(
+    row: BackendRow, spec: KindSpec, body: EditBackend, *, has_base: bool
+) -> tuple[dict[str, Any], Credentials]:
+    """The whole config after the edit, and the new credentials. Raises Refused with every wrong field.
+
+    has_base: the new credentials may be a part, for they are laid over older ones.
+    """
     errors: list[FieldError] = []
     config = row.config
     if body.config:
@@ -573,14 +589,14 @@ def _merged(row: BackendRow, spec: KindSpec, body: EditBackend) -> tuple[dict[st
             for name in sorted(fixed_fields(spec) & body.config.keys())
             if body.config[name] != row.config.get(name)
         ]
-    credentials, wrong = validate_credentials(spec, body.credentials.reveal(), is_partial=row.credential_version > 0)
+    credentials, wrong = validate_credentials(spec, body.credentials.reveal(), is_partial=has_base)
     errors += wrong
     if body.is_default is False:
         errors.append(
             FieldError(pointer="/is_default", detail="cannot be switched off; make a different backend default instead")
         )
     if errors:
-        raise Refused.because(ProblemCode.INVALID_FIELD, f"{len(errors)} field(s) are not valid", errors=tuple(errors))
+        raise Refused.for_fields(errors)
     return config, credentials
 
 

@@ -12,6 +12,8 @@ Fenced                           a journal write found a newer fence: stop silen
 ConfigError                      before anything listens
 """
 
+from collections.abc import Sequence
+
 from schemas.faults import Fault
 from schemas.problems import FieldError, Problem, ProblemCode
 
@@ -44,6 +46,12 @@ class Refused(ManagerError):
             code=code, detail=detail, errors=errors, faults=faults, blockers=blockers, operation=operation
         )
         return cls(problem, retry_after_s=retry_after_s)
+
+    @classmethod
+    def for_fields(cls, errors: Sequence[FieldError]) -> "Refused":
+        """invalid_field with every wrong field."""
+        detail = "one field is not valid" if len(errors) == 1 else f"{len(errors)} fields are not valid"
+        return cls.because(ProblemCode.INVALID_FIELD, detail, errors=tuple(errors))
 
 
 class AgentError(Exception):

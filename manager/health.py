@@ -93,17 +93,19 @@ def derive(cells: Sequence[HostObservation]) -> Verdict:
 
 
 def capacity(cells: Sequence[HostObservation], *, is_shared: bool) -> Capacity | None:
-    """Of shared storage the newest figure; of local folders, one a host, the sum."""
+    """Of shared storage the newest figure; of local folders the sum, each file system counted once."""
     known = [cell.capacity for cell in cells if cell.capacity is not None and cell.status is not HealthStatus.PENDING]
     if not known:
         return None
     newest = max(known, key=lambda c: c.observed_at)
     if is_shared:
-        return newest
+        known = [newest]
+    # The newest figure of each file system; where an agent does not name it, each figure is one of its own.
+    apart = {c.file_system or str(n): c for n, c in enumerate(sorted(known, key=lambda c: c.observed_at))}
     return Capacity(
-        total_bytes=sum(c.total_bytes for c in known),
-        used_bytes=sum(c.used_bytes for c in known),
-        available_bytes=sum(c.available_bytes for c in known),
+        total_bytes=sum(c.total_bytes for c in apart.values()),
+        used_bytes=sum(c.used_bytes for c in apart.values()),
+        available_bytes=sum(c.available_bytes for c in apart.values()),
         observed_at=newest.observed_at,
     )
 

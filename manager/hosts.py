@@ -174,9 +174,7 @@ class Hosts:
         spec = KINDS[kind]
         values, errors = validate_config(spec, config, is_partial=True)
         if errors:
-            raise Refused.because(
-                ProblemCode.INVALID_FIELD, f"{len(errors)} field(s) are not valid", errors=tuple(errors)
-            )
+            raise Refused.for_fields(errors)
         command = Discover(
             command_id=new_id(),
             backend_id="",

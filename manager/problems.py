@@ -34,9 +34,7 @@ def refusal(error: Exception) -> ManagerError | None:
         case MalformedBody():
             return Refused.because(ProblemCode.MALFORMED_BODY, str(error))
         case InvalidFields():
-            fields = len(error.errors)
-            detail = "one field is not valid" if fields == 1 else f"{fields} fields are not valid"
-            return Refused.because(ProblemCode.INVALID_FIELD, detail, errors=error.errors)
+            return Refused.for_fields(error.errors)
         case AgentOffline():
             return Refused.because(ProblemCode.NO_AGENT, "the host is offline", retry_after_s=NO_AGENT_RETRY_S)
         case AgentTimeout():

@@ -18,6 +18,7 @@ from manager.store.hosts import HostRow
 from manager.store.pool import Pool
 from schemas.agent_rpc import Observation
 from schemas.backends import Backend, BackendState, Capability, Health, HealthStatus, HostObservation, HostSummary
+from schemas.faults import FaultCode
 from schemas.hosts import Host, HostState
 from schemas.kinds import KINDS
 
@@ -68,6 +69,11 @@ class Registry:
         """Online hosts that hold this version of the backend's credentials."""
         cells = self._cells.get(backend_id, {})
         return [h for h, cell in cells.items() if cell.credential_version == version and self.is_online(h)]
+
+    def has_lost_credentials(self, backend_id: str) -> bool:
+        """Whether every online host says that it does not hold the backend's credentials."""
+        cells = [cell for host_id, cell in self._cells.get(backend_id, {}).items() if self.is_online(host_id)]
+        return bool(cells) and all(cell.code is FaultCode.NEEDS_CREDENTIALS for cell in cells)
 
     def chosen(self, row: BackendRow) -> list[HostRow]:
         return [

@@ -33,11 +33,14 @@ class Capability(enum.StrEnum):
     SNAPSHOT = "snapshot"
 
 
-class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+class Capacity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """file_system: the same text means the same space, seen twice (two agents on one machine)."""
+
     total_bytes: int
     used_bytes: int
     available_bytes: int
     observed_at: dt.datetime
+    file_system: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from manager.api import decoding
 from manager.api.encoding import accepted_response, backend_response, json_response, page_response
 from manager.api.keys import ACTOR, BACKENDS
 from manager.api.paging import page_of
+from manager.backends import Pending
 from schemas.backends import BackendState, HealthStatus
 from schemas.kinds import KINDS
 from schemas.requests import decode_add_backend, decode_edit_backend, decode_initialize_backend
@@ -54,10 +55,14 @@ async def remove_backend(request: web.Request) -> web.Response:
     if is_dry:
         return json_response(await request.app[BACKENDS].plan_removal(ref))
     wanted = decoding.preferences(request)
-    pending = await request.app[BACKENDS].remove(ref, _if_match(request), request[ACTOR], wanted.wait_s)
-    if pending is not None:
-        return accepted_response(pending.operation_id, is_async=wanted.is_async)
-    return web.Response(status=204)
+    answer = await request.app[BACKENDS].remove(ref, _if_match(request), request[ACTOR], wanted.wait_s)
+    if isinstance(answer, Pending):
+        return accepted_response(answer.operation_id, is_async=wanted.is_async)
+    # What was left on the storage, and where: in the operation, or here for who asks for it.
+    headers = {"Stowage-Operation": f"/v1/operations/{answer.operation_id}"}
+    if wanted.is_representation:
+        return json_response(answer.result, headers=headers | {"Preference-Applied": "return=representation"})
+    return web.Response(status=204, headers=headers)
 
 
 async def show_hosts_of_backend(request: web.Request) -> web.Response:

@@ -31,10 +31,14 @@ _PREFERENCE = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*\"?([^\",;]*)\"?)?\s*(?:;[^,
 
 @dataclass(frozen=True)
 class Preferences:
-    """wait_s: how long the caller wants to wait for the end. is_async: it said respond-async."""
+    """wait_s: how long the caller wants to wait for the end. is_async: it said respond-async.
+
+    is_representation: it wants a body where the answer has none by itself.
+    """
 
     wait_s: float
     is_async: bool
+    is_representation: bool = False
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -183,7 +187,7 @@ def preferences(request: web.Request) -> Preferences:
     wait_s = 0.0 if is_async else MAX_WAIT_S
     if re.fullmatch(r"[0-9]{1,6}", given.get("wait", "")):
         wait_s = min(float(given["wait"]), MAX_WAIT_S)
-    return Preferences(wait_s, is_async)
+    return Preferences(wait_s, is_async, given.get("return") == "representation")
 
 
 def _tags(request: web.Request, name: str) -> list[str] | None:

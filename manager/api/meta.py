@@ -8,6 +8,17 @@ from manager.api.keys import READINESS
 from schemas.kinds import KINDS
 from schemas.validation import json_schema
 
+_WELCOME = """Stowage answers here.
+
+The API is below /v1 and wants a token: curl -H "Authorization: Bearer TOKEN" …/v1/storage_backends
+Whether it works: /healthz, /readyz
+"""
+
+
+async def show_welcome(request: web.Request) -> web.Response:
+    """For a person with a browser who typed the address."""
+    return web.Response(text=_WELCOME)
+
 
 async def show_health(request: web.Request) -> web.Response:
     """The process answers; nothing more is asked, so that a database's trouble restarts nobody."""

@@ -21,6 +21,7 @@ class Endpoint:
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741  (columns of the table)
 
 TABLE = (
+    Endpoint("GET", "/", None, meta.show_welcome),
     Endpoint("GET", "/healthz", None, meta.show_health),
     Endpoint("GET", "/readyz", None, meta.show_readiness),
     Endpoint("POST", "/v1/enrol", None, hosts.enrol),
@@ -34,7 +35,7 @@ TABLE = (
     Endpoint("DELETE", "/v1/storage_backends/{ref}", O, backends.remove_backend),
     Endpoint("GET", "/v1/storage_backends/{ref}/hosts", V, backends.show_hosts_of_backend),
     Endpoint("POST", "/v1/storage_backends/{ref}/probe", O, backends.probe_backend),
-    Endpoint("GET", "/v1/storage_backends/{ref}/inspection", V, backends.inspect_backend),
+    Endpoint("GET", "/v1/storage_backends/{ref}/inspection", O, backends.inspect_backend),
     Endpoint("POST", "/v1/storage_backends/{ref}/initialize", O, backends.initialize_backend),
     Endpoint("GET", "/v1/hosts", V, hosts.list_hosts),
     Endpoint("POST", "/v1/hosts/join_tokens", A, hosts.create_join_token),

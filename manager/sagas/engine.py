@@ -314,7 +314,7 @@ class Engine:
         step = definition.steps[index]
         run.step_name, run.phase, run.failures = step.name, "undo", {}
         attempt = 0
-        while step.undo and step.applies(run.params):
+        while step.undo:
             try:
                 await step.undo(run)
                 break
@@ -341,7 +341,7 @@ class Engine:
             StepLine(index=index, name=step.name, state=StepState.UNDONE),
             sql=step.undo_sql,
             state=OperationState.FAILED if index == 0 else OperationState.UNDOING,
-            step=max(index - 1, 0),
+            step=next((i for i in range(index - 1, 0, -1) if definition.steps[i].applies(run.params)), 0),
         )
 
     # ---- the journal

@@ -16,6 +16,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ class Storm:
         begun_at = time.monotonic()
         killer = asyncio.create_task(self._kill_for_ever(), name="killer")
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CLIENT_TIMEOUT_S)) as session, asyncio.TaskGroup() as group:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CLIENT_TIMEOUT_S)) as session,
+                asyncio.TaskGroup() as group,
+            ):
                 for _ in range(self._clients):
                     group.create_task(self._be_a_client(session))
         finally:
@@ -106,7 +110,9 @@ class Storm:
         wrong = list(ledger.oddities)
         rows = await fleet.sql("SELECT name, state FROM backend WHERE deleted_at IS NULL")
         if {row["name"] for row in rows} != ledger.live:
-            wrong.append(f"live: {sorted({row['name'] for row in rows} ^ ledger.live)[:5]} are not as clients were told")
+            wrong.append(
+                f"live: {sorted({row['name'] for row in rows} ^ ledger.live)[:5]} are not as clients were told"
+            )
         states = Counter(row["state"] for row in await fleet.sql("SELECT state FROM operation"))
         if states.keys() - {"succeeded", "failed"}:
             wrong.append(f"sagas have not ended: {dict(states)}")
@@ -186,9 +192,13 @@ class Storm:
             body = {"name": name, "kind": "smb", "config": {"server": "nas", "share": name}, "credentials": credentials}
         if is_doomed:
             body["config"]["server"] = SHUT_OUT[1]
-        key = new_id()
-        async for status, answer in self._ask(session, "POST", "/v1/storage_backends", body, key):
+        keys = [new_id()]
+        async for status, answer in self._ask(session, "POST", "/v1/storage_backends", body, keys):
             code = answer.get("code")
+            if status == 202:
+                status, code = await self._outcome(session, answer["operation"])
+                if status >= 500:
+                    keys.append(new_id())  # the old key's answer is that 202 for good
             if status == 201:
                 self.ledger.added.add(name)
                 self.ledger.live.add(name)
@@ -203,13 +213,13 @@ class Storm:
                 if not is_doomed:
                     self.ledger.counts["refused for the weather"] += 1
                 return
-            if status < 500 and status not in (202, 429) and code != "wrong_state":
+            if status < 500 and status != 429 and code != "wrong_state":
                 self.ledger.oddities.append(f"add of {name}: {status} {answer}")
                 return
 
     async def _remove(self, session: aiohttp.ClientSession, name: str) -> None:
         absences = 0
-        async for status, answer in self._ask(session, "DELETE", f"/v1/storage_backends/{name}", None, ""):
+        async for status, answer in self._ask(session, "DELETE", f"/v1/storage_backends/{name}", None, []):
             absences += status == 404
             # A replica that was paused may not know it yet, so once is not enough.
             if status == 204 or absences == 3:
@@ -219,14 +229,30 @@ class Storm:
                 self.ledger.oddities.append(f"removal of {name}: {status} {answer}")
                 return
 
-    async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, body: Any, key: str) -> Any:
-        """One answer after another, of any replica, with growing pauses, until the caller has heard enough."""
-        headers = {"Authorization": f"Bearer {self._token}"} | ({"Idempotency-Key": key} if key else {})
+    async def _outcome(self, session: aiohttp.ClientSession, operation: str) -> tuple[int, str]:
+        """(the status that the request would have had, the problem's code) of an operation, once it has ended."""
+        async for status, answer in self._ask(session, "GET", operation, None, []):
+            if status != 200 or answer["state"] in ("running", "undoing"):
+                continue
+            if answer["state"] == "succeeded":
+                return 201, ""
+            code = answer["error"]["code"]
+            return (422 if code in ("probe_failed", "credentials_rejected") else 500), code
+        return 500, "no answer"
+
+    async def _ask(
+        self, session: aiohttp.ClientSession, method: str, path: str, body: Any, keys: list[str]
+    ) -> AsyncIterator[tuple[int, Any]]:
+        """One answer after another, of any replica, with growing pauses, until the caller has heard enough.
+
+        keys: the last is the Idempotency-Key of the next request.
+        """
         deadline = time.monotonic() + _CLIENT_PATIENCE_S
         for attempt in range(1000):
             if attempt:
                 self.ledger.counts["client retries"] += 1
                 await asyncio.sleep(self.random.uniform(0, min(2.0, 0.1 * 2**attempt)))
+            headers = {"Authorization": f"Bearer {self._token}"} | ({"Idempotency-Key": keys[-1]} if keys else {})
             url = self._urls[self.random.choice(REPLICAS)]
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                 async with session.request(method, url + path, json=body, headers=headers) as response:

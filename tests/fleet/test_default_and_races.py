@@ -44,7 +44,9 @@ async def test_default_changed_by_many_at_once_is_one_at_every_reading(stowage: 
             while not is_over.is_set():
                 for api in (first, second):
                     assert len(await _defaults(api)) == 1
-                count = await connection.fetchval("SELECT count(*) FROM backend WHERE is_default AND deleted_at IS NULL")
+                count = await connection.fetchval(
+                    "SELECT count(*) FROM backend WHERE is_default AND deleted_at IS NULL"
+                )
                 assert count == 1
                 readings += 1
         finally:
@@ -52,7 +54,10 @@ async def test_default_changed_by_many_at_once_is_one_at_every_reading(stowage: 
 
     async with asyncio.TaskGroup() as group:
         group.create_task(read())
-        calls = [((first, second)[n % 2], "PATCH", f"/v1/storage_backends/b{n % 5}", {"is_default": True}) for n in range(_CALLS)]
+        calls = [
+            ((first, second)[n % 2], "PATCH", f"/v1/storage_backends/b{n % 5}", {"is_default": True})
+            for n in range(_CALLS)
+        ]
         answers = await _all_at_once(calls)
         is_over.set()
 
@@ -192,7 +197,9 @@ async def _insert_late(
     pid = connection.get_server_pid()
 
     async def is_waited_for() -> bool:
-        waiting = await watcher.fetchval("SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))", pid)
+        waiting = await watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))", pid
+        )
         return removal.done() or waiting > 0
 
     await until(is_waited_for, "the removal to wait for the volume's transaction")

@@ -3,6 +3,7 @@
 import datetime as dt
 
 import pytest
+from msgspec.structs import replace
 
 from manager.health import Seen, capacity, derive, observe
 from schemas.backends import Capacity, HealthStatus, HostObservation
@@ -103,6 +104,12 @@ def test_capacity_of_shared_storage_is_one_figure_and_of_local_folders_the_sum()
         return HostObservation(host="h", host_id="h", status=H, capacity=figures)
 
     cells = [cell(10, 5.0), cell(20, 1.0)]
+    same_disk = [replace(c, capacity=replace(c.capacity, file_system="boot:1")) for c in cells if c.capacity]
+    once = capacity(same_disk, is_shared=False)
+    assert once is not None
+    assert (once.total_bytes, once.used_bytes) == (100, 20), (
+        "two agents on one machine see one disk, the newer figure counts"
+    )
     shared, local = capacity(cells, is_shared=True), capacity(cells, is_shared=False)
     assert shared is not None
     assert local is not None

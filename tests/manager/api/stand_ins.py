@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from manager.actor import Actor
-from manager.backends import Pending
+from manager.backends import Pending, Removed
 from manager.errors import Refused
 from manager.hosts import JoinToken
 from schemas.agent_rpc import Discovered
@@ -120,7 +120,7 @@ class BackendsInMemory:
         self.rows[row.id] = row
         return row
 
-    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> Pending | None:
+    async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> Removed | Pending:
         self.calls.append(("remove", if_match))
         row = self.get(ref)
         if if_match not in (None, row.version):
@@ -128,7 +128,7 @@ class BackendsInMemory:
         if wait_s == 0:
             return Pending(self.operation_id)
         del self.rows[row.id]
-        return None
+        return Removed(self.operation_id, {"left": {"hv1": ["3 entries in /srv/vms"]}})
 
     async def plan_removal(self, ref: str) -> dict[str, Any]:
         return {"backend": self.get(ref).name, "blockers": []}

@@ -20,7 +20,7 @@ def _wants_token(endpoint: Endpoint) -> bool:
 
 
 def test_table_open_routes_are_health_and_enrolment() -> None:
-    assert {e.path for e in TABLE if not _wants_token(e)} == {"/healthz", "/readyz", "/v1/enrol"}
+    assert {e.path for e in TABLE if not _wants_token(e)} == {"/", "/healthz", "/readyz", "/v1/enrol"}
 
 
 def test_table_routes_with_an_effect_take_more_than_a_viewer() -> None:

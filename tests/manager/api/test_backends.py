@@ -110,6 +110,13 @@ async def test_get_with_if_none_match_is_answered_in_full(api: Api) -> None:
     assert answer.json["name"] == "tank"
 
 
+async def test_delete_that_wants_a_representation_says_what_was_left(api: Api) -> None:
+    api.backends.insert("tank")
+    answer = await api.call("DELETE", "/v1/storage_backends/tank", headers={"Prefer": "return=representation"})
+    assert (answer.status, answer.json) == (200, {"left": {"hv1": ["3 entries in /srv/vms"]}})
+    assert answer.headers["Stowage-Operation"] == f"/v1/operations/{api.backends.operation_id}"
+
+
 async def test_delete_answers_204_and_dry_run_the_plan(api: Api) -> None:
     api.backends.insert("tank")
     plan = await api.call("DELETE", "/v1/storage_backends/tank?dry_run=true")
@@ -211,7 +218,9 @@ async def test_sub_resources_answer_their_shapes(api: Api) -> None:
     assert (await api.call("POST", "/v1/storage_backends/preflight", ADD)).json == {
         "hosts": [{"host": "hv1", "checks": []}]
     }
-    assert (await api.call("GET", f"{path}/inspection", role="viewer")).json["wwid"] == "w"
+    assert (await api.call("GET", f"{path}/inspection")).json["wwid"] == "w"
+    # It has a host look at the device, so it is not for those who only look at us.
+    assert (await api.call("GET", f"{path}/inspection", role="viewer")).status == 403
     initialized = await api.call("POST", f"{path}/initialize", {"confirm": "tank", "wwid": "w"})
     assert (initialized.status, initialized.headers["ETag"]) == (200, '"1"')
 
