@@ -78,7 +78,9 @@ class ProbeReport:
 class Driver(Protocol):
     """One kind's verbs. All raise AgentFault; none logs or returns a secret."""
 
-    async def attach(self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool) -> ProbeReport:
+    async def attach(
+        self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
         """Usable here and proven by a written, fsynced, reread and removed file. Already attached with the same config: only the proof.
 
         establish: a missing marker may be made. Attached with another config: detached and attached anew unless in use (fault in_use).
@@ -117,6 +119,8 @@ class Driver(Protocol):
         """What is on the device. Only kinds that can initialize; the others raise kind_unsupported."""
         ...
 
-    async def initialize(self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool) -> ProbeReport:
+    async def initialize(
+        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+    ) -> ProbeReport:
         """Our structures are on the device whose WWID was confirmed; foreign data only with force."""
         ...

@@ -16,7 +16,7 @@ _AUDITOR_INBOX = b"_INBOX_e"
 
 async def streamed(fleet: Fleet) -> list[CloudEvent]:
     """Every event that the stream holds, in its order, read with the auditor's identity."""
-    client: Any = await nats.connect(
+    client: Any = await nats.connect(  # pyright: ignore[reportUnknownMemberType]
         fleet.nats.url, user_credentials=str(fleet.nats.creds.auditor), inbox_prefix=_AUDITOR_INBOX
     )
     found: list[CloudEvent] = []

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import logging
 import secrets
@@ -200,12 +201,16 @@ async def test_secret_is_found_in_the_agents_stores_and_nowhere_else(
     stowage: Fleet, agent_log: Path, server_dir: Path
 ) -> None:
     canaries, call, processes = Canaries(), Caller(), set[bytes]()
-    stowage.make_bus = lambda **settings: _Watched(seen=processes, **settings)
+    stowage.make_bus = functools.partial(_Watched, seen=processes)
     accepted = stowage.world.passwords
     spy = await Spy.enter(stowage)
 
     async def is_dead() -> bool:
         return stowage.is_dead("manager-1")
+
+    async def knows_hosts() -> bool:
+        hosts = (await stowage.api("GET", "/v1/hosts")).body["items"]
+        return [host["state"] for host in hosts] == ["online", "online"]
 
     # The manager that was told the secret dies before it has delivered it, and after.
     in_crash: list[str] = []
@@ -214,12 +219,14 @@ async def test_secret_is_found_in_the_agents_stores_and_nowhere_else(
         if step == "reserve":
             await stowage.agent("hv1")
             await stowage.agent("hv2")
+        await until(knows_hosts, "the manager to know both hosts")
         accepted.add(crashed := canaries.new(f"add, crash after {step}"))
         with contextlib.suppress(aiohttp.ClientError):
             await call(api, "POST", _BACKENDS, _smb(f"crashed-{step}", crashed), Idempotency_Key=step)
         await until(is_dead, "the manager to die in the middle of the add")
         in_crash += canaries.found_in(await _tables(stowage))
     api = await stowage.child_manager(level="DEBUG")
+    await until(knows_hosts, "the manager to know both hosts")
     await stowage.settle()
 
     accepted.add(first := canaries.new("add"))
@@ -319,7 +326,8 @@ async def test_secret_is_found_in_the_agents_stores_and_nowhere_else(
     public = ["tables", "server-sent events", "answers", "bus"]
     for name in public:
         assert _PUBLIC.encode() in haystacks[name], f"{name} was not searched"
-    backend_id, request_id = added.body["id"].encode(), added.headers["X-Request-Id"].encode()
+    backend_id = added.body["id"].encode()
+    (request_id,) = (value.encode() for name, value in added.headers.items() if name.lower() == "x-request-id")
     for name in journals:
         assert backend_id in haystacks[name] + haystacks.get(f"{name}-wal", b""), f"{name} was not searched"
     for log in (agent_log, stowage.log_of("manager-1")):

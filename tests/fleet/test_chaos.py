@@ -1,16 +1,18 @@
 """Managers killed and paused, messages lost, doubled and late: what clients were told is what is there."""
 
+import functools
 import os
 
 import pytest
 
 from agent.rpc import CommandServer
+from schemas.agent_rpc import AnyCommand
 from schemas.bus import Handler, Message
 from tests.fleet.chaos import weather_a_storm
 from tests.fleet.fleet import Fleet, until
 from tests.fleet.lossy_bus import LossyBus, Weather
 
-OPERATIONS = int(os.environ.get("STOWAGE_CHAOS_ADDS", "40"))
+OPERATIONS = int(os.environ.get("STOWAGE_CHAOS_ADDS", "32"))
 SEED = int(os.environ.get("STOWAGE_CHAOS_SEED", "7"))
 
 NFS = {"name": "tank", "kind": "nfs", "config": {"server": "nas", "export": "/tank/vms"}}
@@ -46,7 +48,7 @@ async def _attach_late(stowage: Fleet) -> str:
     caught: list[tuple[Handler, Message]] = []
     await stowage.manager(command_ttl_s=0.5)
     await stowage.agent("hv1")
-    stowage.make_bus = lambda **settings: _Catching(caught=caught, **settings)
+    stowage.make_bus = functools.partial(_Catching, caught=caught)
     await stowage.agent("hv2")
     stowage.world.closed.add(("hv1", "nas"))
     answer = await stowage.api("POST", "/v1/storage_backends", NFS)
@@ -70,7 +72,11 @@ async def test_attach_that_comes_after_its_undo_mounts_where_no_fence_is_checked
     stowage: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: without the agent's check the test above would fail. (The next sync would let go of it.)"""
-    monkeypatch.setattr(CommandServer, "_stale", lambda *_: None)
+
+    def let_all_in(server: CommandServer, command: AnyCommand) -> None:
+        return
+
+    monkeypatch.setattr(CommandServer, "_stale", let_all_in)
 
     backend_id = await _attach_late(stowage)
 

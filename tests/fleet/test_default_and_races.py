@@ -126,7 +126,7 @@ async def test_adds_of_one_name_at_once_let_one_in(stowage: Fleet) -> None:
     await stowage.agent("hv1")
 
     async def knows_the_host() -> bool:
-        return (await first("GET", "/v1/hosts")).body["items"][0]["state"] == "online"
+        return bool((await first("GET", "/v1/hosts")).body["items"][0]["state"] == "online")
 
     await until(knows_the_host, "the other replica to know the host")
 
@@ -141,8 +141,9 @@ async def test_adds_of_one_name_at_once_let_one_in(stowage: Fleet) -> None:
 
 
 async def _defaults(api: Api) -> list[str]:
-    listed = (await api("GET", "/v1/storage_backends")).body["items"]
-    return [item["name"] for item in listed if item["is_default"]]
+    answer = await api("GET", "/v1/storage_backends")
+    assert answer.status == 200, answer
+    return [item["name"] for item in answer.body["items"] if item["is_default"]]
 
 
 async def _all_at_once(calls: list[tuple[Api, str, str, Any]]) -> list[Answer]:

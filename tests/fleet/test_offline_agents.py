@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import signal
 from collections.abc import Callable
@@ -141,7 +142,7 @@ async def test_credentials_reach_who_lacks_them_from_who_holds_them_unread_by_th
     secret = "correct-horse-battery"
     stowage.world.passwords.add(secret)
     seen: list[tuple[str, bytes]] = []
-    stowage.make_bus = lambda **settings: _Recording(seen=seen, **settings)
+    stowage.make_bus = functools.partial(_Recording, seen=seen)
     await stowage.manager()
     await stowage.agent("hv1")
     await _add(stowage.api, _smb("office", secret))
@@ -245,7 +246,7 @@ async def test_either_of_two_managers_killed_leaves_the_other_whole_and_the_even
     await stowage.agent("hv1")
 
     async def knows_the_host() -> bool:
-        return (await second("GET", "/v1/hosts")).body["items"][0]["state"] == "online"
+        return bool((await second("GET", "/v1/hosts")).body["items"][0]["state"] == "online")
 
     await until(knows_the_host, "the other replica to know the host")
     apis = {"manager-1": first, "manager-2": second}
@@ -270,7 +271,7 @@ async def test_either_of_two_managers_killed_leaves_the_other_whole_and_the_even
         await _reads_soon(apis[killed], f"after-{killed}", {})
 
         async def is_online(api: Api = apis[killed]) -> bool:
-            return (await api("GET", "/v1/hosts")).body["items"][0]["state"] == "online"
+            return bool((await api("GET", "/v1/hosts")).body["items"][0]["state"] == "online")
 
         await until(is_online, "the reborn replica to know the host")
 
