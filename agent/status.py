@@ -143,7 +143,7 @@ class Board:
             batch = [self._latest[i] for i in waiting[first : first + _PER_MESSAGE] if i in self._latest]
             self._unsent.difference_update(o.backend_id for o in batch)
             try:
-                await self._send(Status(observations=tuple(batch)))
+                await self._send(Status(sent_at=_now(), observations=tuple(batch)))
             except BusError as error:
                 self._unsent.update(o.backend_id for o in batch if o.backend_id in self._latest)
                 log.debug("status not sent", extra={"reason": str(error)})

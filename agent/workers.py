@@ -36,6 +36,8 @@ FAULT_OF_ERRNO: dict[int, FaultCode] = {
     errno.EPERM: FaultCode.PERMISSION_DENIED,
     errno.EIO: FaultCode.IO_ERROR,
     errno.ENOENT: FaultCode.PATH_NOT_FOUND,
+    errno.ELOOP: FaultCode.PATH_NOT_FOUND,
+    errno.ENAMETOOLONG: FaultCode.PATH_NOT_FOUND,
     errno.ENOTDIR: FaultCode.NOT_A_DIRECTORY,
     errno.EBUSY: FaultCode.IN_USE,
     errno.EHOSTDOWN: FaultCode.SERVER_UNREACHABLE,

@@ -80,6 +80,11 @@ class Agents:
             case _:
                 assert_never(reply)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether commands can be sent at all."""
+        return self._bus.is_usable
+
     async def nudge(self, host_id: str) -> None:
         """The host syncs soon. Lost nudges cost a reconcile interval, nothing else."""
         command = Nudge(command_id=new_id(), backend_id="", fence=0, ttl_ms=0)

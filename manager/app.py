@@ -142,7 +142,7 @@ async def running(
             try:
                 await hosts.push_revocations()
             except BusError as error:
-                log.warning("revocations not pushed", extra={"error": str(error)})
+                log.warning("revocations not pushed", extra={"error": repr(error)})
 
         system.on_connect(tell_revocations)
         # Agents answer a nudge with a sync: a manager that starts knows within milliseconds who is there.

@@ -16,6 +16,7 @@ import msgspec
 from manager.actor import Actor
 from manager.agents import Agents, offline_fault
 from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
+from manager.observations import believable
 from manager.operations import Operations
 from manager.registry import Registry
 from manager.sagas import moves
@@ -400,9 +401,10 @@ class Backends:
             )
         except AgentError:
             return  # nobody knows; the last observation grows stale by itself
-        self._registry.observe(host_id, [seen])
+        fit = believable([seen], sent_at=None)
+        self._registry.observe(host_id, fit)
         async with self._pool.acquire() as connection:
-            await store.record(connection, host_id, [seen])
+            await store.record(connection, host_id, fit)
 
     async def inspection(self, ref: str, actor: Actor) -> dict[str, Any]:
         """What one online host finds on the device of a backend that needs initialization."""
@@ -500,6 +502,12 @@ class Backends:
 
     def _able(self, chosen: Sequence[HostRow], name: str) -> Sequence[HostRow]:
         """The chosen hosts, if one of them is online."""
+        if not self._agents.is_connected:
+            raise Refused.because(
+                ProblemCode.NO_AGENT,
+                "this manager has no connection to the bus now, so it reaches no host; nothing was changed",
+                retry_after_s=5,
+            )
         if not any(self._registry.is_online(host.id) for host in chosen):
             raise Refused.because(
                 ProblemCode.NO_AGENT,
@@ -565,7 +573,9 @@ def _check_version(row: BackendRow, if_match: int | None) -> None:
 def _check_state(row: BackendRow, patch: dict[str, Any]) -> None:
     if "state" in patch and row.state is BackendState.NEEDS_INITIALIZATION:
         raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} needs initialization first")
-    if patch.get("state") == BackendState.DRAINING and (row.is_default or patch.get("is_default")):
+    if patch.get("state") == BackendState.DRAINING and patch.get("is_default"):
+        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} cannot become the default and be drained at once")
+    if patch.get("state") == BackendState.DRAINING and row.is_default:
         raise Refused.because(
             ProblemCode.BACKEND_IS_DEFAULT,
             f"{row.name} is the default backend; make a different backend default before draining it",

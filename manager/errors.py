@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from schemas.faults import Fault
 from schemas.problems import FieldError, Problem, ProblemCode
 
+#: A body of nothing but unknown fields must not get an answer many times its size.
+MOST_FIELD_ERRORS = 100
+
 
 class ManagerError(Exception):
     """An error with a problem to show. The message is the problem's detail."""
@@ -51,7 +54,7 @@ class Refused(ManagerError):
     def for_fields(cls, errors: Sequence[FieldError]) -> "Refused":
         """invalid_field with every wrong field."""
         detail = "one field is not valid" if len(errors) == 1 else f"{len(errors)} fields are not valid"
-        return cls.because(ProblemCode.INVALID_FIELD, detail, errors=tuple(errors))
+        return cls.because(ProblemCode.INVALID_FIELD, detail, errors=tuple(errors[:MOST_FIELD_ERRORS]))
 
 
 class AgentError(Exception):

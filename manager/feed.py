@@ -61,7 +61,7 @@ class Feed:
             try:
                 await self._listen()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("notifications lost", extra={"error": str(error)})
+                log.warning("notifications lost", extra={"error": repr(error)})
             except Exception:
                 # An edge: whatever could not be read is read again, with everything else.
                 log.exception("notifications lost")

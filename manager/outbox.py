@@ -43,7 +43,7 @@ class Relay:
             try:
                 await self._campaign()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("relay lost the database", extra={"error": str(error)})
+                log.warning("relay lost the database", extra={"error": repr(error)})
             except Exception:
                 # An edge: the events wait in the outbox, whatever it is that stands in their way.
                 log.exception("relay failed")
@@ -90,7 +90,7 @@ class Relay:
                 await self._bus.publish_events(messages)
             except BusError as error:
                 self._has_stream = False  # somebody may have lost it, with its disk
-                log.warning("events wait for the bus", extra={"error": str(error), "waiting": len(batch)})
+                log.warning("events wait for the bus", extra={"error": repr(error), "waiting": len(batch)})
                 return
             await events.mark_published(connection, [sealed.event.id for sealed in batch])
             if len(batch) < events.BATCH:

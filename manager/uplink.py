@@ -15,6 +15,7 @@ import msgspec
 from manager.agents import Agents
 from manager.errors import AgentError, StaleFence
 from manager.hosts import Hosts
+from manager.observations import believable
 from manager.registry import Registry, is_settled
 from manager.store import backends as backend_store
 from manager.store import hosts as host_store
@@ -22,7 +23,7 @@ from manager.store.backends import WantedRow
 from manager.store.pool import Pool, transaction
 from manager.vault import Vault
 from schemas import subjects
-from schemas.agent_rpc import Held, Intent, RenewReply, Status, SyncReply, SyncRequest, Target, Wanted
+from schemas.agent_rpc import Held, Intent, Observation, RenewReply, Status, SyncReply, SyncRequest, Target, Wanted
 from schemas.bus import Bus, Message
 from schemas.ids import HostId, new_id
 from schemas.subjects import Uplink
@@ -61,7 +62,7 @@ class UplinkListener:
         host_id, kind = speaker
         self._registry.alive(host_id)
         if kind is Uplink.STATUS:
-            self._registry.observe(host_id, _decode(message, Status).observations)
+            self._registry.observe(host_id, _reported(message))
 
     async def _serve(self, message: Message) -> None:
         speaker = self._speaker(message)
@@ -72,7 +73,7 @@ class UplinkListener:
             match kind:
                 case Uplink.STATUS:
                     async with self._pool.acquire() as connection:
-                        await backend_store.record(connection, host_id, _decode(message, Status).observations)
+                        await backend_store.record(connection, host_id, _reported(message))
                 case Uplink.SYNC:
                     await self._answer(host_id, message, await self._sync(host_id, _decode(message, SyncRequest)))
                 case Uplink.RENEW:
@@ -83,7 +84,7 @@ class UplinkListener:
                     return
         except _DATABASE_AWAY as error:
             # The agent asks again; no answer is better than a wrong one.
-            log.warning("uplink not served", extra={"host_id": host_id, "kind": kind, "error": str(error)})
+            log.warning("uplink not served", extra={"host_id": host_id, "kind": kind, "error": repr(error)})
 
     def _speaker(self, message: Message) -> tuple[str, Uplink] | None:
         speaker = subjects.parse_uplink(message.subject)
@@ -171,7 +172,7 @@ class UplinkListener:
                 return
             except AgentError as error:
                 log.info(
-                    "credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": str(error)}
+                    "credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": repr(error)}
                 )
                 continue
             log.info("credentials resealed", extra={"host_id": host_id, "holder": holder_id, "backend_id": backend_id})
@@ -206,6 +207,11 @@ def _intent(row: WantedRow, name: str, labels: dict[str, str]) -> Intent | None:
 
 def _lacks_credentials(row: WantedRow, held: Held | None) -> bool:
     return row.credential_version > 0 and (held is None or held.credential_version < row.credential_version)
+
+
+def _reported(message: Message) -> list[Observation]:
+    status = _decode(message, Status)
+    return believable(status.observations, sent_at=status.sent_at)
 
 
 def _decode(message: Message, type_: type[StructT]) -> StructT:

@@ -68,7 +68,7 @@ class Watch:
                     await self._record(backend_id)
                 await self._touch_hosts()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("health was not recorded", extra={"error": str(error)})
+                log.warning("health was not recorded", extra={"error": repr(error)})
             except Exception:
                 # An edge: one odd row must not end the watch over all the others.
                 log.exception("health was not recorded")

@@ -296,6 +296,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """sent_at: by the clock that the observations are dated by, so that their age can be told whatever it shows."""
+
+    sent_at: dt.datetime
     observations: tuple[Observation, ...]
 
 

@@ -2,8 +2,10 @@
 
 import datetime as dt
 import enum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -37,12 +39,12 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent says of itself at enrolment and on every sync."""
+    """What an agent says of itself at enrolment and on every sync; its labels count at enrolment alone."""
 
-    agent_version: str
-    protocol_min: int = PROTOCOL_MIN
-    protocol_max: int = PROTOCOL_MAX
-    kinds: tuple[str, ...] = ()
+    agent_version: Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*$")]
+    protocol_min: Annotated[int, Meta(ge=0, le=10_000)] = PROTOCOL_MIN
+    protocol_max: Annotated[int, Meta(ge=0, le=10_000)] = PROTOCOL_MAX
+    kinds: Annotated[tuple[Annotated[str, Meta(max_length=64, pattern=r"^[a-z0-9_]*$")], ...], Meta(max_length=64)] = ()
     labels: dict[str, str] = {}
 
 

@@ -155,7 +155,9 @@ class SmbCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             title="User name",
             min_length=1,
             max_length=256,
-            extra=field_hints("remount", error="must have 1 to 256 characters"),
+            # mount.cifs pastes it into the kernel's options, where a comma begins the next one.
+            pattern=r"^[^,]*$",
+            extra=field_hints("remount", error="must have 1 to 256 characters and no comma"),
         ),
     ]
     password: Annotated[
@@ -172,7 +174,8 @@ class SmbCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Meta(
             title="Domain",
             max_length=256,
-            extra=field_hints("remount", error="must have at most 256 characters", is_advanced=True),
+            pattern=r"^[^,]*$",
+            extra=field_hints("remount", error="must have at most 256 characters and no comma", is_advanced=True),
         ),
     ] = ""
 

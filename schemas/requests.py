@@ -290,6 +290,8 @@ def _future(value: object) -> dt.datetime | None:
         moment: dt.datetime = msgspec.convert(value, Annotated[dt.datetime, msgspec.Meta(tz=True)])
     except msgspec.ValidationError:
         fail("must be a time such as 2030-01-31T12:00:00Z, with its zone")
+    if moment.year > 9000:
+        fail("must lie before the year 9000")
     return moment if moment > dt.datetime.now(dt.UTC) else fail("must lie in the future")
 
 

@@ -37,7 +37,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("scsi", "mounted_folders"),
         ("luns",),
         ("host",),
-        ("drivers.*", "health", "reconcile", "rpc"),
+        ("drivers.*", "health", "observations", "reconcile", "rpc"),
         ("catalog",),
         ("app",),
         ("__main__",),

@@ -161,7 +161,7 @@ class LocalFile:
         """The folder with links resolved, and whether it exists; refuses what must not be used."""
         found = await self._run("look_at_dir", Path(root_dir), target, is_trial=is_trial)
         folder = Path(found["path"])
-        _refuse_system_dir(folder, (space.dir.parent, space.mount_dir.parent, space.trial_dir.parent, space.run_dir))
+        _refuse_system_dir(folder, (space.run_dir.parent, space.mount_dir.parent, space.trial_dir.parent))
         _refuse_unmounted(config, found)
         return folder, bool(found["exists"])
 

@@ -162,6 +162,9 @@ def moment(found: dict[str, list[str]], name: str) -> dt.datetime | None:
         when: dt.datetime = msgspec.convert(text.replace(" ", "+"), Annotated[dt.datetime, msgspec.Meta(tz=True)])
     except msgspec.ValidationError:
         raise _invalid(f"/query/{name}", "must be a time such as 2026-01-31T12:00:00Z, with its zone") from None
+    # The database takes no time that leaves the calendar in another zone.
+    if not 1970 <= when.year <= 9000:
+        raise _invalid(f"/query/{name}", "must lie between the years 1970 and 9000")
     return when
 
 

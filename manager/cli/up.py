@@ -28,6 +28,15 @@ class _Address(click.ParamType[tuple[str, int]]):
         return host, int(port)
 
 
+def _chosen(data_dir: Path | None) -> Path:
+    """The data folder. Never the checkout, where a `git clean` would delete disks: also not by an empty shell variable."""
+    chosen = (data_dir or default_data_dir()).absolute()
+    checkout = Path(__file__).parents[2]
+    if str(data_dir) == "." or (chosen.is_relative_to(checkout) and (checkout / ".git").exists()):
+        raise click.UsageError(f"{chosen} will not do as --data-dir: name a folder of its own, outside of the checkout")
+    return chosen
+
+
 _data_dir = click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help=_DATA_DIR_HELP)
 
 
@@ -47,7 +56,7 @@ _data_dir = click.option("--data-dir", type=click.Path(file_okay=False, path_typ
 @click.option("--detach", is_flag=True, help="Return once it is ready; `stowage down` ends it.")
 def up(data_dir: Path | None, listen: tuple[str, int], agents: int, managers: int, detach: bool) -> None:
     """Run everything on this machine: PostgreSQL, NATS, a manager and an agent, in one data folder."""
-    layout = Layout((data_dir or default_data_dir()).absolute())
+    layout = Layout(_chosen(data_dir))
     host, port = listen
     if not detach:
         options = Options(data=layout.data, host=host, port=port, agents=agents, managers=managers)
@@ -72,6 +81,6 @@ def up(data_dir: Path | None, listen: tuple[str, int], agents: int, managers: in
 @_data_dir
 def down(data_dir: Path | None) -> None:
     """End the `stowage up` that runs on the data folder, and wait for it."""
-    layout = Layout((data_dir or default_data_dir()).absolute())
+    layout = Layout(_chosen(data_dir))
     pid = detached.stop(layout)
     click.echo(f"nothing runs on {layout.data}" if pid is None else f"stopped process {pid}")

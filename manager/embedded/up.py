@@ -261,7 +261,12 @@ class _Start:
                 "nats": pids["nats"],
                 "manager": managers[0],
                 "managers": managers,
-                "agents": {name.removeprefix("agent "): pid for name, pid in pids.items() if name.startswith("agent ")},
+                "agents": {
+                    # One that was killed and rests has no process, and 0 would mean the reader's own group to kill(2).
+                    name.removeprefix("agent "): pid
+                    for name, pid in pids.items()
+                    if name.startswith("agent ") and pid
+                },
             },
         }
         write_private(self._layout.ready, json.dumps(ready, indent=2) + "\n")

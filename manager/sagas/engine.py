@@ -189,7 +189,7 @@ class Engine:
                         log.info("saga claimed", extra={"operation_id": row.id, "kind": row.kind, "fence": row.fence})
                         self._spawn(self._run_of(row, None))
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("sagas could not be claimed", extra={"error": str(error)})
+                log.warning("sagas could not be claimed", extra={"error": repr(error)})
             await asyncio.sleep(CLAIM_EVERY_S * random.uniform(0.8, 1.2))
 
     async def _renew_for_ever(self) -> None:
@@ -202,7 +202,7 @@ class Engine:
                 async with self._pool.acquire() as connection:
                     ours = await journal.renew_leases(connection, owner=self.owner, ids=ids, lease_s=self._lease_s)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("saga leases could not be renewed", extra={"error": str(error)})
+                log.warning("saga leases could not be renewed", extra={"error": repr(error)})
                 continue
             for operation_id in ids:
                 if operation_id not in ours and operation_id in self._tasks:
@@ -273,7 +273,7 @@ class Engine:
             except StaleFence:
                 await self._renew_fence(run)
             except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.warning("step waits for the database", extra={"operation_id": run.row.id, "error": str(error)})
+                log.warning("step waits for the database", extra={"operation_id": run.row.id, "error": repr(error)})
             except (Fenced, asyncio.CancelledError):
                 raise
             except Exception:

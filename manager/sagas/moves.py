@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, StaleFence
+from manager.observations import believable
 from manager.sagas.steps import Run, StepFailed, TryAgain
 from manager.store.backends import BackendRow
 from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
@@ -128,9 +129,10 @@ async def attach_each(
         return await run.agents.ask(host_id, command, Observation)
 
     answers, errors = await to_each(run, host_ids, ask, verb="attach")
-    run.seen |= answers
-    for host_id, seen in answers.items():
-        run.registry.observe(host_id, [seen])
+    for host_id, answer in answers.items():
+        for seen in believable([answer], sent_at=None):
+            run.seen[host_id] = seen
+            run.registry.observe(host_id, [seen])
     return answers, errors
 
 

@@ -67,12 +67,14 @@ async def insert(
 
 
 async def update_facts(connection: Connection, host_id: str, facts: AgentFacts) -> None:
-    """What the agent says of itself, where it differs."""
+    """What the agent says of its software, where it differs. Not its labels: they decide which backends and so which
+    credentials come to the host, and were settled when it joined.
+    """
     await connection.execute(
-        "UPDATE host SET labels = $2, kinds = $3, agent_version = $4, protocol_min = $5, protocol_max = $6"
-        " WHERE id = $1 AND (labels, kinds, agent_version, protocol_min, protocol_max)"
-        " IS DISTINCT FROM ($2::jsonb, $3::text[], $4, $5::int, $6::int)",
-        host_id, facts.labels, list(facts.kinds), facts.agent_version, facts.protocol_min, facts.protocol_max,
+        "UPDATE host SET kinds = $2, agent_version = $3, protocol_min = $4, protocol_max = $5"
+        " WHERE id = $1 AND (kinds, agent_version, protocol_min, protocol_max)"
+        " IS DISTINCT FROM ($2::text[], $3, $4::int, $5::int)",
+        host_id, list(facts.kinds), facts.agent_version, facts.protocol_min, facts.protocol_max,
     )  # fmt: skip
 
 

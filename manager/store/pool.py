@@ -17,7 +17,7 @@ else:
     Connection = Pool = object
 
 #: Seconds; every statement of ours is short, so a longer one is a fault.
-COMMAND_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 10.0
 
 
 async def open_pool(url: str, *, size: int = 16) -> Pool:
