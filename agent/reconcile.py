@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 #: Backends that are changed at once; a dead server keeps its place for a mount's time-out.
 PARALLEL = 16
-SYNC_TIMEOUT_S = 10.0
+SYNC_TIMEOUT_S = 5.0
 #: Between two syncs, whatever wakes us: many changes are told in one, and each sync voids the fences of the one before.
 _MIN_GAP_S = 0.2
 _RETRY_CAP_S = 30.0

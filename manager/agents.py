@@ -20,10 +20,11 @@ from schemas.ids import HostId, new_id
 ResultT = TypeVar("ResultT")
 
 #: Commands under way at once to one host, and from this replica in all.
-PER_HOST = 4
+PER_HOST = 16
 IN_ALL = 256
 #: Seconds an agent has for one command; below the 30 s in which an API call waits for its saga.
 COMMAND_TTL_S = 20.0
+_MAX_WORDS = 2000
 
 _NAMESPACE = uuid.UUID("0192f0c4-7f7e-7000-8000-73746f776167")
 
@@ -74,9 +75,9 @@ class Agents:
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise AgentTimeout(host_id, f"host {name} answered {verb} with something unreadable") from error
             case Failed(fault=what, is_retryable=is_retryable):
-                raise AgentFailed(host_id, msgspec.structs.replace(what, host=name), is_retryable=is_retryable)
+                raise AgentFailed(host_id, _fit(what, name), is_retryable=is_retryable)
             case Stale(fence=fence):
-                raise StaleFence(host_id, f"host {name} has seen fence {fence}")
+                raise StaleFence(host_id, fence, f"host {name} has seen fence {fence}")
             case _:
                 assert_never(reply)
 
@@ -99,6 +100,16 @@ class Agents:
     async def _turn(self, host_id: str) -> AsyncGenerator[None]:
         async with self._per_host[host_id], self._in_all:
             yield
+
+
+def _fit(what: Fault, host_name: str) -> Fault:
+    """The fault under the host's name, its words bounded and without NUL, which the database does not take."""
+    return Fault(
+        code=what.code,
+        detail=what.detail.replace("\0", "")[:_MAX_WORDS],
+        remedy=what.remedy.replace("\0", "")[:_MAX_WORDS],
+        host=host_name,
+    )
 
 
 def offline_fault(host_name: str) -> Fault:

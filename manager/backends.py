@@ -16,11 +16,12 @@ import msgspec
 from manager.actor import Actor
 from manager.agents import Agents, offline_fault
 from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
-from manager.observations import believable
+from manager.observations import answered
 from manager.operations import Operations
-from manager.registry import Registry
+from manager.registry import Registry, is_settled
 from manager.sagas import moves
 from manager.sagas.default import make_default
+from manager.sagas.edit_backend import check_state
 from manager.sagas.engine import Engine
 from manager.store import backends as store
 from manager.store import events
@@ -133,6 +134,7 @@ class Backends:
             "labels": body.labels,
             "selector": msgspec.to_builtins(body.hosts),
             "hosts": [host.id for host in self._able(chosen, body.name)],
+            "first": next((h.id for h in chosen if self._registry.is_online(h.id)), None),
         }
         operation_id = await self._engine.start(
             "backend.add",
@@ -235,7 +237,10 @@ class Backends:
             patch["state"] = body.state.value
         if body.is_default:
             patch["is_default"] = True
-        _check_state(row, patch)
+        check_state(row, patch)
+        if "selector" in patch:
+            async with self._pool.acquire() as connection:
+                await self._check_narrowing(connection, row, HostSelector(**patch["selector"]))
         if config == row.config and not credentials:
             return await self._change(row, patch, if_match, actor)
         hosts = self._registry.chosen(row)
@@ -248,6 +253,7 @@ class Backends:
             "name": row.name,
             "kind": row.kind,
             "version": row.version,
+            "is_version_asked": if_match is not None,
             "generation": row.generation,
             "config": config,
             "credential_version": credential_version,
@@ -276,9 +282,11 @@ class Backends:
             if before is None:
                 raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {row.name}")
             _check_version(before, if_match)
-            if before.state in (BackendState.CREATING, BackendState.DELETING):
+            if not is_settled(before.state):
                 raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {before.state.value}")
-            _check_state(before, patch)
+            if "selector" in patch:
+                await self._check_narrowing(connection, before, HostSelector(**patch["selector"]))
+            check_state(before, patch)
             if patch.keys() - {"is_default"}:
                 await self._write_change(connection, before, patch, actor)
             if patch.get("is_default"):
@@ -289,6 +297,17 @@ class Backends:
         if "selector" in patch:
             await self._agents.nudge_all()
         return self.get(row.id)
+
+    async def _check_narrowing(self, connection: Connection, before: BackendRow, after: HostSelector) -> None:
+        """Raises Refused when a host would have to let go of a backend that has live volumes."""
+        lost = [h.name for h in self._registry.chosen(before) if not after.matches(h.name, h.labels)]
+        count, volumes = await store.live_volumes(connection, before.id)
+        if lost and count:
+            raise Refused.because(
+                ProblemCode.BACKEND_IN_USE,
+                f"{before.name} has {count} live volume(s), so it cannot be taken from {', '.join(lost)[:200]}",
+                blockers=tuple({"type": "volume", **volume} for volume in volumes),
+            )
 
     async def _write_change(
         self, connection: Connection, before: BackendRow, patch: dict[str, Any], actor: Actor
@@ -401,7 +420,7 @@ class Backends:
             )
         except AgentError:
             return  # nobody knows; the last observation grows stale by itself
-        fit = believable([seen], sent_at=None)
+        fit = answered(seen, backend_id)
         self._registry.observe(host_id, fit)
         async with self._pool.acquire() as connection:
             await store.record(connection, host_id, fit)
@@ -427,7 +446,7 @@ class Backends:
                 "the confirmation does not fit",
                 errors=(FieldError(pointer="/confirm", detail=f"must be the backend's name, {row.name}"),),
             )
-        self._first_online(row)
+        first = self._first_online(row)
         operation_id = await self._engine.start(
             "backend.initialize",
             key=_key(row.id),
@@ -441,6 +460,7 @@ class Backends:
                 "credential_version": row.credential_version,
                 "wwid": body.wwid,
                 "force": body.force,
+                "first": first.id,
                 "hosts": [host.id for host in self._registry.chosen(row)],
             },
             actor=actor,
@@ -567,18 +587,6 @@ def _check_version(row: BackendRow, if_match: int | None) -> None:
     if if_match is not None and row.version != if_match:
         raise Refused.because(
             ProblemCode.STALE_VERSION, f"{row.name} is at version {row.version}, not {if_match}; read it again"
-        )
-
-
-def _check_state(row: BackendRow, patch: dict[str, Any]) -> None:
-    if "state" in patch and row.state is BackendState.NEEDS_INITIALIZATION:
-        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} needs initialization first")
-    if patch.get("state") == BackendState.DRAINING and patch.get("is_default"):
-        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} cannot become the default and be drained at once")
-    if patch.get("state") == BackendState.DRAINING and row.is_default:
-        raise Refused.because(
-            ProblemCode.BACKEND_IS_DEFAULT,
-            f"{row.name} is the default backend; make a different backend default before draining it",
         )
 
 

@@ -83,7 +83,11 @@ class AgentFailed(AgentError):
 
 
 class StaleFence(AgentError):
-    """The agent refused our fence; somebody newer is in charge of the backend."""
+    """The agent refused our fence: somebody newer is in charge of the backend, or our database is an older one restored."""
+
+    def __init__(self, host_id: str, fence: int, message: str) -> None:
+        super().__init__(host_id, message)
+        self.fence = fence
 
 
 class Fenced(Exception):

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 #: Advisory lock over reading the revocations and pushing them: an older list must never land last.
 _PUSH_LOCK = 7_310_005
+_FOR_GOOD_S = 10 * 365 * 24 * 3600
 _TOKEN = re.compile(
     r"stj1\.([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{64}|-)"
 )
@@ -129,9 +130,10 @@ class Hosts:
         log.info("host joined", extra={"host_id": row.id, "host": row.name})
         return self._reply(row)
 
-    def renewed_jwt(self, host_id: str) -> str | None:
-        """A fresh bus identity for a live host."""
-        row = self._registry.host_row(host_id)
+    async def renewed_jwt(self, host_id: str) -> str | None:
+        """A fresh bus identity for a host that is live by the database's word."""
+        async with self._pool.acquire() as connection:
+            row = await store.get(connection, host_id)
         if row is None or row.revoked_at:
             return None
         return self._bus_auth.mint_agent(HostId(row.id), row.identity_key)
@@ -139,33 +141,36 @@ class Hosts:
     async def revoke(self, ref: str, actor: Actor) -> None:
         """The host is out: its bus identity ends at once, its cells are gone. What it has mounted stays mounted there.
 
-        When the bus cannot be told now, the next manager start or revocation tells it.
+        When the bus cannot be told now, another revocation (of this host too) or the next start of a manager tells it.
         """
         host = self.get(ref)
         async with transaction(self._pool) as connection:
             row = await store.revoke(connection, host.id)
-            if row is None:
-                return
-            await _append_event(connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id)
+            if row is not None:
+                await _append_event(connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id)
+        # Told again to who asks again: the first telling may have failed.
         await self._registry.refresh_hosts()
         try:
             await self.push_revocations()
         except BusError as error:
-            log.error("the bus was not told of a revocation", extra={"host_id": row.id, "error": str(error)})
+            log.error("the bus was not told of a revocation", extra={"host_id": host.id, "error": repr(error)})
             raise Refused.because(
                 ProblemCode.INTERNAL,
-                f"{row.name} is revoked here, but the bus could not be told; revoke any host again or restart the manager",
+                f"{host.name} is revoked here, but the bus could not be told; revoke it again by its id {host.id}",
             ) from error
-        log.info("host revoked", extra={"host_id": row.id, "host": row.name})
+        log.info("host revoked", extra={"host_id": host.id, "host": host.name})
 
     async def push_revocations(self) -> None:
         """Every bus server knows all revocations. Raises BusError."""
         async with transaction(self._pool) as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _PUSH_LOCK)
             revoked = await store.revoked_keys(connection)
-            oldest = dt.datetime.now(dt.UTC).timestamp() - AGENT_LIFETIME_S
+            now = dt.datetime.now(dt.UTC).timestamp()
+            # A revoked key never returns, so whatever was or will be minted for it is refused, whichever clock dated it.
+            # After two lifetimes nothing minted for it can be valid, and the entry goes.
             await self._bus_auth.push_account(
-                self._system_bus, {key: float(at) for key, at in revoked.items() if at > oldest}
+                self._system_bus,
+                {key: now + _FOR_GOOD_S for key, at in revoked.items() if at > now - 2 * AGENT_LIFETIME_S},
             )
 
     async def discover(self, ref: str, kind: str, config: dict[str, object], actor: Actor) -> tuple[Discovered, ...]:

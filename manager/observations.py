@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from schemas.agent_rpc import Observation
 from schemas.backends import Capacity
+from schemas.ids import is_id
 
 _MAX_BYTES = 2**60
 _MAX_TEXT = 1000
@@ -24,8 +25,13 @@ def believable(observations: Iterable[Observation], *, sent_at: dt.datetime | No
     return [fit for seen in observations if (fit := _fit(seen, now, sent_at)) is not None]
 
 
+def answered(observation: Observation, backend_id: str) -> list[Observation]:
+    """What a host answered of the backend that it was asked about; nothing if it speaks of another."""
+    return [seen for seen in believable([observation], sent_at=None) if seen.backend_id == backend_id]
+
+
 def _fit(seen: Observation, now: dt.datetime, sent_at: dt.datetime | None) -> Observation | None:
-    if seen.generation < 0 or seen.credential_version < 0:
+    if not is_id(seen.backend_id) or seen.generation < 0 or seen.credential_version < 0:
         return None
     latency = seen.latency_ms
     if latency is not None and not (math.isfinite(latency) and 0 <= latency <= _MAX_LATENCY_MS):
@@ -39,15 +45,20 @@ def _fit(seen: Observation, now: dt.datetime, sent_at: dt.datetime | None) -> Ob
     return replace(
         seen,
         observed_at=observed_at,
-        detail=seen.detail[:_MAX_TEXT] if seen.detail else seen.detail,
-        remedy=seen.remedy[:_MAX_TEXT] if seen.remedy else seen.remedy,
+        detail=_text(seen.detail),
+        remedy=_text(seen.remedy),
         capacity=_fit_capacity(seen.capacity, observed_at) if seen.capacity else None,
     )
+
+
+def _text(words: str | None) -> str | None:
+    """Cut, and without NUL, which the database does not take."""
+    return words.replace("\0", "")[:_MAX_TEXT] if words else words
 
 
 def _fit_capacity(found: Capacity, observed_at: dt.datetime) -> Capacity | None:
     figures = (found.total_bytes, found.used_bytes, found.available_bytes)
     if not all(0 <= figure <= _MAX_BYTES for figure in figures):
         return None
-    name = found.file_system[:200] if found.file_system else None
+    name = _text(found.file_system)
     return replace(found, observed_at=observed_at, file_system=name)

@@ -18,7 +18,6 @@ from manager.store.hosts import HostRow
 from manager.store.pool import Pool
 from schemas.agent_rpc import Observation
 from schemas.backends import Backend, BackendState, Capability, Health, HealthStatus, HostObservation, HostSummary
-from schemas.faults import FaultCode
 from schemas.hosts import Host, HostState
 from schemas.kinds import KINDS
 
@@ -37,6 +36,7 @@ class Registry:
         self._default_id: str | None = None
         self._hosts: dict[str, HostRow] = {}
         self._alive_at: dict[str, float] = {}
+        self._held: dict[str, dict[str, int]] = {}
         self._online: set[str] = set()
         self._views: dict[str, Backend] = {}
         self._one_refresh = asyncio.Lock()
@@ -66,14 +66,27 @@ class Registry:
         )
 
     def holders(self, backend_id: str, version: int) -> list[str]:
-        """Online hosts that hold this version of the backend's credentials."""
-        cells = self._cells.get(backend_id, {})
-        return [h for h, cell in cells.items() if cell.credential_version == version and self.is_online(h)]
+        """Online hosts that hold this version of the backend's credentials, chosen for it or not."""
+        return [host_id for host_id in self._online if self._holds(host_id, backend_id, version)]
 
     def has_lost_credentials(self, backend_id: str) -> bool:
-        """Whether every online host says that it does not hold the backend's credentials."""
-        cells = [cell for host_id, cell in self._cells.get(backend_id, {}).items() if self.is_online(host_id)]
-        return bool(cells) and all(cell.code is FaultCode.NEEDS_CREDENTIALS for cell in cells)
+        """Whether no online host holds the backend's credentials, by the word of all that are chosen for it."""
+        row = self._rows.get(backend_id)
+        if row is None:
+            return False
+        asked = [host.id for host in self.chosen(row) if self.is_online(host.id)]
+        is_known = bool(asked) and all(host_id in self._held for host_id in asked)
+        return is_known and not self.holders(backend_id, row.credential_version)
+
+    def is_last_holder(self, host_id: str, row_id: str, version: int) -> bool:
+        """Whether the credentials would be lost to the hosts chosen for the backend if this one let go of them now."""
+        row = self._rows.get(row_id)
+        if row is None or version == 0:
+            return False
+        return not any(
+            host.id != host_id and self.is_online(host.id) and self._holds(host.id, row_id, version)
+            for host in self.chosen(row)
+        )
 
     def chosen(self, row: BackendRow) -> list[HostRow]:
         return [
@@ -153,6 +166,7 @@ class Registry:
             if host.revoked_at:
                 self._alive_at.pop(host.id, None)
                 self._online.discard(host.id)
+                self._held.pop(host.id, None)
                 for cells in self._cells.values():
                     cells.pop(host.id, None)
         self._views.clear()
@@ -207,7 +221,20 @@ class Registry:
             changed.append(seen.backend_id)
         self._tell(changed)
 
+    def note_held(self, host_id: str, versions: dict[str, int]) -> None:
+        """What the host itself says that it keeps: backend id -> version of the credentials."""
+        if host_id in self._hosts:
+            self._held[host_id] = versions
+
     # ---- inside
+
+    def _holds(self, host_id: str, backend_id: str, version: int) -> bool:
+        """By its own list, or because it works with them. What a failing host reports is the version that it wants."""
+        if self._held.get(host_id, {}).get(backend_id) == version:
+            return True
+        cell = self._cells.get(backend_id, {}).get(host_id)
+        is_working = cell is not None and cell.status in (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
+        return cell is not None and is_working and cell.credential_version == version
 
     def _tell(self, ids: Sequence[str]) -> None:
         if ids:
@@ -259,7 +286,8 @@ class Registry:
         # A row of a kind that only a newer manager knows is shown as far as it goes.
         spec = KINDS.get(row.kind)
         possible = spec.capabilities if spec else tuple(Capability)
-        found = {c for cell in self._cells.get(row.id, {}).values() for c in cell.capabilities}
+        seen = self._cells.get(row.id, {})
+        found = {c for host in self.chosen(row) if host.id in seen for c in seen[host.id].capabilities}
         capabilities = tuple(c for c in possible if c in found or (spec and c is Capability.EXTERNAL))
         return Backend(
             id=row.id,

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import asyncpg
 import msgspec
 
 from manager.agents import Agents
@@ -20,7 +19,7 @@ from manager.registry import Registry, is_settled
 from manager.store import backends as backend_store
 from manager.store import hosts as host_store
 from manager.store.backends import WantedRow
-from manager.store.pool import Pool, transaction
+from manager.store.pool import DATABASE_AWAY, Pool, transaction
 from manager.vault import Vault
 from schemas import subjects
 from schemas.agent_rpc import Held, Intent, Observation, RenewReply, Status, SyncReply, SyncRequest, Target, Wanted
@@ -31,8 +30,6 @@ from schemas.subjects import Uplink
 log = logging.getLogger(__name__)
 
 StructT = TypeVar("StructT")
-
-_DATABASE_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 class UplinkListener:
@@ -52,7 +49,8 @@ class UplinkListener:
         self._tasks: set[asyncio.Task[None]] = set()
         bus.subscribe(subjects.ALL_UPLINKS, self._hear)
         for kind in (Uplink.SYNC, Uplink.RENEW, Uplink.STATUS):
-            bus.subscribe(f"stowage.up.*.{kind}", self._serve, queue=subjects.UPLINK_QUEUE)
+            # Few at once, for they share the pool with the API: a fleet that returns must not starve it.
+            bus.subscribe(f"stowage.up.*.{kind}", self._serve, queue=subjects.UPLINK_QUEUE, concurrency=4)
 
     async def _hear(self, message: Message) -> None:
         """Any word is a sign of life; a status is news for this replica's registry."""
@@ -63,6 +61,9 @@ class UplinkListener:
         self._registry.alive(host_id)
         if kind is Uplink.STATUS:
             self._registry.observe(host_id, _reported(message))
+        elif kind is Uplink.SYNC:
+            held = _decode(message, SyncRequest).held
+            self._registry.note_held(host_id, {item.backend_id: item.credential_version for item in held})
 
     async def _serve(self, message: Message) -> None:
         speaker = self._speaker(message)
@@ -77,12 +78,12 @@ class UplinkListener:
                 case Uplink.SYNC:
                     await self._answer(host_id, message, await self._sync(host_id, _decode(message, SyncRequest)))
                 case Uplink.RENEW:
-                    user_jwt = self._hosts.renewed_jwt(host_id)
+                    user_jwt = await self._hosts.renewed_jwt(host_id)
                     if user_jwt:
                         await self._answer(host_id, message, RenewReply(user_jwt=user_jwt))
                 case Uplink.BEAT:
                     return
-        except _DATABASE_AWAY as error:
+        except DATABASE_AWAY as error:
             # The agent asks again; no answer is better than a wrong one.
             log.warning("uplink not served", extra={"host_id": host_id, "kind": kind, "error": repr(error)})
 
@@ -102,15 +103,20 @@ class UplinkListener:
     async def _sync(self, host_id: str, request: SyncRequest) -> SyncReply:
         """What is wanted of the host, as of one fence; what it confirmed is noted, what it lacks is sent after it."""
         held = {item.backend_id: item for item in request.held}
-        host = self._registry.host_row(host_id)
-        assert host is not None, "the speaker was checked"
         async with transaction(self._pool) as connection:
             fence, rows = await backend_store.wanted_by(connection, host_id)
+            # From the same database as the list: a registry that lags would have a host let go and take up again.
+            host = await host_store.get(connection, host_id)
+        if host is None or host.revoked_at:
+            raise LookupError(f"host {host_id} was revoked a moment ago")
         wanted: list[Wanted] = []
         for row in rows:
             intent = _intent(row, host.name, host.labels)
             if intent is None:
-                continue
+                if row.id not in held or not self._registry.is_last_holder(host_id, row.id, row.credential_version):
+                    continue
+                # Not this host's concern any more, but the hosts whose concern it is have their credentials from it.
+                intent = Intent.HOLD
             wanted.append(
                 Wanted(
                     target=Target(
@@ -177,6 +183,8 @@ class UplinkListener:
                 continue
             log.info("credentials resealed", extra={"host_id": host_id, "holder": holder_id, "backend_id": backend_id})
             await self._agents.nudge(host_id)
+            # It may have been asked to hold on to them for this newcomer's sake alone.
+            await self._agents.nudge(holder_id)
             return
 
     def _head(self, backend_id: str, fence: int) -> Mapping[str, Any]:

@@ -10,8 +10,6 @@ import logging
 import time
 from collections.abc import Iterable
 
-import asyncpg
-
 from manager import health
 from manager.actor import SYSTEM
 from manager.outbox import Relay
@@ -19,7 +17,7 @@ from manager.registry import Registry
 from manager.store import backends as store
 from manager.store import events, hosts
 from manager.store.backends import BackendRow
-from manager.store.pool import Pool, transaction
+from manager.store.pool import DATABASE_AWAY, Pool, transaction
 from schemas.backends import BackendState
 from schemas.events import EventType
 from schemas.faults import FaultCode
@@ -65,17 +63,23 @@ class Watch:
                 continue
             try:
                 for backend_id in due:
-                    await self._record(backend_id)
+                    await self._record_alone(backend_id)
                 await self._touch_hosts()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("health was not recorded", extra={"error": repr(error)})
-            except Exception:
-                # An edge: one odd row must not end the watch over all the others.
-                log.exception("health was not recorded")
 
     def _note(self, ids: Iterable[str]) -> None:
         self._due |= set(ids)
         self._wake.set()
+
+    async def _record_alone(self, backend_id: str) -> None:
+        """An edge: one odd row must not end the watch over all the others."""
+        try:
+            await self._record(backend_id)
+        except DATABASE_AWAY:
+            raise
+        except Exception:
+            log.exception("health was not recorded", extra={"backend_id": backend_id})
 
     async def _record(self, backend_id: str) -> None:
         found = self._registry.recorded_health(backend_id)

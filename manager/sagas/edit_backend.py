@@ -22,6 +22,7 @@ from manager.sagas import moves
 from manager.sagas.default import make_default
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed
 from manager.store import backends, events
+from manager.store.backends import BackendRow
 from manager.store.pool import Connection
 from schemas.agent_rpc import DropCredentials, Observation, Trial
 from schemas.backends import BackendState
@@ -31,6 +32,19 @@ from schemas.kinds import KINDS
 from schemas.problems import Problem, ProblemCode
 
 _UNDONE = "nothing was changed"
+
+
+def check_state(row: BackendRow, patch: dict[str, Any]) -> None:
+    """Raises Refused when the row's state does not allow the change."""
+    if "state" in patch and row.state is BackendState.NEEDS_INITIALIZATION:
+        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} needs initialization first")
+    if patch.get("state") == BackendState.DRAINING and patch.get("is_default"):
+        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} cannot become the default and be drained at once")
+    if patch.get("state") == BackendState.DRAINING and row.is_default:
+        raise Refused.because(
+            ProblemCode.BACKEND_IS_DEFAULT,
+            f"{row.name} is the default backend; make a different backend default before draining it",
+        )
 
 
 async def begin(connection: Connection, run: Run, _: dict[str, Any]) -> None:
@@ -101,6 +115,12 @@ async def commit(connection: Connection, run: Run, _: dict[str, Any]) -> dict[st
     before = await backends.lock(connection, run.backend_id)
     if before is None:
         raise StepFailed(Problem(code=ProblemCode.NOT_FOUND, detail=f"{run.params['name']} is gone"))
+    if run.params["is_version_asked"] and before.version != run.params["version"]:
+        # Somebody changed name, labels or default while the hosts were trying.
+        raise Refused.because(
+            ProblemCode.STALE_VERSION, f"{before.name} was changed meanwhile and is at version {before.version}"
+        )
+    check_state(before, patch)
     try:
         after = await backends.change(
             connection,
@@ -140,11 +160,22 @@ async def commit(connection: Connection, run: Run, _: dict[str, Any]) -> dict[st
 
 
 async def converge(run: Run) -> dict[str, Any]:
-    online = run.online(run.output.get("proven", []))
+    chosen = _still_chosen(run)
+    online = run.online([host_id for host_id in run.output.get("proven", []) if host_id in chosen])
     wanted = _target(run)
     _, errors = await moves.attach_each(run, online, wanted, establish=False)
-    await asyncio.gather(*(run.agents.nudge(host_id) for host_id in errors))
+    if "selector" in run.params["patch"]:
+        await run.agents.nudge_all()
+    else:
+        await asyncio.gather(*(run.agents.nudge(host_id) for host_id in errors))
     return {"behind": [run.registry.host_name(h) for h in errors]}
+
+
+def _still_chosen(run: Run) -> set[str]:
+    """Hosts that the backend is for after the edit."""
+    selector = run.params["patch"].get("selector")
+    live = run.registry.live_hosts()
+    return {h.id for h in live if selector is None or HostSelector(**selector).matches(h.name, h.labels)}
 
 
 async def record(connection: Connection, run: Run, _: dict[str, Any]) -> None:

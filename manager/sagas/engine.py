@@ -11,13 +11,12 @@ least once; secrets are not in the journal, so a saga found without one that it 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
-
-import asyncpg
 
 from manager.actor import Actor
 from manager.agents import Agents
@@ -26,7 +25,7 @@ from manager.registry import Registry
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
 from manager.store import operations as journal
 from manager.store.operations import OperationRow, StepLine
-from manager.store.pool import Connection, Pool, transaction
+from manager.store.pool import DATABASE_AWAY, Connection, Pool, transaction
 from manager.vault import Vault
 from schemas.credentials import Credentials
 from schemas.ids import new_id
@@ -73,6 +72,7 @@ class Engine:
         self._lease_s = lease_s
         self._on_line = on_line
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, Run] = {}
         self._changed: dict[str, asyncio.Event] = {}
 
     # ---- starting and waiting
@@ -138,22 +138,22 @@ class Engine:
     async def wait(self, operation_id: str, timeout_s: float) -> OperationRow:
         """The saga's row once it has ended, or as it is when the time is up. Cancelling the wait does not touch the saga."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while True:
-            changed = self._changed.setdefault(operation_id, asyncio.Event())
-            changed.clear()
-            async with self._pool.acquire() as connection:
-                row = await journal.get_row(connection, operation_id)
-            if row is None:
-                raise Refused.because(ProblemCode.NOT_FOUND, f"there is no operation {operation_id}")
-            left = deadline - asyncio.get_running_loop().time()
-            if row.state not in (OperationState.RUNNING, OperationState.UNDOING) or left <= 0:
-                self._changed.pop(operation_id, None)
-                return row
-            try:
-                async with asyncio.timeout(min(left, CLAIM_EVERY_S)):
-                    await changed.wait()
-            except TimeoutError:
-                continue
+        try:
+            while True:
+                changed = self._changed.setdefault(operation_id, asyncio.Event())
+                changed.clear()
+                async with self._pool.acquire() as connection:
+                    row = await journal.get_row(connection, operation_id)
+                if row is None:
+                    raise Refused.because(ProblemCode.NOT_FOUND, f"there is no operation {operation_id}")
+                left = deadline - asyncio.get_running_loop().time()
+                if row.state not in (OperationState.RUNNING, OperationState.UNDOING) or left <= 0:
+                    return row
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, CLAIM_EVERY_S)):
+                        await changed.wait()
+        finally:
+            self._changed.pop(operation_id, None)
 
     def changed(self, operation_id: str) -> None:
         """The journal says that the operation's state changed; whoever waits for it looks again."""
@@ -175,8 +175,9 @@ class Engine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with self._pool.acquire() as connection:
-            await journal.release_lease(connection, owner=self.owner)
+        with contextlib.suppress(*DATABASE_AWAY):
+            async with asyncio.timeout(1.0), self._pool.acquire() as connection:
+                await journal.release_lease(connection, owner=self.owner)
 
     async def _claim_for_ever(self) -> None:
         while True:
@@ -184,12 +185,21 @@ class Engine:
                 room = MOST_RUNS - len(self._tasks)
                 if room > 0:
                     async with self._pool.acquire() as connection:
-                        rows = await journal.claim(connection, owner=self.owner, lease_s=self._lease_s, limit=room)
+                        rows = await journal.claim(
+                            connection,
+                            owner=self.owner,
+                            lease_s=self._lease_s,
+                            limit=room,
+                            known=[(each.kind, each.version) for each in self._definitions.values()],
+                        )
                     for row in rows:
                         log.info("saga claimed", extra={"operation_id": row.id, "kind": row.kind, "fence": row.fence})
                         self._spawn(self._run_of(row, None))
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("sagas could not be claimed", extra={"error": repr(error)})
+            except Exception:
+                # An edge: one odd row must not end this replica's part in all the others.
+                log.exception("sagas could not be claimed")
             await asyncio.sleep(CLAIM_EVERY_S * random.uniform(0.8, 1.2))
 
     async def _renew_for_ever(self) -> None:
@@ -201,7 +211,7 @@ class Engine:
             try:
                 async with self._pool.acquire() as connection:
                     ours = await journal.renew_leases(connection, owner=self.owner, ids=ids, lease_s=self._lease_s)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("saga leases could not be renewed", extra={"error": repr(error)})
                 continue
             for operation_id in ids:
@@ -223,12 +233,15 @@ class Engine:
         before = self._tasks.get(operation_id)
         if before:
             before.cancel()  # our own lease ran out in a pause; its writes are fenced off already
+            run.credentials = run.credentials or self._runs[operation_id].credentials
         task = asyncio.create_task(self._drive(run), name=f"saga {run.row.kind} {operation_id}")
         self._tasks[operation_id] = task
+        self._runs[operation_id] = run
 
         def forget(done: asyncio.Task[None]) -> None:
             if self._tasks.get(operation_id) is done:
                 del self._tasks[operation_id]
+                del self._runs[operation_id]
             self.changed(operation_id)
             if not done.cancelled() and (error := done.exception()):
                 log.error("saga driver died", extra={"operation_id": operation_id}, exc_info=error)
@@ -270,9 +283,12 @@ class Engine:
                 if not is_past_pivot and datetime.now(UTC) >= run.row.deadline:
                     await self._turn_back(run, index, step, error.problem)
                     return
-            except StaleFence:
-                await self._renew_fence(run)
-            except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except StaleFence as stale:
+                if not is_past_pivot and datetime.now(UTC) >= run.row.deadline:
+                    await self._turn_back(run, index, step, _refused_fence(stale))
+                    return
+                await self._outbid(run, stale)
+            except DATABASE_AWAY as error:
                 log.warning("step waits for the database", extra={"operation_id": run.row.id, "error": repr(error)})
             except (Fenced, asyncio.CancelledError):
                 raise
@@ -313,35 +329,39 @@ class Engine:
         index = run.row.step
         step = definition.steps[index]
         run.step_name, run.phase, run.failures = step.name, "undo", {}
-        attempt = 0
-        while step.undo:
+        failures = attempt = 0
+        while failures < MOST_UNDO_FAILURES:
             try:
-                await step.undo(run)
-                break
-            except StaleFence:
-                await self._renew_fence(run)
+                if step.undo:
+                    await step.undo(run)
+                await self._write(
+                    run,
+                    StepLine(index=index, name=step.name, state=StepState.UNDONE),
+                    sql=step.undo_sql,
+                    state=OperationState.FAILED if index == 0 else OperationState.UNDOING,
+                    step=next((i for i in range(index - 1, 0, -1) if definition.steps[i].applies(run.params)), 0),
+                )
+                return
+            except StaleFence as stale:
+                await self._outbid(run, stale)
+                failures += 1
+            except DATABASE_AWAY as error:
+                # The way back never gives up for it.
+                log.warning("undo waits for the database", extra={"operation_id": run.row.id, "error": repr(error)})
             except (Fenced, asyncio.CancelledError):
                 raise
             except Exception:
-                log.exception("undo failed", extra={"operation_id": run.row.id, "step": step.name, "attempt": attempt})
+                log.exception("undo failed", extra={"operation_id": run.row.id, "step": step.name})
+                failures += 1
             attempt += 1
-            if attempt >= MOST_UNDO_FAILURES:
-                log.error("saga is stuck", extra={"operation_id": run.row.id, "step": step.name})
-                await self._write_patiently(
-                    run,
-                    StepLine(index=index, name=step.name, state=StepState.FAILED, error="the undo failed; see the log"),
-                    sql=definition.on_stuck,
-                    state=OperationState.STUCK,
-                    step=index,
-                )
-                return
             await _back_off(attempt)
+        log.error("saga is stuck", extra={"operation_id": run.row.id, "step": step.name})
         await self._write_patiently(
             run,
-            StepLine(index=index, name=step.name, state=StepState.UNDONE),
-            sql=step.undo_sql,
-            state=OperationState.FAILED if index == 0 else OperationState.UNDOING,
-            step=next((i for i in range(index - 1, 0, -1) if definition.steps[i].applies(run.params)), 0),
+            StepLine(index=index, name=step.name, state=StepState.FAILED, error="the undo failed; see the log"),
+            sql=definition.on_stuck,
+            state=OperationState.STUCK,
+            step=index,
         )
 
     # ---- the journal
@@ -393,18 +413,26 @@ class Engine:
             try:
                 await self._write(run, line, sql=sql, state=state, step=step, error=error)
                 return
-            except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError) as problem:
-                log.warning("saga waits for the database", extra={"operation_id": run.row.id, "error": str(problem)})
+            except DATABASE_AWAY as problem:
+                log.warning("saga waits for the database", extra={"operation_id": run.row.id, "error": repr(problem)})
             attempt += 1
             await _back_off(attempt)
 
-    async def _renew_fence(self, run: Run) -> None:
-        """An agent has seen a newer fence: if the saga is still ours we come back with a higher one."""
-        async with self._pool.acquire() as connection:
-            row = await journal.renew_fence(connection, run.row)
+    async def _outbid(self, run: Run, stale: StaleFence) -> None:
+        """An agent has seen a newer fence: if the saga is still ours we come back with a higher one. Raises Fenced."""
+        try:
+            async with self._pool.acquire() as connection:
+                row = await journal.renew_fence(connection, run.row, seen=stale.fence)
+        except DATABASE_AWAY as error:
+            log.warning("fence not renewed", extra={"operation_id": run.row.id, "error": repr(error)})
+            return
         if row is None:
             raise Fenced
         run.row = row
+
+
+def _refused_fence(stale: StaleFence) -> Problem:
+    return Problem(code=ProblemCode.AGENT_TIMEOUT, detail=f"{stale}, and goes on refusing ours")
 
 
 def _internal(run: Run) -> Problem:

@@ -4,7 +4,7 @@
     any failure: needs_initialization as before (what is on the device by then is ours and is found again)
 
 1. begin       state, confirmation
-2. initialize  on one online host, bound to the WWID that was inspected; ours already: success
+2. initialize  on one host, chosen at the start, bound to the WWID that was inspected; ours already: success
 3. attach      on all online hosts; the structures stay if it fails, and the next try finds them
 4. activate    state, event                                             PIVOT
 """
@@ -35,7 +35,8 @@ async def begin(connection: Connection, run: Run, _: dict[str, Any]) -> None:
 
 
 async def initialize(run: Run) -> dict[str, Any]:
-    online = run.online(run.params["hosts"])[:1]
+    # Never another host, also when the step is repeated: the first may be writing still.
+    online = run.online([run.params["first"]])
     if not online:
         raise StepFailed(moves.no_agent(run, _UNDONE))
     wanted = _target(run)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, StaleFence
-from manager.observations import believable
+from manager.observations import answered
 from manager.sagas.steps import Run, StepFailed, TryAgain
 from manager.store.backends import BackendRow
 from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
@@ -31,7 +31,11 @@ async def to_each(
         except AgentOffline as error:
             run.registry.silence(host_id)
             return error
-        except StaleFence:
+        except StaleFence as error:
+            run.failures[host_id, "fence"] = run.failures.get((host_id, "fence"), 0) + 1
+            if run.failures[host_id, "fence"] > MOST_FAILURES:
+                # A host that refuses every fence must not hold up the saga for ever.
+                return AgentTimeout(host_id, str(error))
             raise
         except AgentError as error:
             if isinstance(error, AgentFailed):
@@ -130,7 +134,7 @@ async def attach_each(
 
     answers, errors = await to_each(run, host_ids, ask, verb="attach")
     for host_id, answer in answers.items():
-        for seen in believable([answer], sent_at=None):
+        for seen in answered(answer, wanted.backend_id):
             run.seen[host_id] = seen
             run.registry.observe(host_id, [seen])
     return answers, errors
@@ -144,18 +148,12 @@ async def establish_each(
     """
     if not alone:
         return await attach_each(run, host_ids, wanted, establish=True)
-    answers: dict[str, Observation] = {}
-    errors: dict[str, AgentError] = {}
-    waiting = list(host_ids)
-    while waiting and not answers:
-        first, waiting = waiting[:1], waiting[1:]
-        some, wrong = await attach_each(run, first, wanted, establish=True)
-        answers |= some
-        errors |= wrong
-        if any(not isinstance(error, AgentOffline) for error in wrong.values()):
-            # Whatever it is, the next host would meet it too, or write where this one may be writing still.
-            return answers, errors
-    some, wrong = await attach_each(run, waiting, wanted, establish=False)
+    # Always the same host, also when the step is repeated: the first may be writing still.
+    first = run.params["first"]
+    answers, errors = await attach_each(run, [h for h in host_ids if h == first], wanted, establish=True)
+    if not answers:
+        return answers, errors
+    some, wrong = await attach_each(run, [h for h in host_ids if h != first], wanted, establish=False)
     return answers | some, errors | wrong
 
 
@@ -173,12 +171,19 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
             return await run.agents.ask(host_id, command, ReleaseReport)
 
         answers, errors = await to_each(run, waiting, ask, verb="release")
-        reports |= answers
+        reports |= {host_id: _bounded(report) for host_id, report in answers.items()}
         run.confirmed |= answers.keys()
         waiting = [h for h, error in errors.items() if not isinstance(error, AgentOffline)]
         if not waiting:
             break
     return reports
+
+
+def _bounded(report: ReleaseReport) -> ReleaseReport:
+    """An agent's words go into an event, which must not outgrow a bus message."""
+    return ReleaseReport(
+        left=tuple(sentence.replace("\0", "")[:300] for sentence in report.left[:20]), was_lazy=report.was_lazy
+    )
 
 
 async def undo_by_release(run: Run) -> None:
@@ -208,8 +213,16 @@ async def deliver_each(run: Run, host_ids: Sequence[str], version: int, *, base_
         )
 
     answers, errors = await to_each(run, host_ids, ask, verb="store_credentials")
+    if answers:
+        # A host without the older version, over which these are laid, gets the whole from another host at its next sync.
+        for host_id in [h for h, error in errors.items() if _lacks_base(error)]:
+            del errors[host_id]
     judge(run, errors, what=what, of=len(host_ids))
     return list(answers)
+
+
+def _lacks_base(error: AgentError) -> bool:
+    return isinstance(error, AgentFailed) and error.fault.code is FaultCode.NEEDS_CREDENTIALS
 
 
 def shown(row: BackendRow) -> dict[str, Any]:

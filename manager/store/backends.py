@@ -1,8 +1,9 @@
 """Backends and what each host saw of them. Guards are statements whose row count is checked."""
 
 import datetime as dt
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -12,6 +13,10 @@ from schemas.agent_rpc import Observation
 from schemas.backends import BackendState, Capability, Capacity, HealthStatus
 from schemas.faults import FaultCode
 from schemas.hosts import HostSelector
+
+log = logging.getLogger(__name__)
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 #: Advisory lock of the moment in which the default changes hands.
 _DEFAULT_LOCK = 7_310_002
@@ -293,11 +298,22 @@ async def load(connection: Connection, ids: Sequence[str] | None) -> Loaded:
             wanted,
         )
     return Loaded(
-        rows=tuple(map(_row, records)),
-        cells=tuple(msgspec.convert(dict(r), Cell) for r in cells),
+        rows=_readable(records, BackendRow),
+        cells=_readable(cells, Cell),
         live_volumes={r["backend_id"]: r["n"] for r in volumes},
         default_id=default_id,
     )
+
+
+def _readable(records: Sequence[asyncpg.Record], type_: type[StructT]) -> tuple[StructT, ...]:
+    """The rows that this code understands; one written by a newer manager, or damaged, must not hide the others."""
+    found: list[StructT] = []
+    for record in records:
+        try:
+            found.append(msgspec.convert(dict(record), type_))
+        except msgspec.ValidationError as error:
+            log.error("row not understood", extra={"row": type_.__name__, "error": str(error)})
+    return tuple(found)
 
 
 class WantedRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,6 +338,7 @@ async def wanted_by(connection: Connection, host_id: str) -> tuple[int, list[Wan
     (store/operations.insert holds it shared), so a backend that is missing here was touched by nobody at
     or below the fence. The caller is in a transaction and ends it at once.
     """
+    await connection.execute("SET LOCAL lock_timeout = '5s'")
     await connection.execute("SELECT pg_advisory_xact_lock($1)", INSERT_LOCK)
     fence = await connection.fetchval("SELECT nextval('fence_seq')")
     records = await connection.fetch(

@@ -135,8 +135,16 @@ async def is_fence_held(connection: Connection, row: OperationRow) -> bool:
     return fence is not None
 
 
-async def renew_fence(connection: Connection, row: OperationRow) -> OperationRow | None:
-    """The same saga under a higher fence; None when it is no longer ours."""
+#: How far an agent's word may move the sequence: after a restore of an older database it must, but not to its end.
+_MOST_FENCE_JUMP = 10**9
+
+
+async def renew_fence(connection: Connection, row: OperationRow, *, seen: int) -> OperationRow | None:
+    """The same saga under a fence higher than its own and, if that is near, than `seen`; None when it is no longer ours."""
+    await connection.execute(
+        "SELECT setval('fence_seq', $1) FROM fence_seq WHERE $1 > last_value AND $1 - last_value < $2",
+        seen, _MOST_FENCE_JUMP,
+    )  # fmt: skip
     record = await connection.fetchrow(
         "UPDATE operation SET fence = nextval('fence_seq') WHERE id = $1 AND fence = $2"
         f" AND state IN ('running', 'undoing') RETURNING {_COLUMNS}",
@@ -145,14 +153,21 @@ async def renew_fence(connection: Connection, row: OperationRow) -> OperationRow
     return _row(record) if record else None
 
 
-async def claim(connection: Connection, *, owner: str, lease_s: float, limit: int) -> list[OperationRow]:
-    """Sagas whose owner let the lease run out; they are ours now, under a new fence."""
+async def claim(
+    connection: Connection, *, owner: str, lease_s: float, limit: int, known: Sequence[tuple[str, int]]
+) -> list[OperationRow]:
+    """Sagas whose owner let the lease run out; they are ours now, under a new fence.
+
+    known: (kind, version) of the sagas that this code can drive; others are left to a manager that can.
+    """
     records = await connection.fetch(
         "UPDATE operation SET owner = $1, fence = nextval('fence_seq'), lease_until = now() + make_interval(secs => $2)"
         " WHERE id IN (SELECT id FROM operation WHERE state IN ('running', 'undoing')"
-        " AND (lease_until IS NULL OR lease_until < now()) ORDER BY created_at FOR UPDATE SKIP LOCKED LIMIT $3)"
+        " AND (lease_until IS NULL OR lease_until < now())"
+        " AND (kind, version) IN (SELECT * FROM unnest($4::text[], $5::int[]))"
+        " ORDER BY created_at FOR UPDATE SKIP LOCKED LIMIT $3)"
         f" RETURNING {_COLUMNS}",
-        owner, lease_s, limit,
+        owner, lease_s, limit, [kind for kind, _ in known], [version for _, version in known],
     )  # fmt: skip
     return [_row(r) for r in records]
 

@@ -28,13 +28,17 @@ async def open_pool(url: str, *, size: int = 16) -> Pool:
         max_size=size,
         command_timeout=COMMAND_TIMEOUT_S,
         init=prepare,
-        server_settings={"application_name": "stowage-manager", "timezone": "UTC"},
+        server_settings={"application_name": "stowage-manager", **_SESSION},
     )
 
 
 async def connect(url: str) -> "asyncpg.Connection[Record]":
-    """A connection of its own: listeners and session locks must not live on pooled ones (BUS.md 4)."""
-    connection = await asyncpg.connect(url, command_timeout=COMMAND_TIMEOUT_S, server_settings={"timezone": "UTC"})
+    """A connection of its own: listeners and session locks must not live on pooled ones (BUS.md 4).
+
+    Whoever holds it says something every few seconds, or the server takes him for dead and frees his locks.
+    """
+    settings = {"application_name": "stowage-manager", **_SESSION, "idle_session_timeout": "15s"}
+    connection = await asyncpg.connect(url, command_timeout=COMMAND_TIMEOUT_S, server_settings=settings)
     await prepare(connection)
     return connection
 
@@ -45,6 +49,30 @@ async def prepare(connection: Connection) -> None:
         "jsonb", schema="pg_catalog", encoder=_json_text, decoder=msgspec.json.decode, format="text"
     )
     await connection.set_type_codec("uuid", schema="pg_catalog", encoder=str, decoder=str, format="text")
+
+
+#: What a database that restarts, is overloaded or picks a victim raises: the same statement may succeed later.
+DATABASE_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    OSError,
+    TimeoutError,
+)
+
+#: A replica that is frozen or loses its power in a transaction must not stop the others: the server ends its
+#: session, and with that its locks, after this long.
+_SESSION = {
+    "timezone": "UTC",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
 
 
 @contextlib.asynccontextmanager

@@ -208,7 +208,12 @@ BEGIN
   RETURN NULL;
 END $$;
 CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON backend FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'id');
-CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON backend_host FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'backend_id');
+CREATE TRIGGER notify AFTER INSERT OR DELETE ON backend_host FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'backend_id');
+-- Every replica hears each report on the bus; figures that merely move need not wake them a second time.
+CREATE TRIGGER notify_turn AFTER UPDATE ON backend_host FOR EACH ROW
+  WHEN ((OLD.desired, OLD.status, OLD.code, OLD.observed_generation, OLD.credential_version)
+        IS DISTINCT FROM (NEW.desired, NEW.status, NEW.code, NEW.observed_generation, NEW.credential_version))
+  EXECUTE FUNCTION notify_registry('backend', 'backend_id');
 CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON volume FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'backend_id');
 CREATE TRIGGER notify AFTER INSERT OR DELETE OR UPDATE OF name, labels, kinds, agent_version, revoked_at, sealing_key ON host
   FOR EACH ROW EXECUTE FUNCTION notify_registry('host', 'id');
