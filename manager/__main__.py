@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from manager.errors import ConfigError
 from schemas.logs import set_up_logging
 
 log = logging.getLogger(__name__)
+
+#: From the signal to the end, whatever hangs: the journal makes every moment a good one to stop.
+STOP_S = 4.0
 
 
 def main() -> None:
@@ -38,8 +42,13 @@ def main() -> None:
 async def _serve(config: Config) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        stop.set()
+        loop.call_later(STOP_S, _leave)
+
     for word in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(word, stop.set)
+        loop.add_signal_handler(word, end)
     try:
         async with running(config):
             await stop.wait()
@@ -50,6 +59,12 @@ async def _serve(config: Config) -> None:
         with contextlib.suppress(NotImplementedError):
             for word in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(word)
+
+
+def _leave() -> None:
+    log.warning("manager left with work unfinished; whoever is there, or the next start, takes it up")
+    logging.shutdown()
+    os._exit(0)
 
 
 if __name__ == "__main__":

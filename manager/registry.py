@@ -10,6 +10,8 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from msgspec.structs import replace
+
 from manager import health
 from manager.store import backends as backend_store
 from manager.store import hosts as host_store
@@ -57,13 +59,8 @@ class Registry:
         return self._rows.get(backend_id)
 
     def cells(self, backend_id: str) -> tuple[HostObservation, ...]:
-        """One observation a chosen host, in the order of joining."""
-        row = self._rows[backend_id]
-        now = dt.datetime.now(dt.UTC)
-        return tuple(
-            health.observe(self._seen(host, backend_id), generation=row.generation, now=now, stale_s=self._stale_s)
-            for host in self.chosen(row)
-        )
+        """One observation a chosen host, in the order of joining, as it is shown."""
+        return tuple(_shown(cell) for cell in self._observations(self._rows[backend_id]))
 
     def holders(self, backend_id: str, version: int) -> list[str]:
         """Online hosts that hold this version of the backend's credentials, chosen for it or not."""
@@ -236,6 +233,13 @@ class Registry:
         is_working = cell is not None and cell.status in (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
         return cell is not None and is_working and cell.credential_version == version
 
+    def _observations(self, row: BackendRow) -> tuple[HostObservation, ...]:
+        now = dt.datetime.now(dt.UTC)
+        return tuple(
+            health.observe(self._seen(host, row.id), generation=row.generation, now=now, stale_s=self._stale_s)
+            for host in self.chosen(row)
+        )
+
     def _tell(self, ids: Sequence[str]) -> None:
         if ids:
             for watcher in self._watchers:
@@ -281,7 +285,7 @@ class Registry:
         return view
 
     def _make_view(self, row: BackendRow) -> Backend:
-        cells = self.cells(row.id)
+        cells = self._observations(row)
         verdict = health.derive(cells)
         # A row of a kind that only a newer manager knows is shown as far as it goes.
         spec = KINDS.get(row.kind)
@@ -335,6 +339,13 @@ class Registry:
             joined_at=row.joined_at,
             last_seen_at=last_seen,
         )
+
+
+def _shown(cell: HostObservation) -> HostObservation:
+    """Without the file system's name, which serves to count it once and means nothing to a caller."""
+    if cell.capacity is None:
+        return cell
+    return replace(cell, capacity=replace(cell.capacity, file_system=None))
 
 
 def is_settled(state: BackendState) -> bool:
