@@ -39,6 +39,7 @@ MOST_RUNS = 256
 #: Undos of one step that may fail before the saga is stuck.
 MOST_UNDO_FAILURES = 8
 CLAIM_EVERY_S = 1.0
+HEAR_HOSTS_S = 2.0
 _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MOST_S = 5.0
 
@@ -180,6 +181,7 @@ class Engine:
                 await journal.release_lease(connection, owner=self.owner)
 
     async def _claim_for_ever(self) -> None:
+        await self._hear_hosts()
         while True:
             try:
                 room = MOST_RUNS - len(self._tasks)
@@ -201,6 +203,16 @@ class Engine:
                 # An edge: one odd row must not end this replica's part in all the others.
                 log.exception("sagas could not be claimed")
             await asyncio.sleep(CLAIM_EVERY_S * random.uniform(0.8, 1.2))
+
+    async def _hear_hosts(self) -> None:
+        """A manager that just started knows no host yet: sagas claimed now would find nobody online and turn back.
+
+        Hosts answer the first nudge within milliseconds; those that are really away are not waited for long.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEAR_HOSTS_S):
+                while not all(self._registry.is_online(host.id) for host in self._registry.live_hosts()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
     async def _renew_for_ever(self) -> None:
         while True:
