@@ -28,6 +28,8 @@ from manager.embedded.layout import Layout
 from schemas.events import EventType
 from schemas.problems import STATUS, ProblemCode
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 

@@ -9,6 +9,8 @@ import pytest
 from manager.embedded import children
 from tests.embedded.stack import Stack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def quick_stack(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Stack:

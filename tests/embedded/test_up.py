@@ -16,6 +16,8 @@ from manager.embedded import children
 from manager.embedded.lock import holder
 from tests.embedded.stack import START_TIMEOUT_S, Stack
 
+pytestmark = pytest.mark.slow
+
 
 def _all_pids(ready: dict[str, Any]) -> list[int]:
     pids = ready["pids"]

@@ -4,6 +4,8 @@ import asyncio
 import signal
 from typing import Any
 
+import pytest
+
 from agent.private_files import write_private
 from agent.uplink import claims_of
 from schemas import subjects
@@ -15,6 +17,8 @@ from tests.bus.nats_server import RawPeer, hpub, pub
 from tests.bus.test_poison import _poisons  # pyright: ignore[reportPrivateUsage]
 from tests.fleet.audit import event_violations, streamed
 from tests.fleet.fleet import Fleet, until
+
+pytestmark = pytest.mark.slow
 
 _BACKENDS = "/v1/storage_backends"
 _CHANGES = 250  # more than the relay takes in one batch

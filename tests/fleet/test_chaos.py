@@ -12,6 +12,8 @@ from tests.fleet.chaos import weather_a_storm
 from tests.fleet.fleet import Fleet, until
 from tests.fleet.lossy_bus import LossyBus, Weather
 
+pytestmark = pytest.mark.slow
+
 OPERATIONS = int(os.environ.get("STOWAGE_CHAOS_ADDS", "32"))
 SEED = int(os.environ.get("STOWAGE_CHAOS_SEED", "7"))
 

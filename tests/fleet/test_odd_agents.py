@@ -16,6 +16,8 @@ from schemas.subjects import Uplink
 from tests.fleet.fleet import Fleet, until
 from tests.sagas.scenarios import SMB, backends
 
+pytestmark = pytest.mark.slow
+
 #: The sagas with a budget that a test can wait for.
 _QUICK = {kind: dataclasses.replace(saga, budget_s=1.0) for kind, saga in SAGAS.items()}
 
