@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -55,10 +54,6 @@ async def _serve(config: Config) -> None:
             log.info("manager stops")
     except* ConfigError as group:
         raise group.exceptions[0] from None
-    finally:
-        with contextlib.suppress(NotImplementedError):
-            for word in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(word)
 
 
 def _leave() -> None:
