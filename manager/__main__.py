@@ -33,8 +33,11 @@ def main() -> None:
         config = load(arguments.config)
         set_up_logging({"replica": config.replica}, level=arguments.log_level)
         uvloop.run(_serve(config))
-    except ConfigError as error:
-        print(f"stowage-manager: {error}", file=sys.stderr)
+    except (ConfigError, ExceptionGroup) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        print(f"stowage-manager: {refusal}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -48,12 +51,16 @@ async def _serve(config: Config) -> None:
 
     for word in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(word, end)
-    try:
-        async with running(config):
-            await stop.wait()
-            log.info("manager stops")
-    except* ConfigError as group:
-        raise group.exceptions[0] from None
+    async with running(config):
+        await stop.wait()
+        log.info("manager stops")
+
+
+def _refusal(error: Exception) -> Exception | None:
+    """The ConfigError in it, however deep a task group has wrapped it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, ConfigError) else None
 
 
 def _leave() -> None:
