@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -58,9 +59,10 @@ async def _serve(config: Config) -> None:
 
 def _refusal(error: Exception) -> Exception | None:
     """The ConfigError in it, however deep a task group has wrapped it."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error if isinstance(error, ConfigError) else None
+    if isinstance(error, ConfigError):
+        return error
+    inside = cast("tuple[Exception, ...]", getattr(error, "exceptions", ()))
+    return _refusal(inside[0]) if inside else None
 
 
 def _leave() -> None:

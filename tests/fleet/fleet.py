@@ -125,11 +125,12 @@ class Fleet:
         command_ttl_s: float = COMMAND_TTL_S,
         abandoned_s: float | None = None,
         level: str = "INFO",
+        **changes: Any,
     ) -> Api:
         """A manager in a process of its own, killed at that journal line."""
         ready = self.folder / f"{replica}.url"
         ready.unlink(missing_ok=True)
-        config = msgspec.to_builtins(self.config(replica), enc_hook=str)
+        config = msgspec.to_builtins(self.config(replica, **changes), enc_hook=str)
         order = {
             "config": config,
             "kill_at": kill_at,
