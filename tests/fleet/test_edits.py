@@ -61,6 +61,12 @@ async def test_edit_under_an_older_version_is_refused_also_when_the_version_chan
     steps = tuple(dataclasses.replace(step, do=do) if step is trial else step for step in whole.steps)
     edit = dataclasses.replace(whole, steps=steps)
     other = await stowage.manager("manager-2", definitions={**SAGAS, "backend.edit": edit})
+
+    async def has_heard_the_hosts() -> bool:
+        hosts = (await other("GET", "/v1/hosts")).body["items"]
+        return len(hosts) == 2 and all(host["state"] == "online" for host in hosts)
+
+    await until(has_heard_the_hosts, "the second manager to hear both hosts")
     slow = asyncio.create_task(
         other(
             "PATCH",
