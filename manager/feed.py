@@ -14,7 +14,7 @@ from manager.outbox import Relay
 from manager.registry import Registry
 from manager.sagas.engine import Engine
 from manager.store import operations as journal
-from manager.store.pool import Pool, connect
+from manager.store.pool import Pool, connect, is_alone, say_alive
 from manager.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Feed:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(CHANNEL, self._hear)
             # Held as long as we live: whoever gets it knows that an earlier life of this replica is over.
-            if await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", _REPLICA_LOCK, self._replica):
+            if await is_alone(connection, _REPLICA_LOCK, self._replica):
                 async with self._pool.acquire() as pooled:
                     await journal.disown(pooled, replica=self._replica, owner=self._engine.owner)
             self._tokens.forget()
@@ -90,7 +90,7 @@ class Feed:
                         async with asyncio.timeout(_ALIVE_S):
                             await lost.wait()
                     except TimeoutError:
-                        await connection.execute("SELECT 1")
+                        await say_alive(connection)
                 raise ConnectionResetError("the database closed the connection")
         except* (ConnectionResetError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as group:
             raise ConnectionResetError(str(group.exceptions[0])) from group

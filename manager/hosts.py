@@ -31,8 +31,7 @@ from schemas.validation import validate_config
 
 log = logging.getLogger(__name__)
 
-#: Advisory lock over reading the revocations and pushing them: an older list must never land last.
-_PUSH_LOCK = 7_310_005
+#: Seconds by which a revocation is dated ahead.
 _FOR_GOOD_S = 10 * 365 * 24 * 3600
 _TOKEN = re.compile(
     r"stj1\.([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{64}|-)"
@@ -163,7 +162,7 @@ class Hosts:
     async def push_revocations(self) -> None:
         """Every bus server knows all revocations. Raises BusError."""
         async with transaction(self._pool) as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _PUSH_LOCK)
+            await store.hold_revocations(connection)
             revoked = await store.revoked_keys(connection)
             now = dt.datetime.now(dt.UTC).timestamp()
             # A revoked key never returns, so whatever was or will be minted for it is refused, whichever clock dated it.

@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from manager.store import events
-from manager.store.pool import Connection, connect
+from manager.store.pool import Connection, connect, is_alone, say_alive
 from schemas import subjects
 from schemas.bus import Bus, BusError
 
@@ -54,7 +54,7 @@ class Relay:
     async def _campaign(self) -> None:
         connection = await connect(self._url)
         try:
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LEADER_LOCK):  # noqa: ASYNC110
+            while not await is_alone(connection, _LEADER_LOCK):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)  # the lock is another process's; there is no event to wait for
             log.info("relay elected")
             self.is_leader = True
@@ -68,7 +68,7 @@ class Relay:
                     async with asyncio.timeout(POLL_S):
                         await self._wake.wait()
                 except TimeoutError:
-                    await connection.execute("SELECT 1")  # a dead connection has lost the lock
+                    await say_alive(connection)
         finally:
             connection.terminate()
 

@@ -11,6 +11,9 @@ from schemas.hosts import AgentFacts
 #: Seconds in which a lost enrolment reply may be asked for again with the same keys.
 REPLAY_S = 600
 
+#: Advisory lock over reading the revocations and pushing them.
+_PUSH_LOCK = 7_310_005
+
 _COLUMNS = (
     "id, name, identity_key, sealing_key, labels, kinds, agent_version, protocol_min, protocol_max,"
     " joined_at, last_seen_at, revoked_at"
@@ -92,6 +95,11 @@ async def revoke(connection: Connection, host_id: str) -> HostRow | None:
         return None
     await connection.execute("DELETE FROM backend_host WHERE host_id = $1", host_id)
     return _row(record)
+
+
+async def hold_revocations(connection: Connection) -> None:
+    """Nobody else pushes revocations until the transaction ends: an older list must never land last."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _PUSH_LOCK)
 
 
 async def revoked_keys(connection: Connection) -> dict[str, int]:

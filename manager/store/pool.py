@@ -75,6 +75,16 @@ _SESSION = {
 }
 
 
+async def is_alone(connection: Connection, key: int, name: str = "") -> bool:
+    """Whether this session holds the advisory lock (key, name) now; it keeps it until the connection ends."""
+    return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", key, name))
+
+
+async def say_alive(connection: Connection) -> None:
+    """Raises what a lost connection raises; with it went the session's locks."""
+    await connection.execute("SELECT 1")
+
+
 @contextlib.asynccontextmanager
 async def transaction(pool: Pool) -> AsyncGenerator[Connection]:
     """A pooled connection in a transaction; it commits when the block ends without an error."""
