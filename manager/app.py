@@ -26,6 +26,7 @@ from manager.hosts import Hosts
 from manager.keys import Keys
 from manager.operations import Operations
 from manager.outbox import Relay
+from manager.probing import Probing
 from manager.registry import Registry
 from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
@@ -113,7 +114,8 @@ async def running(
             public_url=f"{scheme}://{config.listen}",
             fingerprint=fingerprint,
         )
-        backends = Backends(pool, registry, engine, operations, agents, vault, fleet_id=fleet_id)
+        backends = Backends(pool, registry, engine, operations, agents)
+        probing = Probing(pool, registry, agents, vault, fleet_id=fleet_id)
         events, tokens = Events(pool, fleet_id), Tokens(pool)
         relay = Relay(config.database_url, relay_bus, fleet_id)
         watch = Watch(pool, registry, relay, settle_s=config.host_silent_s)
@@ -158,6 +160,7 @@ async def running(
         runner = ApiRunner(
             create_api(
                 backends=backends,
+                probing=probing,
                 hosts=hosts,
                 operations=operations,
                 events=events,

@@ -4,8 +4,6 @@ Reads come from the registry. A change of name, labels, hosts, state or default 
 change that hosts must prove or undo is a saga, awaited here as long as the caller cares to wait.
 """
 
-import asyncio
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +12,11 @@ import asyncpg
 import msgspec
 
 from manager.actor import Actor
-from manager.agents import Agents, offline_fault
-from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
-from manager.observations import answered
+from manager.agents import Agents
+from manager.errors import Refused
+from manager.host_choice import HostChoice
 from manager.operations import Operations
+from manager.probing import initializable
 from manager.registry import Registry, is_settled
 from manager.sagas import moves
 from manager.sagas.default import make_default
@@ -26,24 +25,10 @@ from manager.sagas.engine import Engine
 from manager.store import backends as store
 from manager.store import events
 from manager.store.backends import BackendRow
-from manager.store.hosts import HostRow
 from manager.store.pool import Connection, Pool, transaction
-from manager.vault import Vault
-from schemas.agent_rpc import (
-    CredentialNonce,
-    Inspect,
-    Inspection,
-    Nonce,
-    Observation,
-    Preflight,
-    PreflightReport,
-    Probe,
-    Target,
-)
-from schemas.backends import Backend, BackendState, HealthStatus, HostObservation
+from schemas.backends import Backend, BackendState, HostObservation
 from schemas.credentials import Credentials
 from schemas.events import EventType
-from schemas.faults import REMEDIES, FaultCode
 from schemas.hosts import HostSelector
 from schemas.ids import is_id, new_id
 from schemas.kinds import KINDS, KindSpec
@@ -86,17 +71,13 @@ class Backends:
         engine: Engine,
         operations: Operations,
         agents: Agents,
-        vault: Vault,
-        *,
-        fleet_id: str,
     ) -> None:
         self._pool = pool
         self._registry = registry
         self._engine = engine
         self._operations = operations
         self._agents = agents
-        self._vault = vault
-        self._fleet_id = fleet_id
+        self._choice = HostChoice(registry, agents)
 
     # ---- reading
 
@@ -104,10 +85,7 @@ class Backends:
         return self._registry.backends()
 
     def get(self, ref: str) -> Backend:
-        backend = self._registry.find(ref)
-        if backend is None:
-            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]}")
-        return backend
+        return self._registry.require(ref)
 
     def observations(self, ref: str) -> tuple[HostObservation, ...]:
         return self._registry.cells(self.get(ref).id)
@@ -122,7 +100,8 @@ class Backends:
             is_taken = await store.find(connection, body.name, is_id=False) is not None
         if is_taken:
             raise Refused.because(ProblemCode.NAME_TAKEN, f"a backend named {body.name} exists already")
-        chosen = self._chosen(body.hosts)
+        chosen = self._choice.by_selector(body.hosts)
+        self._choice.require_online(chosen, body.name)
         backend_id = new_id()
         params = {
             "backend_id": backend_id,
@@ -133,7 +112,7 @@ class Backends:
             "is_default": body.is_default,
             "labels": body.labels,
             "selector": msgspec.to_builtins(body.hosts),
-            "hosts": [host.id for host in self._able(chosen, body.name)],
+            "hosts": [host.id for host in chosen],
             "first": next((h.id for h in chosen if self._registry.is_online(h.id)), None),
         }
         operation_id = await self._engine.start(
@@ -145,61 +124,6 @@ class Backends:
             credentials=body.credentials or None,
         )
         return await self._finish(operation_id, backend_id, wait_s)
-
-    async def preflight(self, body: AddBackend, actor: Actor) -> Sequence[dict[str, Any]]:
-        """One entry an online host: its checks, and what a trial saw. Nothing is persisted, nothing is left."""
-        chosen = self._chosen(body.hosts)
-        self._able(chosen, body.name)
-        target = Target(
-            backend_id=new_id(),
-            fleet_id=self._fleet_id,
-            kind=body.kind,
-            config=body.config,
-            generation=1,
-            credential_version=1 if body.credentials else 0,
-        )
-        return tuple(
-            await asyncio.gather(*(self._preflight_on(host, target, body.credentials, actor) for host in chosen))
-        )
-
-    async def _preflight_on(
-        self, host: HostRow, target: Target, credentials: Credentials, actor: Actor
-    ) -> dict[str, Any]:
-        if not self._registry.is_online(host.id):
-            missing = offline_fault(host.name)
-            return {"host": host.name, "status": HealthStatus.UNKNOWN, "checks": [], **_fault_words(missing)}
-        try:
-            sealed = b""
-            if credentials:
-                nonce = await self._agents.ask(
-                    host.id, CredentialNonce(**self._question(target.backend_id, actor), version=1), Nonce
-                )
-                sealed = self._vault.seal(host.id, target.backend_id, credentials, 1, nonce.nonce)
-            command = Preflight(**self._question(target.backend_id, actor), target=target, sealed=sealed)
-            report = await self._agents.ask(host.id, command, PreflightReport)
-        except AgentFailed as error:
-            return {"host": host.name, "status": HealthStatus.UNREACHABLE, "checks": [], **_fault_words(error.fault)}
-        except AgentError as error:
-            return {
-                "host": host.name,
-                "status": HealthStatus.UNKNOWN,
-                "checks": [],
-                "code": FaultCode.TIMED_OUT,
-                "detail": str(error),
-                "remedy": REMEDIES[FaultCode.TIMED_OUT],
-            }
-        seen = report.observation
-        failed = next((check for check in report.checks if not check.is_ok), None)
-        return {
-            "host": host.name,
-            "status": seen.status if seen else HealthStatus.UNREACHABLE,
-            "code": seen.code if seen else FaultCode.FAILED,
-            "detail": seen.detail if seen else failed and failed.detail,
-            "remedy": seen.remedy if seen else failed and failed.remedy,
-            "latency_ms": seen.latency_ms if seen else None,
-            "capacity": seen.capacity if seen else None,
-            "checks": [msgspec.to_builtins(check) for check in report.checks],
-        }
 
     # ---- editing
 
@@ -231,7 +155,7 @@ class Backends:
         if body.labels is not None and body.labels != row.labels:
             patch["labels"] = body.labels
         if body.hosts is not None and body.hosts != row.selector:
-            self._chosen(body.hosts)
+            self._choice.by_selector(body.hosts)
             patch["selector"] = msgspec.to_builtins(body.hosts)
         if body.state is not None and body.state != row.state:
             patch["state"] = body.state.value
@@ -383,70 +307,16 @@ class Backends:
             "left": "data on the storage is left alone; only the backend's marker is removed",
         }
 
-    # ---- asking the storage
-
-    async def probe(self, ref: str, actor: Actor) -> tuple[HostObservation, ...]:
-        """What every host sees now; hosts that are offline or silent are unknown."""
-        backend = self.get(ref)
-        row = self._registry.row(backend.id)
-        hosts = [h.id for h in self._registry.chosen(row) if self._registry.is_online(h.id)] if row else []
-        await asyncio.gather(*(self._probe_on(host_id, backend.id, actor) for host_id in hosts))
-        if self._registry.row(backend.id) is None:
-            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]} any more")
-        return self._registry.cells(backend.id)
-
-    async def probe_all(self, actor: Actor) -> Sequence[tuple[Backend, tuple[HostObservation, ...]]]:
-        ids = [backend.id for backend in self._registry.backends()]
-        await asyncio.gather(*(self.probe(backend_id, actor) for backend_id in ids), return_exceptions=True)
-        found = [self._registry.find(backend_id) for backend_id in ids]
-        return [(backend, self._registry.cells(backend.id)) for backend in found if backend]
-
-    async def _probe_on(self, host_id: str, backend_id: str, actor: Actor) -> None:
-        try:
-            seen = await self._agents.ask(host_id, Probe(**self._question(backend_id, actor)), Observation)
-        except AgentOffline:
-            self._registry.silence(host_id)
-            return
-        except AgentFailed as error:
-            row = self._registry.row(backend_id)
-            seen = Observation(
-                backend_id=backend_id,
-                generation=row.generation if row else 0,
-                status=HealthStatus.UNREACHABLE,
-                code=error.fault.code,
-                detail=error.fault.detail,
-                remedy=error.fault.remedy,
-                observed_at=dt.datetime.now(dt.UTC),
-            )
-        except AgentError:
-            return  # nobody knows; the last observation grows stale by itself
-        fit = answered(seen, backend_id)
-        self._registry.observe(host_id, fit)
-        async with self._pool.acquire() as connection:
-            await store.record(connection, host_id, fit)
-
-    async def inspection(self, ref: str, actor: Actor) -> dict[str, Any]:
-        """What one online host finds on the device of a backend that needs initialization."""
-        row = self._initializable(ref)
-        host = self._first_online(row)
-        try:
-            found = await self._agents.ask(
-                host.id, Inspect(**self._question(row.id, actor), target=self._target(row)), Inspection
-            )
-        except AgentError as error:
-            raise _refusal(error, host.name, row.name) from error
-        return {"host": host.name, **msgspec.to_builtins(found)}
-
     async def initialize(self, ref: str, body: InitializeBackend, actor: Actor, wait_s: float) -> Backend | Pending:
         """Ready after our structures are on the confirmed device."""
-        row = self._initializable(ref)
+        row = initializable(self._registry, ref)
         if body.confirm != row.name:
             raise Refused.because(
                 ProblemCode.INVALID_FIELD,
                 "the confirmation does not fit",
                 errors=(FieldError(pointer="/confirm", detail=f"must be the backend's name, {row.name}"),),
             )
-        first = self._first_online(row)
+        first = self._choice.first_online(row)
         operation_id = await self._engine.start(
             "backend.initialize",
             key=_key(row.id),
@@ -500,80 +370,6 @@ class Backends:
             if cell.observed_generation != row.generation and self._registry.is_online(cell.host_id):
                 await self._agents.nudge(cell.host_id)
 
-    def _chosen(self, selector: HostSelector) -> Sequence[HostRow]:
-        """The live hosts of a selector. Raises Refused when a name in it is nobody's, or nobody bears the labels."""
-        live = self._registry.live_hosts()
-        names = {host.name for host in live}
-        unknown = [name for name in selector.names if name != "*" and name not in names]
-        if unknown:
-            raise Refused.because(
-                ProblemCode.INVALID_FIELD,
-                "the hosts are not all known",
-                errors=(FieldError(pointer="/hosts/names", detail=f"there is no host {', '.join(unknown)[:200]}"),),
-            )
-        chosen = [host for host in live if selector.matches(host.name, host.labels)]
-        if not chosen and live:
-            raise Refused.because(
-                ProblemCode.INVALID_FIELD,
-                "no host is chosen",
-                errors=(FieldError(pointer="/hosts", detail="no host has such a name and such labels"),),
-            )
-        return chosen
-
-    def _able(self, chosen: Sequence[HostRow], name: str) -> Sequence[HostRow]:
-        """The chosen hosts, if one of them is online."""
-        if not self._agents.is_connected:
-            raise Refused.because(
-                ProblemCode.NO_AGENT,
-                "this manager has no connection to the bus now, so it reaches no host; nothing was changed",
-                retry_after_s=5,
-            )
-        if not any(self._registry.is_online(host.id) for host in chosen):
-            raise Refused.because(
-                ProblemCode.NO_AGENT,
-                f"none of the hosts chosen for {name} is online; nothing was changed",
-                faults=tuple(offline_fault(host.name) for host in chosen),
-                retry_after_s=5,
-            )
-        return chosen
-
-    def _initializable(self, ref: str) -> BackendRow:
-        row = self._registry.row(self.get(ref).id)
-        assert row is not None, "the registry shows only what it has"
-        if row.state is not BackendState.NEEDS_INITIALIZATION:
-            raise Refused.because(
-                ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}, there is nothing to initialize"
-            )
-        return row
-
-    def _first_online(self, row: BackendRow) -> HostRow:
-        for host in self._registry.chosen(row):
-            if self._registry.is_online(host.id):
-                return host
-        raise Refused.because(
-            ProblemCode.NO_AGENT, f"none of the hosts chosen for {row.name} is online", retry_after_s=5
-        )
-
-    def _target(self, row: BackendRow) -> Target:
-        return Target(
-            backend_id=row.id,
-            fleet_id=self._fleet_id,
-            kind=row.kind,
-            config=row.config,
-            generation=row.generation,
-            credential_version=row.credential_version,
-        )
-
-    def _question(self, backend_id: str, actor: Actor) -> dict[str, Any]:
-        """The head of a command that changes nothing: fence 0."""
-        return {
-            "command_id": new_id(),
-            "backend_id": backend_id,
-            "fence": 0,
-            "ttl_ms": self._agents.ttl_ms,
-            "request_id": actor.request_id,
-        }
-
 
 def _key(backend_id: str) -> str:
     return f"backend:{backend_id}"
@@ -616,16 +412,3 @@ def _merged(
     if errors:
         raise Refused.for_fields(errors)
     return config, credentials
-
-
-def _fault_words(fault: Any) -> dict[str, Any]:
-    return {"code": fault.code, "detail": fault.detail, "remedy": fault.remedy}
-
-
-def _refusal(error: AgentError, host: str, name: str) -> Refused:
-    """What a caller is told when the one host that was asked could not answer."""
-    if isinstance(error, AgentFailed):
-        return Refused.because(ProblemCode.PROBE_FAILED, f"{name} could not be read on {host}", faults=(error.fault,))
-    if isinstance(error, AgentOffline):
-        return Refused.because(ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host),), retry_after_s=5)
-    return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error))

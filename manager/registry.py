@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from msgspec.structs import replace
 
 from manager import health
+from manager.errors import Refused
 from manager.store import backends as backend_store
 from manager.store import hosts as host_store
 from manager.store.backends import BackendRow, Cell
@@ -22,6 +23,7 @@ from schemas.agent_rpc import Observation
 from schemas.backends import Backend, BackendState, Capability, Health, HealthStatus, HostObservation, HostSummary
 from schemas.hosts import Host, HostState
 from schemas.kinds import KINDS
+from schemas.problems import ProblemCode
 
 
 class Registry:
@@ -54,6 +56,13 @@ class Registry:
         """The backend of that id or name."""
         backend_id = ref if ref in self._rows else self._by_name.get(ref)
         return self._view(backend_id) if backend_id else None
+
+    def require(self, ref: str) -> Backend:
+        """The backend of that id or name. Raises Refused when there is none."""
+        backend = self.find(ref)
+        if backend is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]}")
+        return backend
 
     def row(self, backend_id: str) -> BackendRow | None:
         return self._rows.get(backend_id)

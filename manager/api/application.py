@@ -6,18 +6,20 @@ from manager.api.auth import FAILURES, FailureLimit, authenticate
 from manager.api.edge import add_headers, edge
 from manager.api.events import STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
-from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, READINESS, TOKENS, Readiness
+from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, PROBING, READINESS, TOKENS, Readiness
 from manager.api.routes import build_routes
 from manager.backends import Backends
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
+from manager.probing import Probing
 from manager.tokens import Tokens
 
 
 def create_api(
     *,
     backends: Backends,
+    probing: Probing,
     hosts: Hosts,
     operations: Operations,
     events: Events,
@@ -30,6 +32,7 @@ def create_api(
     # client_max_size is not in use: decoding.read_body has its own limit, and its own words.
     app = web.Application(middlewares=(edge, authenticate, idempotent))
     app[BACKENDS] = backends
+    app[PROBING] = probing
     app[HOSTS] = hosts
     app[OPERATIONS] = operations
     app[EVENTS] = events

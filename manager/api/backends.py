@@ -4,7 +4,7 @@ from aiohttp import hdrs, web
 
 from manager.api import decoding
 from manager.api.encoding import accepted_response, backend_response, json_response, page_response
-from manager.api.keys import ACTOR, BACKENDS
+from manager.api.keys import ACTOR, BACKENDS, PROBING
 from manager.api.paging import page_of
 from manager.backends import Pending
 from schemas.backends import BackendState, HealthStatus
@@ -70,22 +70,22 @@ async def show_hosts_of_backend(request: web.Request) -> web.Response:
 
 
 async def probe_backend(request: web.Request) -> web.Response:
-    return json_response({"hosts": await request.app[BACKENDS].probe(request.match_info["ref"], request[ACTOR])})
+    return json_response({"hosts": await request.app[PROBING].probe(request.match_info["ref"], request[ACTOR])})
 
 
 async def probe_all_backends(request: web.Request) -> web.Response:
-    probed = await request.app[BACKENDS].probe_all(request[ACTOR])
+    probed = await request.app[PROBING].probe_all(request[ACTOR])
     items = [{"backend": backend.name, "backend_id": backend.id, "hosts": hosts} for backend, hosts in probed]
     return json_response({"items": items})
 
 
 async def preflight(request: web.Request) -> web.Response:
     body = decode_add_backend(await decoding.read_body(request))
-    return json_response({"hosts": await request.app[BACKENDS].preflight(body, request[ACTOR])})
+    return json_response({"hosts": await request.app[PROBING].preflight(body, request[ACTOR])})
 
 
 async def inspect_backend(request: web.Request) -> web.Response:
-    return json_response(await request.app[BACKENDS].inspection(request.match_info["ref"], request[ACTOR]))
+    return json_response(await request.app[PROBING].inspection(request.match_info["ref"], request[ACTOR]))
 
 
 async def initialize_backend(request: web.Request) -> web.Response:

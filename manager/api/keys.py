@@ -10,12 +10,14 @@ from manager.backends import Backends
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
+from manager.probing import Probing
 from manager.tokens import Tokens
 
 #: What is not ready yet, in words, by subsystem; empty: ready.
 Readiness: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 
 BACKENDS: web.AppKey[Backends] = web.AppKey("backends", Backends)
+PROBING: web.AppKey[Probing] = web.AppKey("probing", Probing)
 HOSTS: web.AppKey[Hosts] = web.AppKey("hosts", Hosts)
 OPERATIONS: web.AppKey[Operations] = web.AppKey("operations", Operations)
 EVENTS: web.AppKey[Events] = web.AppKey("events", Events)

@@ -11,13 +11,7 @@ from agent.command import MAX_OUTPUT_BYTES, ToolRunner
 from agent.errors import AgentFault
 from schemas.faults import FaultCode
 from tests.agent.waiting import until
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+from tests.processes import runs
 
 
 async def test_run_failing_tool_gives_exit_code_and_both_outputs() -> None:

@@ -14,6 +14,7 @@ from agent.errors import AgentFault
 from agent.workers import WorkerPool
 from schemas.faults import FaultCode
 from tests.agent.waiting import until
+from tests.processes import runs
 
 
 @pytest.fixture
@@ -26,14 +27,6 @@ async def fault_of(pool: WorkerPool, job: str, *, key: str = "k", timeout_s: flo
     with pytest.raises(AgentFault) as caught:
         await pool.run(job, args, key=key, timeout_s=timeout_s)
     return caught.value
-
-
-def exists(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def test_run_job_that_answers_gives_its_answer_from_another_process(pool: WorkerPool) -> None:
@@ -87,7 +80,7 @@ async def test_run_sleeping_job_is_killed_at_its_deadline(pool: WorkerPool, tmp_
     assert caught.fault.code is FaultCode.TIMED_OUT
     assert time.monotonic() - started < 2
     pid = int(began.read_text())
-    await until(lambda: not exists(pid))
+    await until(lambda: not runs(pid))
     assert pool.hung_count == 0
     assert (await pool.run("echo", {}, key="k", timeout_s=5))["pid"]
 
@@ -142,7 +135,7 @@ async def test_run_cancelled_caller_kills_the_job(pool: WorkerPool, tmp_path: Pa
     with pytest.raises(asyncio.CancelledError):
         await task
     pid = int(began.read_text())
-    await until(lambda: not exists(pid))
+    await until(lambda: not runs(pid))
     assert pool.hung_count == 0
 
 
@@ -155,7 +148,7 @@ async def test_zygote_killed_with_a_job_under_way_is_noticed_and_restarted(pool:
     os.kill(first, signal.SIGKILL)
     caught = await asyncio.wait_for(task, 5)
     assert caught.fault.code is FaultCode.FAILED
-    await until(lambda: not exists(int(began.read_text())))
+    await until(lambda: not runs(int(began.read_text())))
     assert (await pool.run("echo", {}, key="k", timeout_s=5))["pid"]
     assert pool.zygote_pid != first
 
@@ -165,7 +158,7 @@ async def test_zygote_killed_before_the_pool_is_left_harms_nothing() -> None:
         await pool.run("echo", {}, key="k", timeout_s=5)
         assert pool.zygote_pid is not None
         os.kill(pool.zygote_pid, signal.SIGKILL)
-        await until(lambda: not exists(pool.zygote_pid or 0))
+        await until(lambda: not runs(pool.zygote_pid or 0))
         await asyncio.sleep(0)
 
 
@@ -190,8 +183,8 @@ async def test_pool_left_ends_zygote_and_children(tmp_path: Path) -> None:
     (outcome,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
     assert isinstance(outcome, AgentFault | asyncio.CancelledError)
     assert zygote is not None
-    assert not exists(zygote)
-    await until(lambda: not exists(int(began.read_text())))
+    assert not runs(zygote)
+    await until(lambda: not runs(int(began.read_text())))
 
 
 async def test_pool_leaks_no_descriptor(pool: WorkerPool) -> None:

@@ -15,6 +15,7 @@ import pytest
 from manager.embedded import children
 from manager.embedded.lock import holder
 from tests.embedded.stack import START_TIMEOUT_S, Stack
+from tests.processes import runs
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ def _all_pids(ready: dict[str, Any]) -> list[int]:
 
 def _all_end(pids: list[int], timeout_s: float) -> bool:
     """Whether every one of the processes ends in time."""
-    return children.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=timeout_s)
+    return children.wait_until(lambda: not any(runs(pid) for pid in pids), timeout_s=timeout_s)
 
 
 def _parent(pid: int) -> int:

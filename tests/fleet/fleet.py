@@ -29,6 +29,7 @@ from manager.sagas.steps import SagaDef
 from schemas.bus import Bus
 from tests.bus.nats_server import NatsServer
 from tests.fleet.world import World
+from tests.processes import runs
 
 #: Seconds a condition may take on a busy machine before the test has failed.
 PATIENCE_S = 30.0
@@ -162,7 +163,7 @@ class Fleet:
         return self.folder / f"{replica}.log"
 
     def is_dead(self, replica: str) -> bool:
-        return not Path(f"/proc/{self._children[replica]}").exists()
+        return not runs(self._children[replica])
 
     def _client(self, url: str) -> Api:
         tokens = sorted(self.folder.glob("*/admin.token"))

@@ -23,11 +23,18 @@ from manager.embedded.postgres import Postgres
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
+from manager.probing import Probing
 from manager.store.migrate import migrate
 from manager.store.pool import Pool, connect, open_pool
 from manager.tokens import Tokens
 from schemas.requests import CreateToken
-from tests.manager.api.stand_ins import BackendsInMemory, EventsInMemory, HostsInMemory, OperationsInMemory
+from tests.manager.api.stand_ins import (
+    BackendsInMemory,
+    EventsInMemory,
+    HostsInMemory,
+    OperationsInMemory,
+    ProbingInMemory,
+)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -143,6 +150,7 @@ async def api(pool: Pool) -> AsyncIterator[Api]:
 
         app = create_api(
             backends=cast("Backends", api.backends),
+            probing=cast("Probing", ProbingInMemory(api.backends)),
             hosts=cast("Hosts", api.hosts),
             operations=cast("Operations", api.operations),
             events=cast("Events", api.events),

@@ -133,20 +133,6 @@ class BackendsInMemory:
     async def plan_removal(self, ref: str) -> dict[str, Any]:
         return {"backend": self.get(ref).name, "blockers": []}
 
-    async def probe(self, ref: str, actor: Actor) -> tuple[HostObservation, ...]:
-        if self.failure is not None:
-            raise self.failure
-        return self.observations(ref)
-
-    async def probe_all(self, actor: Actor) -> Sequence[tuple[Backend, tuple[HostObservation, ...]]]:
-        return [(row, self.observations(row.id)) for row in self.rows.values()]
-
-    async def preflight(self, body: AddBackend, actor: Actor) -> Sequence[dict[str, Any]]:
-        return [{"host": "hv1", "checks": []}]
-
-    async def inspection(self, ref: str, actor: Actor) -> dict[str, Any]:
-        return {"wwid": "w", "size_bytes": 1, "backend": self.get(ref).name}
-
     async def initialize(self, ref: str, body: InitializeBackend, actor: Actor, wait_s: float) -> Backend | Pending:
         return self.get(ref)
 
@@ -174,6 +160,27 @@ class BackendsInMemory:
         row = msgspec.structs.replace(row, **changes)
         self.rows[row.id] = row
         return row
+
+
+class ProbingInMemory:
+    """Asks about the backends of the other stand-in, and fails as they do."""
+
+    def __init__(self, backends: BackendsInMemory) -> None:
+        self._backends = backends
+
+    async def probe(self, ref: str, actor: Actor) -> tuple[HostObservation, ...]:
+        if self._backends.failure is not None:
+            raise self._backends.failure
+        return self._backends.observations(ref)
+
+    async def probe_all(self, actor: Actor) -> Sequence[tuple[Backend, tuple[HostObservation, ...]]]:
+        return [(row, self._backends.observations(row.id)) for row in self._backends.rows.values()]
+
+    async def preflight(self, body: AddBackend, actor: Actor) -> Sequence[dict[str, Any]]:
+        return [{"host": "hv1", "checks": []}]
+
+    async def inspection(self, ref: str, actor: Actor) -> dict[str, Any]:
+        return {"wwid": "w", "size_bytes": 1, "backend": self._backends.get(ref).name}
 
 
 class HostsInMemory:
