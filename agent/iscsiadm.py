@@ -268,6 +268,10 @@ def _auth_settings(chap: Credentials) -> dict[str, str]:
         if value != value.strip() or any(char in value for char in "\n\r\0") or len(value.encode()) > 255:
             raise AgentFault.of(FaultCode.AUTH_FAILED, f"the CHAP {name} cannot be kept by open-iscsi",
                                 "Use CHAP names and secrets of at most 255 bytes that neither begin nor end with a blank")  # fmt: skip
+    if bool(fields.get("mutual_username")) != bool(fields.get("mutual_password")):
+        # Left out of the record, half a pair would be logged in with as if the target had nothing to prove.
+        raise AgentFault.of(FaultCode.AUTH_FAILED, "mutual CHAP has a user name or a password, not both",
+                            "Give mutual_username and mutual_password together")  # fmt: skip
     return {
         f"{_AUTH}authmethod": "CHAP" if fields.get("username") else "None",
         f"{_AUTH}username": fields.get("username", ""),

@@ -3,7 +3,8 @@
 From a field's annotation come its validation, its words, its place in the web form, its CLI option
 and its line in the API document. `Meta(extra=…)` carries what JSON Schema has no word for:
 `error` (what is wrong, in words, where a pattern or bound is not met), `change` (`fixed`: never,
-`remount`: at the next mount, `live`: at once), `advanced`, `secret`, `placeholder`.
+`remount`: at the next mount, `live`: at once), `advanced`, `secret`, `placeholder`, `goes_with` (the
+field without which this one means nothing).
 """
 
 from dataclasses import dataclass
@@ -27,9 +28,22 @@ _EXTERNAL = Capability.EXTERNAL
 
 
 def field_hints(
-    change: str, *, error: str = "", placeholder: str = "", is_advanced: bool = False, is_secret: bool = False
+    change: str,
+    *,
+    error: str = "",
+    placeholder: str = "",
+    is_advanced: bool = False,
+    is_secret: bool = False,
+    goes_with: str = "",
 ) -> dict[str, Any]:
-    return {"error": error, "change": change, "placeholder": placeholder, "advanced": is_advanced, "secret": is_secret}
+    return {
+        "error": error,
+        "change": change,
+        "placeholder": placeholder,
+        "advanced": is_advanced,
+        "secret": is_secret,
+        "goes_with": goes_with,
+    }
 
 
 Server = Annotated[
@@ -268,7 +282,9 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         Meta(
             title="Mutual CHAP user name",
             max_length=255,
-            extra=field_hints("remount", error="must have at most 255 characters", is_advanced=True),
+            extra=field_hints(
+                "remount", error="must have at most 255 characters", is_advanced=True, goes_with="mutual_password"
+            ),
         ),
     ] = ""
     mutual_password: Annotated[
@@ -276,7 +292,13 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         Meta(
             title="Mutual CHAP password",
             max_length=255,
-            extra=field_hints("remount", error="must have at most 255 characters", is_advanced=True, is_secret=True),
+            extra=field_hints(
+                "remount",
+                error="must have at most 255 characters",
+                is_advanced=True,
+                is_secret=True,
+                goes_with="mutual_username",
+            ),
         ),
     ] = ""
 

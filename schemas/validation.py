@@ -63,6 +63,8 @@ def json_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
             prop["x-error"] = extra["error"]
         if extra["secret"]:
             prop |= {"writeOnly": True, "format": "password"}
+        if other := extra.get("goes_with"):
+            schema.setdefault("dependentRequired", {})[name] = [other]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -108,6 +110,12 @@ def _validate(
             errors.append(FieldError(pointer=pointer, detail="must not begin with -"))
             continue
         values[name] = value
+    if not is_partial:
+        errors += [
+            FieldError(pointer=f"{at}/{other}", detail=f"is required with {name}")
+            for name, extra in extras.items()
+            if (other := extra.get("goes_with")) and name in raw and other not in raw
+        ]
     return values, errors
 
 

@@ -145,6 +145,14 @@ async def test_login_with_a_secret_that_the_record_cannot_hold_runs_nothing(worl
     assert caught.value.fault.code is FaultCode.AUTH_FAILED and password not in str(caught.value)
 
 
+@pytest.mark.parametrize("half", ["mutual_username", "mutual_password"])
+async def test_login_with_half_of_the_mutual_pair_runs_nothing(world: FakeIscsi, half: str) -> None:
+    chap = Credentials({"username": "chap", "password": "secret", half: "canary"})
+    with pytest.raises(AgentFault) as caught:
+        await iscsi_with(world).login(NODE, chap)
+    assert caught.value.fault.code is FaultCode.AUTH_FAILED and "canary" not in str(caught.value)
+
+
 async def test_write_record_waits_for_the_lock_that_iscsiadm_holds(world: FakeIscsi) -> None:
     world.lock_dir.mkdir(parents=True)
     (world.lock_dir / "lock").touch()

@@ -140,6 +140,17 @@ def test_every_field_has_title_and_description_and_every_constraint_its_words(sp
     assert fixed_fields(spec) | remount_fields(spec)
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"), [("mutual_username", "mutual_password"), ("mutual_password", "mutual_username")]
+)
+def test_half_of_a_mutual_pair_is_refused_where_the_other_half_is_not_known(given: str, missing: str) -> None:
+    raw = {"username": "u", "password": "p", given: "x"}
+    assert [error.pointer for error in validate_credentials(ISCSI_LVM, raw)[1]] == [f"/credentials/{missing}"]
+    assert validate_credentials(ISCSI_LVM, {given: "x"}, is_partial=True)[1] == []
+    assert ISCSI_LVM.credentials is not None
+    assert json_schema(ISCSI_LVM.credentials)["dependentRequired"][given] == [missing]
+
+
 def test_secrets_are_write_only_in_the_schema() -> None:
     assert SMB.credentials is not None
     password = json_schema(SMB.credentials)["properties"]["password"]
