@@ -9,6 +9,7 @@ from schemas.problems import STATUS, TITLES, FieldError, Problem, ProblemCode
 
 #: Seconds; an agent that restarts is back within one.
 NO_AGENT_RETRY_S = 5
+DATABASE_RETRY_S = 5
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,15 @@ def refusal(error: Exception) -> ManagerError | None:
 def internal() -> ManagerError:
     return Refused.because(
         ProblemCode.INTERNAL, "something failed inside; the manager's log has it under this request id"
+    )
+
+
+def database_away() -> ManagerError:
+    """Sent as 503: another replica, or a later moment, may do better. The commit itself may have been what was cut off."""
+    return Refused.because(
+        ProblemCode.INTERNAL,
+        "the database does not answer now; look whether the change was made before you repeat it",
+        retry_after_s=DATABASE_RETRY_S,
     )
 
 

@@ -11,6 +11,7 @@ from manager import problems
 from manager.api.encoding import problem_response
 from manager.api.keys import ACTOR, REQUEST_ID
 from manager.errors import ManagerError, Refused
+from manager.store.pool import DATABASE_AWAY
 from schemas.ids import new_id
 from schemas.logs import about
 from schemas.problems import ProblemCode
@@ -89,6 +90,9 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return await handler(request)
     except web.HTTPException as error:
         return http_problem(error, request_id)
+    except DATABASE_AWAY as error:
+        log.error("request failed, the database does not answer", extra={"request_id": request_id}, exc_info=error)
+        return problem_response(problems.database_away(), request_id, status=503)
     except Exception as error:
         known = problems.refusal(error)
         if known is None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -121,3 +122,13 @@ async def test_bug_is_500_with_the_trace_in_the_log_alone(api: Api, caplog: pyte
     failed = [r for r in caplog.records if r.msg == "request failed"]
     assert [r.__dict__["request_id"] for r in failed] == [problem["request_id"]]
     assert failed[0].exc_info is not None
+
+
+@pytest.mark.parametrize("away", [ConnectionRefusedError(), asyncpg.AdminShutdownError("c4n4ry"), TimeoutError()])
+async def test_database_that_does_not_answer_is_503_with_retry_after(away: Exception, api: Api) -> None:
+    row = api.backends.insert("tank")
+    api.backends.failure = away
+    answer = await api.call("POST", f"/v1/storage_backends/{row.id}/probe")
+    assert "database" in answer.problem(503, "internal")["detail"]
+    assert answer.headers["Retry-After"] == "5"
+    assert "c4n4ry" not in answer.body.decode()
