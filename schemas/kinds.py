@@ -20,7 +20,8 @@ _SERVER = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:]*:[0-9
 _SERVER_ERROR = "must be a host name, an IPv4 address or an IPv6 address"
 # Absolute, no empty, `.` or `..` segment, no comma, blank-free of control characters (checked apart).
 _PATH = r"^(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)+/?$"
-_SUBDIR = r"^(?!/)(?:(?!\.{1,2}(?:/|$))[^/,\\]+/?)*$"
+# Each slash belongs to exactly one segment: where a pattern can split a text in two ways, one POST can freeze the manager.
+_SUBDIR = r"^(?:(?!\.{1,2}(?:/|$))[^/,\\]+(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)*/?)?$"
 
 _CLONE = Capability.CLONE_FROM_IMAGE
 _SNAPSHOT = Capability.SNAPSHOT
@@ -310,7 +311,7 @@ class KindSpec:
     is_shared: all hosts see the same storage, so one host's marker must be seen by the others.
     can_initialize: an empty device can be made ready on command.
     marks_alone: our marks are metadata that two hosts must not write at the same moment.
-    mount_options: names that `options` may hold; a name that ends in `=` wants a value.
+    mount_options: names that `options` may hold; a name that ends in `=` wants a value, in `=#` a whole number.
     """
 
     kind: str
@@ -337,9 +338,9 @@ NFS = KindSpec(
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
     mount_options=_options(
-        "hard soft softerr noatime nodiratime relatime timeo= retrans= rsize= wsize= nconnect= "
-        "max_connect= proto= port= mountport= mountproto= nolock lock local_lock= ac noac actimeo= "
-        "acregmin= acregmax= acdirmin= acdirmax= lookupcache= nosharecache sharecache resvport "
+        "hard soft softerr noatime nodiratime relatime timeo=# retrans=# rsize=# wsize=# nconnect=# "
+        "max_connect=# proto= port=# mountport=# mountproto= nolock lock local_lock= ac noac actimeo=# "
+        "acregmin=# acregmax=# acdirmin=# acdirmax=# lookupcache= nosharecache sharecache resvport "
         "noresvport sec= async sync fsc nofsc trunkdiscovery notrunkdiscovery clientaddr= xprtsec= "
         "nocto cto rdirplus nordirplus write="
     ),
@@ -352,10 +353,10 @@ SMB = KindSpec(
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
     mount_options=_options(
-        "noatime nodiratime relatime seal sign sec= port= cache= actimeo= acregmax= acdirmax= rsize= "
-        "wsize= nobrl hard soft echo_interval= handletimeout= max_credits= multichannel max_channels= "
+        "noatime nodiratime relatime seal sign sec= port=# cache= actimeo=# acregmax=# acdirmax=# rsize=# "
+        "wsize=# nobrl hard soft echo_interval=# handletimeout=# max_credits=# multichannel max_channels=# "
         "nosharesock noserverino serverino mfsymlinks uid= gid= file_mode= dir_mode= iocharset= "
-        "resilienthandles persistenthandles nopersistenthandles retrans= ip= closetimeo="
+        "resilienthandles persistenthandles nopersistenthandles retrans=# ip= closetimeo=#"
     ),
 )
 ISCSI_LVM = KindSpec(

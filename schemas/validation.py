@@ -139,7 +139,11 @@ def _option_errors(options: str, allowed: frozenset[str], at: str) -> list[Field
     errors: list[FieldError] = []
     for option in options.split(","):
         name, equals, value = option.partition("=")
-        if name + equals not in allowed or (equals and not re.fullmatch(r"[A-Za-z0-9_.:/-]+", value)):
+        is_right = (
+            (name + equals in allowed and (not equals or re.fullmatch(r"[A-Za-z0-9_.:/-]+", value)))
+            or (f"{name}{equals}#" in allowed and re.fullmatch(r"[0-9]{1,10}", value))
+        )  # fmt: skip
+        if not is_right:
             shown = name if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "(unreadable)"
             errors.append(FieldError(pointer=at, detail=f"option {shown} is not allowed here, or its value is not"))
     return errors

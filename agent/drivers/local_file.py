@@ -7,20 +7,23 @@ later moves nothing; what it resolves to must not be a folder of the system or o
 """
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.configs import decode_config, refuse_verb
+from agent.configs import decode_config, held_config, refuse_verb
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.memory import Memory
-from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key
+from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key, unreached
 from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
 from schemas.backends import Capability
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import LOCAL_FILE, LocalFileConfig
+
+log = logging.getLogger(__name__)
 
 #: Nobody keeps VM disks there, and a marker or an image in them may stop a host from booting.
 _SYSTEM_DIRS = tuple(map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")))
@@ -90,9 +93,14 @@ class LocalFile:
             memory.forget()
             return ReleaseReport()
         root_dir = remembered.get("root_dir") or str(target.config.get("root_dir", ""))
-        report = await self._probes.clear(
-            Path(root_dir), target, space, shown_as=root_dir, is_own_folder=remembered.get("made") == "yes"
-        )
+        try:
+            report = await self._probes.clear(
+                Path(root_dir), target, space, shown_as=root_dir, is_own_folder=remembered.get("made") == "yes"
+            )
+        except AgentFault as error:
+            # A disk that is dead must not be held for ever: nothing of it is in the kernel, only our marker is on it.
+            log.warning("marker stays", extra={"root_dir": root_dir, "code": str(error.fault.code)})
+            report = ReleaseReport(left=(unreached(root_dir, error.fault.code),))
         memory.forget()
         return report
 
@@ -123,7 +131,7 @@ class LocalFile:
 
     async def is_attached(self, target: Target, space: Workspace) -> bool:
         """Whether its folder is where it was attached, and a mount point if it has to be."""
-        config = decode_config(LOCAL_FILE, LocalFileConfig, target)
+        config = held_config(LocalFileConfig, target)
         remembered = Memory(space.dir, _MEMORY).read()
         if remembered.get("attached") != "yes":
             return False

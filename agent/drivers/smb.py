@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.configs import decode_config, decode_partial, refuse_verb
+from agent.configs import decode_config, decode_partial, held_config, refuse_verb
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.mounted_folders import MountedFolders, Place
@@ -50,30 +50,35 @@ class Smb:
     ) -> ProbeReport:
         path = _secret_path(target, space)
         secret = _secret_file(path, target, credentials)
-        return await self._folders.attach(_place(target, path), target, space, secret, establish=establish)
+        return await self._folders.attach(
+            _place(_config(target), target, path), target, space, secret, establish=establish
+        )
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
-        return await self._folders.probe(_place(target, _secret_path(target, space)), target, space)
+        place = _place(_config(target), target, _secret_path(target, space))
+        return await self._folders.probe(place, target, space)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
-        return await self._folders.release(
-            _place(target, _secret_path(target, space)), target, space, remove_marker=remove_marker
-        )
+        place = _place(_held(target), target, _secret_path(target, space), is_held=True)
+        return await self._folders.release(place, target, space, remove_marker=remove_marker)
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         """nosharesock: on a shared connection an old session could answer for a new password."""
-        path = space.run_dir / f"{target.backend_id}.trial.smb"
+        path = _trial_secret_path(target, space)
         secret = _secret_file(path, target, credentials)
-        return await self._folders.trial(_place(target, path), target, space, secret, "nosharesock")
+        place = _place(_config(target), target, path)
+        return await self._folders.trial(place, target, space, secret, "nosharesock")
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
-        await self._folders.clean_trial(space)
+        place = _place(_held(target), target, _trial_secret_path(target, space), is_held=True)
+        await self._folders.clean_trial(place, target, space)
 
     async def is_attached(self, target: Target, space: Workspace) -> bool:
-        return self._folders.is_attached(_place(target, _secret_path(target, space)), target, space)
+        place = _place(_held(target), target, _secret_path(target, space), is_held=True)
+        return self._folders.is_attached(place, target, space)
 
     async def checks(self, target: Target) -> tuple[Check, ...]:
-        config = decode_config(SMB, SmbConfig, target)
+        config = _config(target)
         tool = await tool_check(self._commands, ["mount.cifs", "-V"], _INSTALL)
         port = next(
             (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
@@ -120,12 +125,20 @@ class Smb:
         raise refuse_verb(SMB, "initialization")
 
 
-def _place(target: Target, secret_path: Path) -> Place:
-    config = decode_config(SMB, SmbConfig, target)
-    if "," in str(secret_path):
+def _config(target: Target) -> SmbConfig:
+    return decode_config(SMB, SmbConfig, target)
+
+
+def _held(target: Target) -> SmbConfig:
+    return held_config(SmbConfig, target)
+
+
+def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: bool = False) -> Place:
+    """is_held: it was mounted before, so what would keep it from being mounted must not keep it from being let go."""
+    if "," in str(secret_path) and not is_held:
         raise AgentFault.of(FaultCode.FAILED, "the agent's state folder has a comma in its path, so mount.cifs cannot read files there",
                             "Move the agent's state folder")  # fmt: skip
-    name, address = _unc_host(config.server)
+    name, address = _unc_host(config.server, is_held=is_held)
     chosen = tuple(option for option in config.options.split(",") if option)
     # credential_version 0 is guest access by definition of the target.
     login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
@@ -143,7 +156,7 @@ def _place(target: Target, secret_path: Path) -> Place:
     )
 
 
-def _unc_host(server: str) -> tuple[str, str]:
+def _unc_host(server: str, *, is_held: bool = False) -> tuple[str, str]:
     """The server's name as it stands in a UNC path, and the address for `ip=` where the name can't be resolved.
 
     A colon can't stand in a UNC path, so an IPv6 address is spelled as Windows does: fd00--1.ipv6-literal.net, a zone after an `s`.
@@ -157,13 +170,20 @@ def _unc_host(server: str) -> tuple[str, str]:
         try:
             zone = str(socket.if_nametoindex(zone))
         except OSError as error:
-            raise AgentFault.of(FaultCode.NAME_NOT_RESOLVED, f"this host has no network interface {zone}") from error
+            if not is_held:
+                raise AgentFault.of(
+                    FaultCode.NAME_NOT_RESOLVED, f"this host has no network interface {zone}"
+                ) from error
     literal = address.replace(":", "-") + (f"s{zone}" if zone else "")
     return f"{literal}.ipv6-literal.net", address + (f"%{zone}" if zone else "")
 
 
 def _secret_path(target: Target, space: Workspace) -> Path:
     return space.run_dir / f"{target.backend_id}.smb"
+
+
+def _trial_secret_path(target: Target, space: Workspace) -> Path:
+    return space.run_dir / f"{target.backend_id}.trial.smb"
 
 
 def _secret_file(path: Path, target: Target, credentials: Credentials) -> SecretFile | None:

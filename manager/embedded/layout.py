@@ -75,15 +75,19 @@ class Layout:
         return self.log("up")
 
     def create(self) -> None:
-        """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root.
+        """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root, and
+        the user of a VM to the agents' mounts.
 
         A data folder that exists is left as it is: whoever made it decided who may pass.
         """
         if not self.data.exists():
             self.data.mkdir(parents=True)
             self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        for folder in (self.postgres, self.nats, self.keys, self.logs, self.data / "agents"):
+        for folder in (self.postgres, self.nats, self.keys, self.logs):
             folder.mkdir(mode=0o700, exist_ok=True)
+        agents = self.data / "agents"
+        agents.mkdir(mode=0o700, exist_ok=True)
+        agents.chmod(0o711)
 
     def rotate_logs(self) -> None:
         """Every child's log begins empty; the last run's is beside it as `.1`."""

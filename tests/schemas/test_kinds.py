@@ -53,6 +53,13 @@ def test_good_config_is_completed_with_its_defaults(spec: KindSpec) -> None:
         (NFS, "options", "noatime,,hard"),
         (NFS, "options", "timeo"),
         (NFS, "options", "timeo=1;2"),
+        (NFS, "options", "port=abc"),
+        (NFS, "options", "port="),
+        (NFS, "options", "timeo=99999999999"),
+        (NFS, "subdir", "a//b"),
+        (NFS, "subdir", "a/../b"),
+        (NFS, "subdir", "a/.."),
+        (NFS, "subdir", "."),
         (SMB, "share", "a/b"),
         (SMB, "share", "a\\b"),
         (SMB, "share", "a,uid=0"),
@@ -76,6 +83,28 @@ def test_bad_value_is_refused_at_its_field_in_words(spec: KindSpec, field: str, 
     _, errors = validate_config(spec, {**_GOOD[spec.kind], field: value})
     assert [error.pointer for error in errors] == [f"/config/{field}"]
     assert "regex" not in errors[0].detail
+
+
+@pytest.mark.parametrize("subdir", ["", "a", "a/", "a/b", ".a/..b/c..", "a b/c"])
+def test_every_way_to_name_a_sub_folder_is_let_in(subdir: str) -> None:
+    assert validate_config(NFS, {**_GOOD["nfs"], "subdir": subdir})[1] == []
+
+
+@pytest.mark.parametrize("unit", ["a", "/a", "a/", "a.", "a:", "-", "/.", "[a", "iqn.2026-01.a"])
+@pytest.mark.parametrize("end", [",", "\n", "\\", "!", "/../"])
+@pytest.mark.parametrize("spec", KINDS.values(), ids=lambda spec: spec.kind)
+def test_long_text_that_almost_fits_is_judged_without_a_search_through_all_splits(
+    spec: KindSpec, unit: str, end: str
+) -> None:
+    """A pattern that can split a text in many ways would not come back from these."""
+    fields = msgspec.inspect.type_info(spec.config)
+    assert isinstance(fields, msgspec.inspect.StructType)
+    for field in fields.fields:
+        words = field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+        if isinstance(words, msgspec.inspect.StrType):
+            text = (unit * 1024)[: (words.max_length or 1024) - len(end)] + end
+            _, errors = validate_config(spec, {**_GOOD[spec.kind], field.encode_name: text})
+            assert {error.pointer for error in errors} <= {f"/config/{field.encode_name}"}
 
 
 @pytest.mark.parametrize(
