@@ -36,6 +36,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     manager_key: hex of the manager's Ed25519 key; only credentials that it signed are opened.
     nats_ca: file with the CA of the bus's servers, where they speak TLS with a certificate of a CA of their own.
+    reserved_dirs: absolute paths of folders that no local_file backend may be in or around, beside the agent's own.
     """
 
     host_id: str
@@ -45,6 +46,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nats_urls: tuple[str, ...]
     manager_key: str
     nats_ca: str = ""
+    reserved_dirs: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     intervals: Intervals = Intervals()
 

@@ -113,8 +113,11 @@ class Mounts:
 
     def at(self, where: Path) -> Mount | None:
         """What is visible at the place, if anything is mounted there."""
-        text = self._mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
-        return next((mount for mount in reversed(parse_mountinfo(text)) if mount.where == where), None)
+        return next((mount for mount in reversed(self._all()) if mount.where == where), None)
+
+    def below(self, folder: Path) -> tuple[Mount, ...]:
+        """What is mounted on the folder's own children, one entry a place."""
+        return tuple({mount.where: mount for mount in self._all() if mount.where.parent == folder}.values())
 
     async def mount(self, plan: MountPlan, where: Path, secret: SecretFile | None = None) -> None:
         """The plan is mounted there, as the kernel confirms. Raises AgentFault and leaves nothing mounted and no folder.
@@ -156,6 +159,9 @@ class Mounts:
                     raise
         _remove_folder(where)
         return was_lazy
+
+    def _all(self) -> tuple[Mount, ...]:
+        return parse_mountinfo(self._mountinfo.read_text(encoding="utf-8", errors="surrogateescape"))
 
     async def _try_harder(self, where: Path, way: str) -> bool:
         """Whether nothing is mounted there any more. -i: without the helper, which would ask a dead server first."""

@@ -34,7 +34,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "uplink",
         ),
         ("mounts", "iscsiadm", "lvm", "probes", "join"),
-        ("scsi", "mounted_folders"),
+        ("scsi", "mounted_folders", "strays"),
         ("luns",),
         ("host",),
         ("drivers.*", "health", "reconcile", "rpc"),

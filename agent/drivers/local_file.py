@@ -15,6 +15,7 @@ from typing import Any
 from agent.configs import decode_config, held_config, refuse_verb
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.jobs import MARKER_NAME
 from agent.memory import Memory
 from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key, unreached
 from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
@@ -169,8 +170,10 @@ class LocalFile:
         """The folder with links resolved, and whether it exists; refuses what must not be used."""
         found = await self._run("look_at_dir", Path(root_dir), target, is_trial=is_trial)
         folder = Path(found["path"])
-        _refuse_system_dir(folder, (space.run_dir.parent, space.mount_dir.parent, space.trial_dir.parent))
+        _refuse_system_dir(folder, space.reserved)
         _refuse_unmounted(config, found)
+        if Memory(space.dir, _MEMORY).read().get("attached") != "yes":
+            _refuse_nested(folder, found["inside"], space)
         return folder, bool(found["exists"])
 
     async def _clear_made(self, folder: Path, target: Target, space: Workspace, memory: Memory) -> None:
@@ -185,20 +188,40 @@ class LocalFile:
         )
 
 
-def _refuse_system_dir(folder: Path, agent_dirs: tuple[Path, ...]) -> None:
-    """Raises AgentFault permission_denied for / and for a folder of the system or of the agent."""
+def _refuse_system_dir(folder: Path, reserved: tuple[Path, ...]) -> None:
+    """Raises AgentFault permission_denied for / and for a folder of the system, of the agent or of its neighbours."""
     if folder == Path("/") or any(folder.is_relative_to(system) for system in _SYSTEM_DIRS):
         raise AgentFault.of(
             FaultCode.PERMISSION_DENIED,
             f"{folder} is a folder of the system",
             "Choose a folder for data, for example /var/lib/vms",
         )
-    if any(folder.is_relative_to(own) for own in agent_dirs):
+    own = next((own for own in reserved if folder.is_relative_to(own) or own.is_relative_to(folder)), None)
+    if own is not None:
         raise AgentFault.of(
             FaultCode.PERMISSION_DENIED,
-            f"{folder} belongs to the agent itself",
-            "Choose a folder outside the agent's state folder",
+            f"{folder} {'lies in' if folder.is_relative_to(own) else 'is around'} {own}, which is Stowage's own",
+            "Choose a folder apart from Stowage's own",
         )
+
+
+def _refuse_nested(folder: Path, marked_above: str, space: Workspace) -> None:
+    """Raises AgentFault marker_mismatch for a folder in or around another backend's: each would take the other for its data."""
+    remedy = "Choose a folder that neither lies in another backend's folder nor holds one"
+    if marked_above:
+        raise AgentFault.of(
+            FaultCode.MARKER_MISMATCH,
+            f"{folder} lies in {marked_above}, which belongs to a backend",
+            f"{remedy}; if that backend is gone, delete {marked_above}/{MARKER_NAME}",
+        )
+    for other in sorted(space.dir.parent.iterdir()):
+        root_dir = Memory(other, _MEMORY).read().get("root_dir", "")
+        if other != space.dir and root_dir and folder in Path(root_dir).parents:
+            raise AgentFault.of(
+                FaultCode.MARKER_MISMATCH,
+                f"{folder} is around {root_dir}, which belongs to backend {other.name}",
+                remedy,
+            )
 
 
 def _refuse_unmounted(config: LocalFileConfig, found: Mapping[str, Any]) -> None:

@@ -69,6 +69,11 @@ class Layout:
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
+    def reserved(self) -> list[Path]:
+        """What no backend may be in or around: all but `volumes`, and whatever a person puts beside it."""
+        managers = [path.parent for path in self.data.glob("manager*/config.toml")]
+        return [self.postgres, self.nats, self.keys, self.logs, self.data / "agents", *managers]
+
     @property
     def own_log(self) -> Path:
         """What a detached `stowage up` says itself."""
