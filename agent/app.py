@@ -109,7 +109,7 @@ async def run(
 
     intervals = config.intervals
     tools = ToolRunner()
-    board = Board(send_status, batch_s=min(5.0, intervals.probe_s / 4))
+    board = Board(send_status, batch_s=min(5.0, intervals.probe_s / 4), life=journal.begin_life())
     async with WorkerPool(jobs_module) as workers:
         known = drivers(tools, workers, intervals.probe_timeout_s)
         host = Host(config=config, state=state, journal=journal, store=store, drivers=known, board=board)

@@ -20,7 +20,7 @@ from manager.probing import initializable
 from manager.registry import Registry, is_settled
 from manager.sagas import moves
 from manager.sagas.default import make_default
-from manager.sagas.edit_backend import check_state
+from manager.sagas.edit_backend import check_narrowing, check_state
 from manager.sagas.engine import Engine
 from manager.store import backends as store
 from manager.store import events
@@ -164,7 +164,7 @@ class Backends:
         check_state(row, patch)
         if "selector" in patch:
             async with self._pool.acquire() as connection:
-                await self._check_narrowing(connection, row, HostSelector(**patch["selector"]))
+                await check_narrowing(connection, self._registry, row, HostSelector(**patch["selector"]))
         if config == row.config and not credentials:
             return await self._change(row, patch, if_match, actor)
         hosts = self._registry.chosen(row)
@@ -209,7 +209,7 @@ class Backends:
             if not is_settled(before.state):
                 raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {before.state.value}")
             if "selector" in patch:
-                await self._check_narrowing(connection, before, HostSelector(**patch["selector"]))
+                await check_narrowing(connection, self._registry, before, HostSelector(**patch["selector"]))
             check_state(before, patch)
             if patch.keys() - {"is_default"}:
                 await self._write_change(connection, before, patch, actor)
@@ -221,17 +221,6 @@ class Backends:
         if "selector" in patch:
             await self._agents.nudge_all()
         return self.get(row.id)
-
-    async def _check_narrowing(self, connection: Connection, before: BackendRow, after: HostSelector) -> None:
-        """Raises Refused when a host would have to let go of a backend that has live volumes."""
-        lost = [h.name for h in self._registry.chosen(before) if not after.matches(h.name, h.labels)]
-        count, volumes = await store.live_volumes(connection, before.id)
-        if lost and count:
-            raise Refused.because(
-                ProblemCode.BACKEND_IN_USE,
-                f"{before.name} has {count} live volume(s), so it cannot be taken from {', '.join(lost)[:200]}",
-                blockers=tuple({"type": "volume", **volume} for volume in volumes),
-            )
 
     async def _write_change(
         self, connection: Connection, before: BackendRow, patch: dict[str, Any], actor: Actor

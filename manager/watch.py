@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from manager import health
 from manager.actor import SYSTEM
 from manager.outbox import Relay
+from manager.pace import Pace
 from manager.registry import Registry
 from manager.store import backends as store
 from manager.store import events, hosts
@@ -26,6 +27,11 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks for hosts that fell silent.
 SWEEP_S = 1.0
+#: Turns of one backend's health that become events at once, and the seconds between those after them: a backend that flaps,
+#: or a host that says so, must not fill the audit log.
+TURNS_AT_ONCE = 6
+TURN_EVERY_S = 30.0
+MOST_BACKENDS = 100_000
 #: Seconds between writes of last_seen_at.
 TOUCH_S = 30.0
 
@@ -42,6 +48,7 @@ class Watch:
         self._relay = relay
         self._settled_at = time.monotonic() + settle_s
         self._touched_at = time.monotonic()
+        self._pace = Pace(burst=TURNS_AT_ONCE, per_s=1 / TURN_EVERY_S, most_keys=MOST_BACKENDS)
         self._due: set[str] = set()
         self._wake = asyncio.Event()
         registry.watch(self._note)
@@ -86,8 +93,8 @@ class Watch:
         if found is None:
             return
         row, verdict = found
-        if not self._is_turn(row, verdict):
-            return
+        if not self._is_turn(row, verdict) or self._pace.take(row.id) is not None:
+            return  # every sweep looks again
         async with transaction(self._pool) as connection:
             is_ours = await store.set_health(
                 connection,

@@ -43,7 +43,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "manager": (
-        ("errors", "actor", "health", "observations"),
+        ("errors", "actor", "health", "observations", "pace", "turns"),
         ("config", "keys", "problems", "store.*"),
         ("bus_auth", "outbox", "registry", "tokens"),
         ("agents", "watch", "embedded.*"),

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from manager.api.auth import FAILURES, FailureLimit, authenticate
+from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, authenticate
 from manager.api.edge import add_headers, edge
 from manager.api.events import STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
@@ -12,6 +12,7 @@ from manager.backends import Backends
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
+from manager.pace import Pace
 from manager.probing import Probing
 from manager.tokens import Tokens
 
@@ -26,7 +27,7 @@ def create_api(
     tokens: Tokens,
     idempotency: Idempotency,
     readiness: Readiness,
-    failures: FailureLimit | None = None,
+    failures: Pace | None = None,
 ) -> web.Application:
     """The application, to be served by server.ApiRunner."""
     # client_max_size is not in use: decoding.read_body has its own limit, and its own words.
@@ -39,7 +40,7 @@ def create_api(
     app[TOKENS] = tokens
     app[IDEMPOTENCY] = idempotency
     app[READINESS] = readiness
-    app[FAILURES] = failures or FailureLimit()
+    app[FAILURES] = failures or Pace(burst=FAILURE_BURST, per_s=FAILURES_PER_S)
     app[STREAMS] = set()
     app[ACCESS] = build_routes(app.router)
     app.on_response_prepare.append(add_headers)

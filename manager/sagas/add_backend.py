@@ -97,6 +97,7 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
         raise StepFailed(Problem(code=ProblemCode.WRONG_STATE, detail=f"{run.params['name']} is gone"))
     for host_id, seen in run.seen.items():
         await backends.record(connection, host_id, [seen])
+    await backends.note_holders(connection, row.id, row.credential_version, run.output.get("delivered", []))
     await events.append(
         connection,
         type=EventType.BACKEND_CREATED,

@@ -72,6 +72,7 @@ class Engine:
         self.owner = owner
         self._lease_s = lease_s
         self._on_line = on_line
+        self._is_stopping = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, Run] = {}
         self._changed: dict[str, asyncio.Event] = {}
@@ -172,6 +173,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Drivers are cancelled and their leases free for others at once."""
+        self._is_stopping = True  # or the claim loop would take up again what is given back below
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -185,7 +187,8 @@ class Engine:
         while True:
             try:
                 room = MOST_RUNS - len(self._tasks)
-                if room > 0:
+                # Without the bus it would find every host silent and turn back what another replica can finish.
+                if room > 0 and self._agents.is_connected and not self._is_stopping:
                     async with self._pool.acquire() as connection:
                         rows = await journal.claim(
                             connection,

@@ -1,6 +1,7 @@
 """Moves that several sagas share: the same command to many hosts, and what their answers mean together."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from manager.store.backends import BackendRow
 from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
 from schemas.faults import Fault, FaultCode, fault
 from schemas.problems import Problem, ProblemCode
+
+log = logging.getLogger(__name__)
 
 #: Attempts at one host that fails or stays silent before a saga goes on without its word.
 MOST_FAILURES = 3
@@ -41,6 +44,10 @@ async def to_each(
             if isinstance(error, AgentFailed):
                 run.failures[host_id, verb] = run.failures.get((host_id, verb), 0) + 1
             return error
+        except Exception:
+            # An edge: what nobody thought of, met with one host, must not hold up the saga for all.
+            log.exception("command raised", extra={"host_id": host_id, "verb": verb})
+            return AgentTimeout(host_id, f"what host {run.registry.host_name(host_id)} made of {verb} is unknown")
 
     outcomes = await asyncio.gather(*(one(host_id) for host_id in host_ids), return_exceptions=True)
     answers: Answers = {}
@@ -127,6 +134,9 @@ async def attach_each(
     run: Run, host_ids: Sequence[str], wanted: Target, *, establish: bool
 ) -> tuple[dict[str, Observation], dict[str, AgentError]]:
     """Attach on each; what they saw is in run.seen and in the registry."""
+
+    for host_id in host_ids:
+        run.seen.pop(host_id, None)  # of an earlier attempt
 
     async def ask(host_id: str) -> Observation:
         command = Attach(**run.head(host_id, "attach"), target=wanted, establish=establish)

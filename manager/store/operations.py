@@ -137,20 +137,32 @@ async def is_fence_held(connection: Connection, row: OperationRow) -> bool:
 
 #: How far an agent's word may move the sequence: after a restore of an older database it must, but not to its end.
 _MOST_FENCE_JUMP = 10**9
+#: More fences than others draw between two statements of ours.
+_FENCE_SLACK = 100_000
+_FENCE_LOCK = 7_310_004
 
 
 async def renew_fence(connection: Connection, row: OperationRow, *, seen: int) -> OperationRow | None:
     """The same saga under a fence higher than its own and, if that is near, than `seen`; None when it is no longer ours."""
-    await connection.execute(
-        "SELECT setval('fence_seq', $1) FROM fence_seq WHERE $1 > last_value AND $1 - last_value < $2",
-        seen, _MOST_FENCE_JUMP,
-    )  # fmt: skip
+    await raise_fences(connection, above=seen)
     record = await connection.fetchrow(
         "UPDATE operation SET fence = nextval('fence_seq') WHERE id = $1 AND fence = $2"
         f" AND state IN ('running', 'undoing') RETURNING {_COLUMNS}",
         row.id, row.fence,
     )  # fmt: skip
     return _row(record) if record else None
+
+
+async def raise_fences(connection: Connection, *, above: int) -> None:
+    """The next fence is higher, if that is near. The sequence never goes back, whoever draws from it meanwhile.
+
+    setval is not in the order of others' nextval, so it goes up by the gap and more from a number just drawn, under a lock.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _FENCE_LOCK)
+        gap = await connection.fetchval("SELECT $1 - last_value FROM fence_seq", above)
+        if 0 <= gap < _MOST_FENCE_JUMP:
+            await connection.execute("SELECT setval('fence_seq', nextval('fence_seq') + $1)", gap + _FENCE_SLACK)
 
 
 async def claim(
