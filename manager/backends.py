@@ -18,7 +18,6 @@ from manager.host_choice import HostChoice
 from manager.operations import Operations
 from manager.probing import initializable
 from manager.registry import Registry, is_settled
-from manager.sagas import moves
 from manager.sagas.default import make_default
 from manager.sagas.edit_backend import check_narrowing, check_state
 from manager.sagas.engine import Engine
@@ -246,7 +245,7 @@ class Backends:
             subject_id=after.id,
             actor=actor.name,
             request_id=actor.request_id,
-            data={"name": after.name, "kind": after.kind, "before": moves.shown(before), "after": moves.shown(after)},
+            data={"name": after.name, "kind": after.kind, "before": store.shown(before), "after": store.shown(after)},
         )
 
     # ---- removing
@@ -293,7 +292,7 @@ class Backends:
                 }
                 for host in hosts
             ],
-            "left": "data on the storage is left alone; only the backend's marker is removed",
+            "left": "data on the storage is left alone; only the backend's marker is removed, and an empty folder that Stowage made",
         }
 
     async def initialize(self, ref: str, body: InitializeBackend, actor: Actor, wait_s: float) -> Backend | Pending:
@@ -385,12 +384,17 @@ def _merged(
     errors: list[FieldError] = []
     config = row.config
     if body.config:
-        config, errors = validate_config(spec, {**row.config, **body.config})
+        # As RFC 7396 has it: null takes the field away, and what is absent has its default.
+        merged = {key: value for key, value in {**row.config, **body.config}.items() if value is not None}
+        config, errors = validate_config(spec, merged)
         # A frozen field is reported by name alone: the new value was never going to be used.
         errors += [
-            FieldError(pointer=f"/config/{name}", detail="cannot be changed; add a new backend instead")
+            FieldError(
+                pointer=f"/config/{name}",
+                detail="cannot be changed, for the volumes would stay behind at the old place; add a new backend instead",
+            )
             for name in sorted(fixed_fields(spec) & body.config.keys())
-            if body.config[name] != row.config.get(name)
+            if config.get(name, row.config.get(name)) != row.config.get(name)
         ]
     credentials, wrong = validate_credentials(spec, body.credentials.reveal(), is_partial=has_base)
     errors += wrong

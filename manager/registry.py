@@ -181,15 +181,17 @@ class Registry:
         self._views.clear()
         self._tell(list(self._rows))
 
-    def alive(self, host_id: str) -> None:
-        """The host said something just now."""
+    def alive(self, host_id: str) -> bool:
+        """Whether the host, which said something just now, was silent before."""
         host = self._hosts.get(host_id)
         if host is None or host.revoked_at:
-            return
+            return False
         self._alive_at[host_id] = time.monotonic()
-        if host_id not in self._online:
-            self._online.add(host_id)
-            self._touch_host(host_id)
+        if host_id in self._online:
+            return False
+        self._online.add(host_id)
+        self._touch_host(host_id)
+        return True
 
     def sweep(self) -> None:
         """Hosts that fell silent are offline; call it every second or so."""

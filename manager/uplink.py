@@ -64,7 +64,9 @@ class UplinkListener:
         if speaker is None:
             return
         host_id, kind = speaker
-        self._registry.alive(host_id)
+        if self._registry.alive(host_id) and kind is not Uplink.SYNC:
+            # It was frozen, or cut off from us alone: it does not know what it has missed.
+            await self._agents.nudge(host_id)
         if kind is Uplink.STATUS:
             self._registry.observe(host_id, _reported(message))
         elif kind is Uplink.SYNC:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from manager import health
 from manager.actor import SYSTEM
@@ -19,7 +20,7 @@ from manager.store import backends as store
 from manager.store import events, hosts
 from manager.store.backends import BackendRow
 from manager.store.pool import DATABASE_AWAY, Pool, transaction
-from schemas.backends import BackendState
+from schemas.backends import BackendState, HealthStatus
 from schemas.events import EventType
 from schemas.faults import FaultCode
 
@@ -116,8 +117,8 @@ class Watch:
                 data={
                     "name": row.name,
                     "kind": row.kind,
-                    "before": {"status": row.health_status, "code": row.health_code},
-                    "after": {"status": verdict.status, "code": verdict.code, "detail": verdict.detail},
+                    "before": _with_health(row, row.health_status, row.health_code, row.health_detail),
+                    "after": _with_health(row, verdict.status, verdict.code, verdict.detail),
                 },
             )
         log.info(
@@ -142,3 +143,7 @@ class Watch:
         online = [host.id for host in self._registry.live_hosts() if self._registry.is_online(host.id)]
         async with self._pool.acquire() as connection:
             await hosts.touch(connection, online)
+
+
+def _with_health(row: BackendRow, status: HealthStatus, code: FaultCode | None, detail: str | None) -> dict[str, Any]:
+    return {**store.shown(row), "health": {"status": status, "code": code, "detail": detail}}

@@ -6,7 +6,7 @@ from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, authentica
 from manager.api.edge import add_headers, edge
 from manager.api.events import STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
-from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, PROBING, READINESS, TOKENS, Readiness
+from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, PROBING, QUERIES, READINESS, TOKENS, Readiness
 from manager.api.routes import build_routes
 from manager.backends import Backends
 from manager.events import Events
@@ -42,7 +42,8 @@ def create_api(
     app[READINESS] = readiness
     app[FAILURES] = failures or Pace(burst=FAILURE_BURST, per_s=FAILURES_PER_S)
     app[STREAMS] = set()
-    app[ACCESS] = build_routes(app.router)
+    rules = build_routes(app.router)
+    app[ACCESS], app[QUERIES] = rules.roles, rules.queries
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(end_streams)
     return app

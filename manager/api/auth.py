@@ -4,7 +4,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from manager.actor import Actor, Role
-from manager.api.keys import ACCESS, ACTOR, REQUEST_ID, TOKENS
+from manager.api.decoding import refuse_unknown_query
+from manager.api.keys import ACCESS, ACTOR, QUERIES, REQUEST_ID, TOKENS
 from manager.errors import ManagerError, Refused
 from manager.pace import Pace
 from schemas.problems import ProblemCode
@@ -25,6 +26,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     """The handler's answer, if the caller may have it. Without a token an unknown address answers 401 too."""
     needed = request.app[ACCESS].get(request.match_info.route, Role.VIEWER)
     if needed is None:
+        _check_query(request)
         try:
             return await handler(request)
         except ManagerError as error:
@@ -37,7 +39,14 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     if not request.path.isprintable():
         # No name of ours has such characters, and the database does not take NUL.
         raise Refused.because(ProblemCode.NOT_FOUND, "there is nothing at this address")
+    _check_query(request)
     return await handler(request)
+
+
+def _check_query(request: web.Request) -> None:
+    known = request.app[QUERIES].get(request.match_info.route)
+    if known is not None:
+        refuse_unknown_query(request, known)
 
 
 async def _actor(request: web.Request) -> Actor:

@@ -105,7 +105,7 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
         subject_id=row.id,
         actor=run.row.actor,
         request_id=run.row.request_id,
-        data={"name": row.name, "kind": row.kind, "before": None, "after": moves.shown(row)},
+        data={"name": row.name, "kind": row.kind, "before": None, "after": backends.shown(row)},
     )
     if run.params["is_default"]:
         await make_default(connection, run, row, is_new=True)

@@ -159,7 +159,7 @@ async def commit(connection: Connection, run: Run, _: dict[str, Any]) -> dict[st
     if patch.get("is_default"):
         await make_default(connection, run, after)
         after = await backends.lock(connection, before.id) or after
-    shown = {"name": after.name, "kind": after.kind, "before": moves.shown(before), "after": moves.shown(after)}
+    shown = {"name": after.name, "kind": after.kind, "before": backends.shown(before), "after": backends.shown(after)}
     types: list[EventType] = []
     if run.params["is_rotation"]:
         types.append(EventType.BACKEND_CREDENTIALS_ROTATED)

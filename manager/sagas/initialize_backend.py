@@ -83,8 +83,8 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
             "name": after.name,
             "kind": after.kind,
             "wwid": run.params["wwid"],
-            "before": moves.shown(before),
-            "after": moves.shown(after),
+            "before": backends.shown(before),
+            "after": backends.shown(after),
         },
     )
     return {"result": {"backend_id": after.id}}

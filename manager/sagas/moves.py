@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
+from manager.agents import offline_fault
 from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, StaleFence
 from manager.observations import answered
 from manager.sagas.steps import Run, StepFailed, TryAgain
-from manager.store.backends import BackendRow
 from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
 from schemas.faults import Fault, FaultCode, fault
 from schemas.problems import Problem, ProblemCode
@@ -113,9 +113,11 @@ def failure(run: Run, errors: Sequence[AgentFailed], *, what: str, of: int) -> P
 
 
 def no_agent(run: Run, what: str) -> Problem:
+    hosts = [run.registry.host_name(host_id) for host_id in run.params["hosts"]]
     return Problem(
         code=ProblemCode.NO_AGENT,
         detail=f"none of the hosts chosen for {run.params['name']} is online; {what}",
+        faults=tuple(offline_fault(name) for name in hosts),
     )
 
 
@@ -175,6 +177,10 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
     reports: dict[str, ReleaseReport] = {}
     waiting = [h for h in host_ids if h not in run.confirmed]
     for _ in range(MOST_FAILURES):
+        # Also one that fell silent while it was asked: a frozen host must not be waited for three times.
+        waiting = run.online(waiting)
+        if not waiting:
+            break
 
         async def ask(host_id: str) -> ReleaseReport:
             command = Release(**run.head(host_id, "release"), remove_marker=True)
@@ -184,8 +190,6 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
         reports |= {host_id: _bounded(report) for host_id, report in answers.items()}
         run.confirmed |= answers.keys()
         waiting = [h for h, error in errors.items() if not isinstance(error, AgentOffline)]
-        if not waiting:
-            break
     return reports
 
 
@@ -233,20 +237,3 @@ async def deliver_each(run: Run, host_ids: Sequence[str], version: int, *, base_
 
 def _lacks_base(error: AgentError) -> bool:
     return isinstance(error, AgentFailed) and error.fault.code is FaultCode.NEEDS_CREDENTIALS
-
-
-def shown(row: BackendRow) -> dict[str, Any]:
-    """The backend as events carry it: no secret is in a row, and no health, which has events of its own."""
-    return {
-        "id": row.id,
-        "name": row.name,
-        "kind": row.kind,
-        "config": row.config,
-        "has_credentials": row.credential_version > 0,
-        "is_default": row.is_default,
-        "state": row.state.value,
-        "hosts": msgspec.to_builtins(row.selector),
-        "labels": row.labels,
-        "generation": row.generation,
-        "version": row.version,
-    }

@@ -86,6 +86,23 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     default_id: str | None
 
 
+def shown(row: BackendRow) -> dict[str, Any]:
+    """The backend as events carry it: no secret is in a row, and no health, which has events of its own."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "kind": row.kind,
+        "config": row.config,
+        "has_credentials": row.credential_version > 0,
+        "is_default": row.is_default,
+        "state": row.state.value,
+        "hosts": msgspec.to_builtins(row.selector),
+        "labels": row.labels,
+        "generation": row.generation,
+        "version": row.version,
+    }
+
+
 def _row(record: asyncpg.Record) -> BackendRow:
     return msgspec.convert(dict(record), BackendRow)
 

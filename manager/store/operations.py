@@ -14,12 +14,15 @@ from schemas.problems import Problem
 
 _COLUMNS = (
     "id, kind, version, key, subject, params, state, step, output, deadline, owner, fence, error, result,"
-    " actor, request_id, created_at, updated_at"
+    " actor, request_id, created_at, updated_at, extract(epoch FROM deadline - now())::float8 AS left_s"
 )
 
 
 class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of table operation. step: the next to run (running) or to undo (undoing). output: of all finished steps."""
+    """A row of table operation. step: the next to run (running) or to undo (undoing). output: of all finished steps.
+
+    left_s: seconds until the deadline when the row was read, by the database's clock.
+    """
 
     id: str
     kind: str
@@ -39,6 +42,7 @@ class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     created_at: dt.datetime
     updated_at: dt.datetime
+    left_s: float
 
 
 class StepLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +91,15 @@ async def insert(
         " VALUES ($1, $2, $3, $4, now(), now())",
         operation_id, first.index, first.name, first.state,
     )  # fmt: skip
+    return _row(record)
+
+
+async def keep_output(connection: Connection, operation_id: str, output: dict[str, Any]) -> OperationRow:
+    """The saga that was just inserted, with what its first step found out."""
+    record = await connection.fetchrow(
+        f"UPDATE operation SET output = output || $2 WHERE id = $1 RETURNING {_COLUMNS}", operation_id, output
+    )
+    assert record is not None, "inserted in this transaction"
     return _row(record)
 
 

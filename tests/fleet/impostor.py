@@ -26,7 +26,9 @@ class Impostor:
 
     def __init__(self, fleet: Fleet, name: str, host_id: str, answer: Answer) -> None:
         self.host_id = HostId(host_id)
+        self.heard: list[str] = []
         self._answer = answer
+        self._beating: asyncio.Task[None] | None = None
         self.bus = Bus(
             servers=[fleet.nats.url],
             creds_file=fleet.states[name].bus_creds_file,
@@ -47,12 +49,22 @@ class Impostor:
         status = Status(sent_at=dt.datetime.now(dt.UTC), observations=observations)
         await self.bus.publish(subjects.uplink(self.host_id, Uplink.STATUS), msgspec.json.encode(status))
 
-    async def beat_for_ever(self) -> None:
+    async def freeze(self) -> None:
+        """Connected as before, and silent: a process that was stopped looks like this."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+
+    async def thaw(self) -> None:
+        self._beating = asyncio.create_task(self._beat_for_ever(), name="beats of an impostor")
+
+    async def _beat_for_ever(self) -> None:
         while True:
             await self.beat()
             await asyncio.sleep(_BEAT_S)
 
     async def _handle(self, message: Message) -> None:
+        self.heard.append(verb_of(message))
         if message.reply:
             answer = await self._answer(message)
             if answer is not None:
@@ -72,12 +84,11 @@ async def in_the_place_of(fleet: Fleet, name: str, answer: Answer) -> AsyncGener
     impostor = Impostor(fleet, name, host_id, answer)
     await impostor.bus.start(10)
     await impostor.sync()
-    beating = asyncio.create_task(impostor.beat_for_ever(), name=f"beats of an impostor of {name}")
+    await impostor.thaw()
     try:
         yield impostor
     finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
+        await impostor.freeze()
         await impostor.bus.close()
 
 
