@@ -244,7 +244,7 @@ class Host:
             observation = await self.trial(target, credentials)
         except AgentFault as error:
             what = error.fault
-            failed = Check(name="use", is_ok=False, detail=what.detail, remedy=what.remedy)
+            failed = Check(name="use", is_ok=False, code=what.code, detail=what.detail, remedy=what.remedy)
             return PreflightReport(checks=(*checks, failed), observation=failing(target, what))
         return PreflightReport(checks=(*checks, Check(name="use", is_ok=True)), observation=observation)
 

@@ -26,6 +26,7 @@ UNMOUNT_TIMEOUT_S = 15.0
 #: On every mount of ours, whatever the operator's options say: the kernel must show them.
 ALWAYS = ("nosuid", "nodev", "noexec")
 _MAX_STACKED = 8
+_VERSION_TIMEOUT_S = 5.0
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -188,7 +189,11 @@ class Mounts:
             if secret is not None:
                 remove(secret.path)
         if result.exit_code != 0:
-            raise tool_fault(result, secret.credentials if secret is not None else None)
+            what = tool_fault(result, secret.credentials if secret is not None else None)
+            if what.fault.code is FaultCode.KIND_UNSUPPORTED:
+                # mount(8) says the same where the kernel lacks the file system and where only its own helper is missing.
+                await self._commands.run([f"mount.{plan.helper_type}", "-V"], timeout_s=_VERSION_TIMEOUT_S)
+            raise what
         shown = self.at(where)
         if shown is None:
             raise AgentFault.of(FaultCode.FAILED, f"mount reported success, but nothing is mounted at {where}")

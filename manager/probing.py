@@ -128,7 +128,7 @@ class Probing:
         return {
             "host": host.name,
             "status": seen.status if seen else HealthStatus.UNREACHABLE,
-            "code": seen.code if seen else FaultCode.FAILED,
+            "code": seen.code if seen else (failed and failed.code) or FaultCode.FAILED,
             "detail": seen.detail if seen else failed and failed.detail,
             "remedy": seen.remedy if seen else failed and failed.remedy,
             "latency_ms": seen.latency_ms if seen else None,

@@ -242,8 +242,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One question of a preflight; code: the fault that it met."""
+
     name: str
     is_ok: bool
+    code: FaultCode | None = None
     detail: str = ""
     remedy: str = ""
 

@@ -19,7 +19,7 @@ PACKAGES = ("schemas", "agent", "manager")
 #: Lowest first.
 RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
-        ("errors", "private_files", "worker_main", "jobs", "journal", "drivers.base"),
+        ("errors", "packages", "private_files", "worker_main", "jobs", "journal", "drivers.base"),
         (
             "config",
             "configs",

@@ -18,6 +18,7 @@ from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
 from agent.memory import Memory
 from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key, unreached
+from agent.reach import failed_check
 from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
 from schemas.backends import Capability
 from schemas.credentials import Credentials
@@ -146,7 +147,7 @@ class LocalFile:
             _refuse_system_dir(Path(found["path"]), ())
             _refuse_unmounted(config, found)
         except AgentFault as error:
-            return (Check(name="folder", is_ok=False, detail=error.fault.detail, remedy=error.fault.remedy),)
+            return (failed_check("folder", error.fault),)
         return (
             Check(
                 name="folder", is_ok=True, detail=f"{found['path']} {'exists' if found['exists'] else 'can be made'}"

@@ -16,7 +16,6 @@ from schemas.kinds import NFS, NfsConfig
 
 _PORT = 2049
 _DISCOVER_TIMEOUT_S = 15.0
-_INSTALL = "Install nfs-common (Debian, Ubuntu) or nfs-utils on this host"
 #: What mountinfo shows after `vers=` for each choice; 4 leaves the minor version to the two sides.
 _SHOWN_VERSION = {"default": "", "3": r"3", "4": r"4\.\d", "4.1": r"4\.1", "4.2": r"4\.2"}
 
@@ -56,7 +55,7 @@ class Nfs:
 
     async def checks(self, target: Target) -> tuple[Check, ...]:
         config = _config(target)
-        tool = await tool_check(self._commands, ["mount.nfs", "-V"], _INSTALL)
+        tool = await tool_check(self._commands, ["mount.nfs", "-V"])
         port = next(
             (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
             _PORT,

@@ -26,7 +26,6 @@ from schemas.kinds import SMB, SmbConfig
 _PORT = 445
 #: smbclient is slow to start (5 to 12 s on an emulated host; lab, 2026-11-23).
 _DISCOVER_TIMEOUT_S = 25.0
-_INSTALL = "Install cifs-utils on this host"
 _VERSIONS = {"2.0": "2.0", "2.1": "2.1", "3": "3", "3.0": "3.0", "3.11": "3.1.1"}
 #: What mountinfo shows after `vers=`; 3 leaves the dialect of the family to the two sides.
 _SHOWN_VERSION = {"default": "", "2.0": r"2\.0", "2.1": r"2\.1", "3": r"3[0-9.]*", "3.0": r"3\.0", "3.11": r"3\.1\.1"}
@@ -79,7 +78,7 @@ class Smb:
 
     async def checks(self, target: Target) -> tuple[Check, ...]:
         config = _config(target)
-        tool = await tool_check(self._commands, ["mount.cifs", "-V"], _INSTALL)
+        tool = await tool_check(self._commands, ["mount.cifs", "-V"])
         port = next(
             (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
             _PORT,
@@ -98,15 +97,7 @@ class Smb:
             "--list",
             f"//{name}",
         ]
-        try:
-            result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
-        except AgentFault as error:
-            if error.fault.code is not FaultCode.TOOL_MISSING:
-                raise
-            remedy = "Install smbclient on this host, or type the share's name"
-            raise AgentFault.of(
-                FaultCode.KIND_UNSUPPORTED, "this host cannot list shares: smbclient is not installed", remedy
-            ) from error
+        result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
         # "Disk|NAME|COMMENT"; after the list smbclient may fail at the old browse protocol, which does not matter.
         rows = [line.split("|", 2) for line in result.stdout.splitlines() if line.startswith("Disk|")]
         if result.exit_code != 0 and not rows:
@@ -143,7 +134,7 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
     # credential_version 0 is guest access by definition of the target.
     login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
     version = () if config.smb_version == "default" else (f"vers={_VERSIONS[config.smb_version]}",)
-    ip = (f"ip={address}",) if address and not any(option.startswith("ip=") for option in chosen) else ()
+    ip = (f"ip={address}",) if address else ()
     return Place(
         plan=MountPlan(
             helper_type="cifs",

@@ -39,8 +39,10 @@ async def list_kinds(request: web.Request) -> web.Response:
                 "title": spec.title,
                 "capabilities": spec.capabilities,
                 "can_initialize": spec.can_initialize,
-                "config_schema": json_schema(spec.config),
-                "credentials_schema": json_schema(spec.credentials) if spec.credentials is not None else None,
+                "config_schema": json_schema(spec.config, spec.title),
+                "credentials_schema": json_schema(spec.credentials, f"Credentials of {spec.title}")
+                if spec.credentials is not None
+                else None,
             }
             for spec in KINDS.values()
         ]

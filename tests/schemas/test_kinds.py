@@ -41,6 +41,8 @@ def test_good_config_is_completed_with_its_defaults(spec: KindSpec) -> None:
         (NFS, "server", ""),
         (NFS, "server", "-o"),
         (NFS, "server", "a b"),
+        (NFS, "server", "999.1.1.1"),
+        (NFS, "server", "5"),
         (NFS, "server", "10.0.0.5:/x"),
         (NFS, "server", "nas,nolock"),
         (NFS, "server", "nas\x00"),
@@ -64,9 +66,15 @@ def test_good_config_is_completed_with_its_defaults(spec: KindSpec) -> None:
         (SMB, "share", "a\\b"),
         (SMB, "share", "a,uid=0"),
         (SMB, "share", "-x"),
+        (SMB, "share", ".."),
+        (SMB, "share", "."),
+        (SMB, "options", "ip=10.0.0.6"),
+        (SMB, "options", "noatime,,seal"),
+        (SMB, "options", "noatime, seal"),
         (SMB, "options", "credentials=/etc/shadow"),
         (SMB, "smb_version", "1.0"),
         (ISCSI_LVM, "portal", "10.0.0.9:0"),
+        (ISCSI_LVM, "portal", "10.0.0.999:3260"),
         (ISCSI_LVM, "portal", "10.0.0.9:70000"),
         (ISCSI_LVM, "portal", "fe80::1"),
         (ISCSI_LVM, "target_iqn", "iqn.2026-13.org.example:x"),
@@ -162,7 +170,7 @@ def test_every_field_has_title_and_description_and_every_constraint_its_words(sp
     for struct in filter(None, (spec.config, spec.credentials)):
         schema = json_schema(struct)
         for name, prop in schema["properties"].items():
-            assert prop["title"], name
+            assert prop["title"] and prop["description"] and prop["type"], name
             assert prop["x-ui"]["change"] in ("fixed", "remount", "live"), name
             if "pattern" in prop:
                 assert prop["x-error"], name
@@ -184,3 +192,12 @@ def test_secrets_are_write_only_in_the_schema() -> None:
     assert SMB.credentials is not None
     password = json_schema(SMB.credentials)["properties"]["password"]
     assert (password["writeOnly"], password["format"]) == (True, "password")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(5, "must be text"), ("/" + "x" * 2000, "must be text of at most 1024 characters"), ("x", "must begin with /")],
+)
+def test_wrong_value_is_told_by_type_then_length_then_form(value: object, words: str) -> None:
+    (error,) = validate_config(NFS, {**_GOOD["nfs"], "export": value})[1]
+    assert error.detail.startswith(words)

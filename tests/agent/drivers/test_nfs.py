@@ -115,6 +115,24 @@ async def test_attach_calls_mount_with_exactly(
 
 
 @pytest.mark.parametrize(
+    ("helper", "code"),
+    [
+        (Step(("mount.nfs", "-V")), FaultCode.KIND_UNSUPPORTED),
+        (
+            Step(("mount.nfs", "-V"), fault=AgentFault.of(FaultCode.TOOL_MISSING, "mount.nfs cannot be started")),
+            FaultCode.TOOL_MISSING,
+        ),
+    ],
+)
+async def test_attach_without_the_helper_is_told_from_a_kernel_without_nfs(
+    helper: Step, code: FaultCode, driver: Nfs, commands: RecordedCommands, space: Workspace
+) -> None:
+    commands.then(replay("mount_nfs", "kernel_without_nfs", mount_argv(space.mount_dir)), helper)
+    assert (await fault_of(driver.attach(target_for(), NONE, space, establish=True))).code is code
+    assert not space.mount_dir.exists()
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"server": "-o"}, {"server": "nas,exec"}, {"server": "nas\n"}, {"server": "nas:/x"}, {"server": "nas exec"},
