@@ -54,7 +54,8 @@ def remount_fields(spec: KindSpec) -> frozenset[str]:
 def json_schema(struct: type[msgspec.Struct], title: str = "") -> dict[str, Any]:
     """JSON Schema 2020-12 of a config or credentials struct, self-contained, with `x-ui` hints at each property."""
     _, components = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
-    schema = dict(components[struct.__name__]) | ({"title": title} if title else {})
+    schema: dict[str, Any] = dict(components[struct.__name__])
+    schema["title"] = title or schema["title"]
     extras = _extras(struct)
     for name, prop in schema["properties"].items():
         extra = extras[name]

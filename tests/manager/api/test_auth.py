@@ -1,3 +1,5 @@
+"""Who may come in: tokens, roles, and the limit on wrong ones."""
+
 import re
 
 import pytest

@@ -1,3 +1,5 @@
+"""A repeated POST gets the first one's answer, whatever became of the first."""
+
 import asyncio
 from typing import Any
 
