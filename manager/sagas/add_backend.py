@@ -66,9 +66,10 @@ async def attach(run: Run) -> dict[str, Any]:
     online = run.online(chosen)
     wanted = moves.target(run, config=params["config"], generation=1, credential_version=params["credential_version"])
     answers, errors = await moves.establish_each(run, online, wanted, alone=KINDS[params["kind"]].marks_alone)
+    asked = len(answers) + len(errors)
     can_be_blank = KINDS[params["kind"]].can_initialize and not answers
     blank = moves.take_blank(errors) if can_be_blank else []
-    moves.judge(run, errors, what=_UNDONE, of=len(online))
+    moves.judge(run, errors, what=_UNDONE, asked=asked, of=len(online))
     if not answers and not blank:
         raise StepFailed(moves.no_agent(run, _UNDONE))
     if answers:

@@ -117,7 +117,7 @@ async def try_it(run: Run) -> dict[str, Any]:
             # A blank LUN was reached and logged in to: that is all a trial can prove before initialization.
             blank = moves.take_blank(errors)
             proven += blank
-        moves.judge(run, errors, what=_UNDONE, of=len(some))
+        moves.judge(run, errors, what=_UNDONE, asked=len(proven) + len(answers) + len(errors), of=len(online))
         proven += answers
     if not proven:
         raise StepFailed(moves.no_agent(run, _UNDONE))

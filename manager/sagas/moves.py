@@ -62,15 +62,15 @@ async def to_each(
     return answers, errors
 
 
-def judge(run: Run, errors: dict[str, AgentError], *, what: str, of: int) -> None:
-    """Returns when no error matters (offline hosts converge when they return).
+def judge(run: Run, errors: dict[str, AgentError], *, what: str, asked: int, of: int) -> None:
+    """Returns when no error matters (offline hosts converge when they return). asked: how many of how many hosts.
 
     Raises StepFailed for what will not get better, TryAgain for what is unknown or may.
     """
     failed = {h: e for h, e in errors.items() if isinstance(e, AgentFailed)}
     silent = {h: e for h, e in errors.items() if isinstance(e, AgentTimeout)}
     if failed:
-        problem = failure(run, list(failed.values()), what=what, of=of)
+        problem = failure(run, list(failed.values()), what=what, is_first=asked < of, of=of)
         if all(e.is_retryable and most_failures(run, h) < MOST_FAILURES for h, e in failed.items()):
             raise TryAgain(problem)
         raise StepFailed(problem)
@@ -101,13 +101,17 @@ def most_failures(run: Run, host_id: str) -> int:
     return max((n for (host, _), n in run.failures.items() if host == host_id), default=0)
 
 
-def failure(run: Run, errors: Sequence[AgentFailed], *, what: str, of: int) -> Problem:
-    """The problem that a caller sees when hosts could not use the backend."""
+def failure(run: Run, errors: Sequence[AgentFailed], *, what: str, is_first: bool, of: int) -> Problem:
+    """The problem that a caller sees when hosts could not use the backend. is_first: some were tried before the others."""
     faults: tuple[Fault, ...] = tuple(error.fault for error in errors)
     is_rejected = all(f.code is FaultCode.AUTH_FAILED for f in faults)
+    where = f"{len(faults)} of {of} hosts"
+    if is_first:
+        names = ", ".join(run.registry.host_name(error.host_id) for error in errors)
+        where = f"{names}, tried first of {of} hosts"
     return Problem(
         code=ProblemCode.CREDENTIALS_REJECTED if is_rejected else ProblemCode.PROBE_FAILED,
-        detail=f"{run.params['name']} could not be used on {len(faults)} of {of} hosts; {what}",
+        detail=f"{run.params['name']} could not be used on {where}; {what}",
         faults=faults,
     )
 
@@ -231,7 +235,7 @@ async def deliver_each(run: Run, host_ids: Sequence[str], version: int, *, base_
         # A host without the older version, over which these are laid, gets the whole from another host at its next sync.
         for host_id in [h for h, error in errors.items() if _lacks_base(error)]:
             del errors[host_id]
-    judge(run, errors, what=what, of=len(host_ids))
+    judge(run, errors, what=what, asked=len(host_ids), of=len(host_ids))
     return list(answers)
 
 
