@@ -7,6 +7,7 @@ update, so that several who think themselves leader still make one event.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +18,7 @@ from manager.outbox import Relay
 from manager.pace import Pace
 from manager.registry import Registry
 from manager.store import backends as store
-from manager.store import events, hosts
+from manager.store import events, hosts, operations
 from manager.store.backends import BackendRow
 from manager.store.pool import DATABASE_AWAY, Pool, transaction
 from schemas.backends import BackendState, HealthStatus
@@ -33,6 +34,8 @@ SWEEP_S = 1.0
 TURNS_AT_ONCE = 6
 TURN_EVERY_S = 30.0
 MOST_BACKENDS = 100_000
+#: Seconds between two clearings of what has ended long ago.
+PRUNE_S = 3600.0
 #: Seconds between writes of last_seen_at.
 TOUCH_S = 30.0
 
@@ -49,6 +52,7 @@ class Watch:
         self._relay = relay
         self._settled_at = time.monotonic() + settle_s
         self._touched_at = time.monotonic()
+        self._pruned_at = -math.inf
         self._pace = Pace(burst=TURNS_AT_ONCE, per_s=1 / TURN_EVERY_S, most_keys=MOST_BACKENDS)
         self._due: set[str] = set()
         self._wake = asyncio.Event()
@@ -73,6 +77,7 @@ class Watch:
                 for backend_id in due:
                     await self._record_alone(backend_id)
                 await self._touch_hosts()
+                await self._prune()
             except DATABASE_AWAY as error:
                 log.warning("health was not recorded", extra={"error": repr(error)})
 
@@ -135,6 +140,15 @@ class Watch:
         return time.monotonic() >= self._settled_at or all(
             self._registry.is_online(host.id) for host in self._registry.chosen(row)
         )
+
+    async def _prune(self) -> None:
+        """Once at the start, then now and again; several leaders at once do each other no harm."""
+        if time.monotonic() < self._pruned_at + PRUNE_S:
+            return
+        self._pruned_at = time.monotonic()
+        async with self._pool.acquire() as connection:
+            await operations.prune(connection)
+            await store.prune(connection)
 
     async def _touch_hosts(self) -> None:
         if time.monotonic() - self._touched_at < TOUCH_S:

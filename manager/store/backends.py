@@ -261,15 +261,15 @@ async def finish_removal(
 ) -> None:
     """The backend is gone; hosts that did not confirm keep a tombstone until they do.
 
-    keep_row False (an add that was undone): the row goes too unless a tombstone needs it.
+    keep_row False (an add that was undone): the row goes too, if need be when its last tombstone has gone (`prune`).
     """
     if not unconfirmed and not keep_row:
         await connection.execute("DELETE FROM backend WHERE id = $1", backend_id)
         return
     await connection.execute(
-        "UPDATE backend SET state = 'deleting', is_default = false, deleted_at = now(), updated_at = now() WHERE id = $1",
-        backend_id,
-    )
+        "UPDATE backend SET state = $2, is_default = false, deleted_at = now(), updated_at = now() WHERE id = $1",
+        backend_id, BackendState.DELETING if keep_row else BackendState.CREATING,
+    )  # fmt: skip
     await connection.execute("DELETE FROM backend_host WHERE backend_id = $1", backend_id)
     await connection.execute("DELETE FROM credential_holder WHERE backend_id = $1", backend_id)
     await connection.execute(
@@ -277,6 +277,14 @@ async def finish_removal(
         " SELECT $1, id, 'absent' FROM host WHERE id = ANY($2) AND revoked_at IS NULL",
         backend_id, list(unconfirmed),
     )  # fmt: skip
+
+
+async def prune(connection: Connection) -> None:
+    """Rows of undone adds, which nothing refers to, are gone once every host has let go."""
+    await connection.execute(
+        "DELETE FROM backend b WHERE deleted_at IS NOT NULL AND state = 'creating'"
+        " AND NOT EXISTS (SELECT FROM backend_host WHERE backend_id = b.id)"
+    )
 
 
 async def record(connection: Connection, host_id: str, observations: Sequence[Observation]) -> None:

@@ -12,6 +12,10 @@ from manager.store.pool import Connection
 from schemas.operations import Operation, OperationState, OperationStep, Progress, StepState
 from schemas.problems import Problem
 
+#: Days that an operation which has ended can be asked for.
+KEPT_DAYS = 90
+_PRUNED_AT_ONCE = 10_000
+
 _COLUMNS = (
     "id, kind, version, key, subject, params, state, step, output, deadline, owner, fence, error, result,"
     " actor, request_id, created_at, updated_at, extract(epoch FROM deadline - now())::float8 AS left_s"
@@ -234,6 +238,15 @@ async def unstick(connection: Connection, operation_id: str) -> bool:
         operation_id,
     )
     return bool(done == "UPDATE 1")
+
+
+async def prune(connection: Connection) -> None:
+    """What ended long ago is forgotten, a portion at a time; the events keep what it changed."""
+    await connection.execute(
+        "DELETE FROM operation WHERE id IN (SELECT id FROM operation WHERE state IN ('succeeded', 'failed', 'cancelled')"
+        " AND updated_at < now() - make_interval(days => $1) LIMIT $2)",
+        KEPT_DAYS, _PRUNED_AT_ONCE,
+    )  # fmt: skip
 
 
 async def link_idempotency(connection: Connection, *, token_id: str, key: str, operation_id: str) -> None:
