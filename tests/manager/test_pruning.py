@@ -22,8 +22,8 @@ async def connection(database: str) -> AsyncIterator[Connection]:
 async def operation(connection: Connection, state: str, days: int) -> None:
     await connection.execute(
         "INSERT INTO operation (id, kind, version, key, subject, params, state, step, deadline, fence, actor, request_id, updated_at)"
-        " VALUES ($1, 'backend.add', 1, $1::text, '', '{}', $2, 0, now(), 1, '', '', now() - make_interval(days => $3))",
-        new_id(), state, days,
+        " VALUES ($1, 'backend.add', 1, $4, '', '{}', $2, 0, now(), 1, '', '', now() - make_interval(days => $3))",
+        new_id(), state, days, new_id(),
     )  # fmt: skip
 
 
