@@ -278,7 +278,7 @@ def test_reflink_test_answers_and_leaves_nothing(tmp_path: Path) -> None:
 def test_write_block_writes_only_its_place_and_reads_it_back(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.write_bytes(bytes(4 * jobs.BLOCK_BYTES))
-    assert jobs.write_block({"device": str(device), "offset_bytes": jobs.BLOCK_BYTES})["latency_ms"] > 0
+    assert jobs.write_block({"device": str(device), "offset_bytes": jobs.BLOCK_BYTES, "dm_uuid": ""})["latency_ms"] > 0
     content = device.read_bytes()
     assert content[jobs.BLOCK_BYTES : 2 * jobs.BLOCK_BYTES] != bytes(jobs.BLOCK_BYTES)
     assert content[: jobs.BLOCK_BYTES] == bytes(jobs.BLOCK_BYTES)
@@ -288,7 +288,7 @@ def test_write_block_writes_only_its_place_and_reads_it_back(tmp_path: Path) -> 
 
 def test_write_block_without_device_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        jobs.write_block({"device": str(tmp_path / "gone"), "offset_bytes": 0})
+        jobs.write_block({"device": str(tmp_path / "gone"), "offset_bytes": 0, "dm_uuid": ""})
     assert os.listdir(tmp_path) == []
 
 
