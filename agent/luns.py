@@ -96,15 +96,15 @@ class Luns:
         if not sharing and not self._disks.has_other_path(disk):
             refuse_foreign(self._disks.mappings(disk), ours)
         ours = ours.difference(*(other.vg_uuids for other in sharing))
-        if not any(mapping.is_of(ours) for mapping in self._disks.mappings(disk)):
-            return
-        for vg_uuid in sorted(ours):
+        # Of those upon this disk alone: the operator may have others of the VG in use by a session of his own.
+        uuids = [mapping.lv_uuid for mapping in self._disks.mappings(disk) if mapping.is_of(ours) and mapping.lv_uuid]
+        if uuids:
             try:
-                await self._lvm.deactivate_group(disk.device, vg_uuid)
+                await self._lvm.deactivate(disk.device, uuids)
             except AgentFault as error:
                 if error.fault.code is FaultCode.IN_USE:
                     raise
-                log.warning("deactivation failed", extra={"vg_uuid": vg_uuid, "code": str(error.fault.code)})
+                log.warning("deactivation failed", extra={"device": disk.device, "code": str(error.fault.code)})
         # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
         await self._unmap(disk, ours)
 

@@ -183,10 +183,10 @@ class Lvm:
             ["lvchange", *_scope(device), "--activate", "y", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S
         )
 
-    async def deactivate_group(self, device: str, vg_uuid: str) -> None:
-        """None of the VG's LVs is active here; nothing is done to another VG on the device. Raises AgentFault in_use while one is open."""
-        argv = ["vgchange", *_scope(device), "--activate", "n", "--select", f"vg_uuid={vg_uuid}"]
-        await self._run(argv, _CHANGE_TIMEOUT_S)
+    async def deactivate(self, device: str, lv_uuids: Sequence[str]) -> None:
+        """These LVs are inactive here, and no others. Raises AgentFault in_use while one is open."""
+        chosen = " || ".join(f"lv_uuid={uuid}" for uuid in lv_uuids)
+        await self._run(["lvchange", *_scope(device), "--activate", "n", "--select", chosen], _CHANGE_TIMEOUT_S)
 
     async def remove_mapping(self, name: str) -> None:
         """The dm device is gone, without a look at the disk below: for one that is dead, or whose metadata another host has changed."""

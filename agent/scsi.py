@@ -25,6 +25,8 @@ _READ_TIMEOUT_S = 10.0
 _OPEN_TIMEOUT_S = 20.0
 _POLL_S = 0.1
 _SECTOR_BYTES = 512
+_LVM = "LVM-"
+_UUID_CHARS = 32
 #: LUNs above 255 come in flat addressing, whose method bits the kernel leaves in the number (SAM-5 4.7.7.3).
 _FLAT = 0x4000
 
@@ -58,6 +60,14 @@ class Mapping:
     @property
     def shown(self) -> str:
         return self.dm_name or self.name
+
+    @property
+    def lv_uuid(self) -> str:
+        """As LVM reports it; empty for what is no LV by itself, as the inner parts of a pool, whose dm_uuid has a suffix."""
+        if not self.dm_uuid.startswith(_LVM) or len(self.dm_uuid) != len(_LVM) + 2 * _UUID_CHARS:
+            return ""
+        word = self.dm_uuid[-_UUID_CHARS:]
+        return "-".join((word[:6], *(word[i : i + 4] for i in range(6, 26, 4)), word[26:]))
 
     def is_of(self, vg_uuids: frozenset[str]) -> bool:
         """Whether it is an LV, or an inner part of one, of one of these VGs (lvm2, lib/activate/dev_manager.c: build_dm_uuid)."""
@@ -186,7 +196,7 @@ class Disks:
 
 def dm_uuid_of(vg_uuid: str, lv_uuid: str = "") -> str:
     """The device mapper's UUID of an LV; what those of all LVs of the VG begin with."""
-    return f"LVM-{vg_uuid.replace('-', '')}{lv_uuid.replace('-', '')}"
+    return f"{_LVM}{vg_uuid.replace('-', '')}{lv_uuid.replace('-', '')}"
 
 
 def refuse_foreign(mappings: tuple[Mapping, ...], vg_uuids: frozenset[str]) -> None:

@@ -197,9 +197,9 @@ class San:
             ("lvchange", *SCOPE, "--activate", "y", "--", f"vg_vms/{PROBE}"), effect=lambda: self._hold_if_free(uuid)
         )
 
-    def deactivates(self, vg_uuid: str = VG_UUID) -> Step:
+    def deactivates(self, lv_uuid: str = PROBE_UUID) -> Step:
         return Step(
-            ("vgchange", *SCOPE, "--activate", "n", "--select", f"vg_uuid={vg_uuid}"),
+            ("lvchange", *SCOPE, "--activate", "n", "--select", f"lv_uuid={lv_uuid}"),
             effect=lambda: self.host.drop_holders(self.block_dir),
         )
 

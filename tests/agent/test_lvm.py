@@ -139,7 +139,7 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
             ],
         ),
         ("activate", ("vg_vms", "disk"), [("lvchange", *SCOPE, "--activate", "y", "--", "vg_vms/disk")]),
-        ("deactivate_group", ("u-1",), [("vgchange", *SCOPE, "--activate", "n", "--select", "vg_uuid=u-1")]),
+        ("deactivate", (("u-1", "u-2"),), [("lvchange", *SCOPE, "--activate", "n", "--select", "lv_uuid=u-1 || lv_uuid=u-2")]),
         ("remove_volume", ("vg_vms", "disk"), [("lvremove", *SCOPE, "--yes", "--", "vg_vms/disk")]),
     ],
 )  # fmt: skip
@@ -183,10 +183,10 @@ async def test_remove_mapping_that_is_open_is_in_use() -> None:
     assert caught.value.fault.code is FaultCode.IN_USE
 
 
-async def test_deactivate_group_with_an_open_volume_is_in_use() -> None:
-    step = replay("lvm", "lv_open", ("vgchange", *SCOPE, "--activate", "n", "--select", "vg_uuid=u-1"))
+async def test_deactivate_of_an_open_volume_is_in_use() -> None:
+    step = replay("lvm", "lv_open", ("lvchange", *SCOPE, "--activate", "n", "--select", "lv_uuid=u-1"))
     with pytest.raises(AgentFault) as caught:
-        await Lvm(RecordedCommands(step)).deactivate_group("/dev/sdb", "u-1")
+        await Lvm(RecordedCommands(step)).deactivate("/dev/sdb", ["u-1"])
     assert caught.value.fault.code is FaultCode.IN_USE
 
 

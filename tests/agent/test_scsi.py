@@ -56,6 +56,14 @@ def test_dm_uuid_is_that_of_the_kernel() -> None:
     assert dm_uuid_of(VG, "6q9OWI-nF0X-qbI8-HP00-lpnf-glcx-tvGJMr") == VG_PREFIX + "6q9OWInF0XqbI8HP00lpnfglcxtvGJMr"
 
 
+def test_lv_uuid_of_a_mapping_is_as_lvm_reports_it() -> None:
+    uuid = "6q9OWI-nF0X-qbI8-HP00-lpnf-glcx-tvGJMr"
+    vg_uuid = "itml7o-M3yI-3muB-8opQ-fGC0-4xtz-piSmMS"
+    assert Mapping("dm-1", "vg-disk", dm_uuid_of(vg_uuid, uuid)).lv_uuid == uuid
+    assert Mapping("dm-1", "vg-pool_tdata", dm_uuid_of(vg_uuid, uuid) + "-tdata").lv_uuid == ""
+    assert Mapping("dm-1", "crypt", "CRYPT-" + "x" * 62).lv_uuid == ""
+
+
 def test_mappings_of_a_thin_pool_are_uppermost_first(world: World) -> None:
     data = world.host.add_holder(world.block_dir, "vg-pool_tdata", 1, VG_PREFIX + "t-tdata")
     meta = world.host.add_holder(world.block_dir, "vg-pool_tmeta", 2, VG_PREFIX + "t-tmeta")
