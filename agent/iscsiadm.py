@@ -2,7 +2,7 @@
 
 Why the record's file (node_records.py): `iscsiadm -o update -v SECRET` shows the secret to every process of the host. What is
 logged in is read from sysfs, never from a tool. Every record and session is of an iface of our own: the operator's, of
-`default`, are never read, written or ended. Each command needs the iface's own record (seen with 2.1.8, 2026-11-25: exit 3 without).
+`default`, are never read, written or ended. Each command needs the iface's own record (2.1.8 ends with 3 without).
 """
 
 import asyncio
@@ -30,8 +30,6 @@ _RECORD_TIMEOUT_S = 35.0
 #: Exit codes of iscsiadm(8).
 _SESSION_EXISTS = 15
 _NOTHING_FOUND = 21
-#: Where there is no such iface there is no record of it either; the exit code is 3 or 7 (2.1.8).
-_NO_IFACE = "Could not read iface info"
 _AUTH = "node.session.auth."
 #: manual scan: only the LUN that was asked for becomes a disk here, not its neighbours.
 _SETTINGS = {
@@ -91,13 +89,10 @@ class Iscsi:
         return await choose_node(iqn, portal, await self.discover(portal))
 
     async def login(self, node: Node, chap: Credentials) -> None:
-        """A session of the node exists, made with these secrets unless one was there. Raises AgentFault and leaves no record.
-
-        The node's iface exists (make_iface).
-        """
+        """A session of the node exists, made with these secrets unless one was there. Raises AgentFault and leaves no record."""
         await self.write_record(node, chap)
         try:
-            result = await self._run(node.argv("--login"), _LOGIN_TIMEOUT_S)
+            result = await self._run_for(node, "--login", timeout_s=_LOGIN_TIMEOUT_S)
             # Exit 15: a login that we gave up on has succeeded. Never a reason to tear it down.
             if result.exit_code not in (0, _SESSION_EXISTS):
                 raise tool_fault(result, chap)
@@ -109,16 +104,13 @@ class Iscsi:
 
     async def logout(self, node: Node) -> None:
         """No session of the node exists."""
-        result = await self._run(node.argv("--logout"), _LOGOUT_TIMEOUT_S)
-        if _NO_IFACE in result.stderr and self.session(node) is None:
-            return
-        self._accept_absent(result)
+        self._accept_absent(await self._run_for(node, "--logout", timeout_s=_LOGOUT_TIMEOUT_S))
 
     async def write_record(self, node: Node, chap: Credentials) -> None:
         """The node's record exists and holds our settings and these secrets; a session that exists is not touched."""
         settings = {**_SETTINGS, **_auth_settings(chap)}
         async with self._records:
-            result = await self._run(node.argv("-o", "new"), _RECORD_TIMEOUT_S)
+            result = await self._run_for(node, "-o", "new", timeout_s=_RECORD_TIMEOUT_S)
             if result.exit_code != 0:
                 raise tool_fault(result)
             await self._files.edit(node, settings)
@@ -126,32 +118,9 @@ class Iscsi:
     async def delete_record(self, node: Node) -> None:
         """No record of the node is left, and so no secret."""
         async with self._records:
-            result = await self._run(node.argv("-o", "delete"), _RECORD_TIMEOUT_S)
-            if _NO_IFACE not in result.stderr:
-                self._accept_absent(result)
-            # What iscsiadm does not see: the draft of an edit that was killed, a record whose iface somebody has removed.
+            self._accept_absent(await self._run_for(node, "-o", "delete", timeout_s=_RECORD_TIMEOUT_S))
+            # What iscsiadm does not see: the draft of an edit that was killed.
             await self._files.remove(node)
-
-    async def make_iface(self, name: str) -> None:
-        """An iface record for plain TCP exists: a session through it stands beside one through `default`.
-
-        While it exists, a discovery of the operator's without -I binds what it finds to it too (idbm_bind_ifaces_to_nodes),
-        so it goes as soon as nothing of ours needs it.
-        """
-        async with self._records:
-            for operation in (("-o", "new"), ("-o", "update", "-n", "iface.transport_name", "-v", "tcp")):
-                result = await self._run(["iscsiadm", "-m", "iface", "-I", name, *operation], _RECORD_TIMEOUT_S)
-                if result.exit_code == _SESSION_EXISTS:
-                    return
-                if result.exit_code != 0:
-                    raise tool_fault(result)
-
-    async def delete_iface(self, name: str) -> None:
-        """No iface of that name is left, nor a record of it. No session of it exists."""
-        async with self._records:
-            result = await self._run(["iscsiadm", "-m", "iface", "-I", name, "-o", "delete"], _RECORD_TIMEOUT_S)
-            if _NO_IFACE not in result.stderr:
-                self._accept_absent(result)
 
     def session(self, node: Node) -> Session | None:
         """The node's session by sysfs. Portals are compared as the record names them (persistent_*), not as NAT shows them.
@@ -170,6 +139,10 @@ class Iscsi:
             if (normalized(address), port) == (normalized(node.portal.host), str(node.portal.port)):
                 return Session(entry.name, words.get("state", ""), (entry / "device").resolve())
         return None
+
+    async def _run_for(self, node: Node, *operation: str, timeout_s: float) -> CommandResult:
+        async with self._files.iface(node.iface):
+            return await self._run(node.argv(*operation), timeout_s)
 
     async def _run(self, argv: Sequence[str], timeout_s: float) -> CommandResult:
         # Each iscsiadm takes the database's lock, and would wait 30 s for one that a killed agent left.

@@ -40,14 +40,13 @@ class LunLink:
 
 
 class Luns:
-    """Connects and detaches LUNs. One for the process: of two backends of one target, or two ifaces, one goes after the other."""
+    """Connects and detaches LUNs. One for the process: of two backends of one target, one goes after the other."""
 
     def __init__(self, iscsi: Iscsi, disks: Disks, lvm: Lvm) -> None:
         self._iscsi = iscsi
         self._disks = disks
         self._lvm = lvm
         self._nodes: WeakValueDictionary[tuple[str, Portal], asyncio.Lock] = WeakValueDictionary()
-        self._ifaces = asyncio.Lock()
 
     async def connect(
         self, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
@@ -74,7 +73,7 @@ class Luns:
             return await self._join(node, config, target, credentials, space)
 
     async def detach(self, target: Target, space: Workspace) -> None:
-        """Our volumes inactive, disk gone, session ended, record and iface deleted, each unless another backend uses it.
+        """Our volumes inactive, disk gone, session ended and record deleted, each unless another backend uses it.
 
         Raises AgentFault in_use, or that it cannot be told, and goes no further then.
         """
@@ -98,13 +97,11 @@ class Luns:
         ours = ours.difference(*(other.vg_uuids for other in sharing))
         # Of those upon this disk alone: the operator may have others of the VG in use by a session of his own.
         uuids = [mapping.lv_uuid for mapping in self._disks.mappings(disk) if mapping.is_of(ours) and mapping.lv_uuid]
-        if uuids:
-            try:
-                await self._lvm.deactivate(disk.device, uuids)
-            except AgentFault as error:
-                if error.fault.code is FaultCode.IN_USE:
-                    raise
-                log.warning("deactivation failed", extra={"device": disk.device, "code": str(error.fault.code)})
+        probe_uuid = words.get("probe_uuid", "")
+        # The probe LV last: while another is open, the backend stays as it was.
+        for chosen in ([uuid for uuid in uuids if uuid != probe_uuid], [uuid for uuid in uuids if uuid == probe_uuid]):
+            if chosen:
+                await self._deactivate(disk, chosen)
         # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
         await self._unmap(disk, ours)
 
@@ -150,7 +147,7 @@ class Luns:
         memory.write(**{**memory.read(), "vg_uuid": vg_uuid})
 
     async def end_trial(self, target: Target, space: Workspace) -> None:
-        """No session, record or iface of a trial is left."""
+        """No session or record of a trial is left."""
         memory = Memory(space.dir, _TRIAL_MEMORY)
         words = memory.read()
         if not words:
@@ -165,7 +162,6 @@ class Luns:
             await self._disks.refuse_used_session(session, job_key(target, is_trial=True))
             await self._iscsi.logout(node)
         await self._iscsi.delete_record(node)
-        await self._iscsi.delete_iface(node.iface)
         memory.forget()
 
     async def _join(
@@ -181,12 +177,10 @@ class Luns:
         memory.add(**node_words(node), lun=str(config.lun), portal=config.portal)
         try:
             if not has_session:
-                await self._make_iface(node.iface)
                 await self._iscsi.login(node, credentials)
             elif not is_known or words.get("credential_version") != version:
                 # A session that is there says nothing of these credentials.
                 await self._prove_credentials(node, config, target, credentials, space)
-                await self._make_iface(node.iface)
                 await self._iscsi.write_record(node, credentials)
             memory.add(credential_version=version)
             disk = await self._disks.wait_for(self._session(node), config.lun, job_key(target))
@@ -218,10 +212,7 @@ class Luns:
                 await self._disks.refuse_used_session(session, job_key(target))
                 await self._iscsi.logout(node)
             await self._iscsi.delete_record(node)
-        async with self._ifaces:
-            if all(other.node.iface != node.iface for other in neighbours(space)):
-                await self._iscsi.delete_iface(node.iface)
-            memory.forget_way()
+        memory.forget_way()
 
     async def _prove_credentials(
         self, node: Node, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
@@ -237,14 +228,17 @@ class Luns:
         """A session through an iface of its own, beside the one in use."""
         trial = trial_node(node, _trial_iface(target))
         Memory(space.dir, _TRIAL_MEMORY).write(**node_words(trial), lun=str(config.lun))
-        await self._iscsi.make_iface(trial.iface)
         await self._iscsi.login(trial, credentials)
         return self._session(trial)
 
-    async def _make_iface(self, name: str) -> None:
-        """The caller has remembered that it uses it, so from here on nobody deletes it."""
-        async with self._ifaces:
-            await self._iscsi.make_iface(name)
+    async def _deactivate(self, disk: Disk, lv_uuids: list[str]) -> None:
+        """Raises AgentFault in_use; of a dead disk nothing else can be expected than that it fails."""
+        try:
+            await self._lvm.deactivate(disk.device, lv_uuids)
+        except AgentFault as error:
+            if error.fault.code is FaultCode.IN_USE:
+                raise
+            log.warning("deactivation failed", extra={"device": disk.device, "code": str(error.fault.code)})
 
     async def _unmap(self, disk: Disk, vg_uuids: frozenset[str]) -> None:
         for mapping in self._disks.mappings(disk):

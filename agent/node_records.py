@@ -1,4 +1,4 @@
-"""Open-iscsi's node records as files: edited under its own lock, so that secrets come near no argv.
+"""Open-iscsi's records as files: of nodes, so that secrets come near no argv, and of ifaces, so that they are there only while needed.
 
 The lock is idbm_lock of its usr/idbm.c: who makes lock.write, by a hard link, holds it; others try every 10 ms for
 30 s, and nobody ever breaks it. So one that a killed agent left would stop every iscsiadm of the host for good. Ours
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,6 +41,28 @@ class NodeRecords:
     def __init__(self, config_dirs: tuple[Path, ...], lock_dir: Path) -> None:
         self._config_dirs = config_dirs
         self._lock_dir = lock_dir
+        self._iface_users: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def iface(self, name: str) -> AsyncGenerator[None]:
+        """The iface's record exists meanwhile: plain TCP, so that a session through it stands beside one through `default`.
+
+        No longer than that, for a discovery of the operator's without -I binds what it finds to every iface that has a
+        record, and overwrites ours (idbm_bind_ifaces_to_nodes; seen with 2.1.8 and a target, 2026-11-25). By file, for
+        `iscsiadm -m iface -o new` refuses while the iface has a session.
+        """
+        self._iface_users[name] += 1
+        try:
+            for path in self._iface_paths(name):
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                # No draft that is renamed: iscsiadm would take one that a kill left for an iface.
+                path.write_text(f"iface.iscsi_ifacename = {name}\niface.transport_name = tcp\n")
+            yield
+        finally:
+            self._iface_users[name] -= 1
+            if not self._iface_users[name]:
+                for path in self._iface_paths(name):
+                    path.unlink(missing_ok=True)
 
     async def edit(self, node: Node, settings: Mapping[str, str]) -> None:
         """The node's record, which iscsiadm has made, holds these settings; empty ones are absent from it."""
@@ -71,6 +94,10 @@ class NodeRecords:
             if write_lock.stat().st_ino == number:
                 write_lock.unlink()
         (self._lock_dir / f"stowage.{holder.stowage_agent}").unlink(missing_ok=True)
+
+    def _iface_paths(self, name: str) -> Iterable[Path]:
+        """In each folder that is there: which of them iscsiadm reads was decided when it was built."""
+        return (folder / "ifaces" / name for folder in self._config_dirs if folder.is_dir())
 
     def _paths(self, node: Node) -> Iterable[Path]:
         below = Path("nodes", node.iqn, f"{node.portal.host},{node.portal.port},{node.tpgt}", node.iface)

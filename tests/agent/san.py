@@ -144,17 +144,6 @@ class San:
     def node(self, *operation: str, iface: str = "stowage") -> tuple[str, ...]:
         return ("iscsiadm", "-m", "node", "-T", IQN, "-p", "10.0.0.9:3260,1", "-I", iface, *operation)
 
-    def make_iface(self, iface: str = "stowage") -> tuple[Step, ...]:
-        base = ("iscsiadm", "-m", "iface", "-I", iface)
-        return (Step((*base, "-o", "new")), Step((*base, "-o", "update", "-n", "iface.transport_name", "-v", "tcp")))
-
-    def find_iface(self) -> Step:
-        """`-o new` of an iface that a session uses."""
-        return Step(("iscsiadm", "-m", "iface", "-I", "stowage", "-o", "new"), 15)
-
-    def delete_iface(self, iface: str = "stowage") -> Step:
-        return Step(("iscsiadm", "-m", "iface", "-I", iface, "-o", "delete"))
-
     def new_record(self, iface: str = "stowage") -> Step:
         return Step(
             self.node("-o", "new", iface=iface), effect=lambda: self.host.make_record(IQN, "10.0.0.9", 3260, 1, iface)
@@ -175,21 +164,19 @@ class San:
         )
 
     def comes(self) -> tuple[Step, ...]:
-        return (self.discover(), *self.make_iface(), self.new_record(), self.login())
+        return (self.discover(), self.new_record(), self.login())
 
     def goes(self) -> tuple[Step, ...]:
-        return (self.logout(), self.delete_record(), self.delete_iface())
+        return (self.logout(), self.delete_record())
 
     def beside(self, *middle: Step, iface: str = TRIAL_IFACE, number: int = 2) -> tuple[Step, ...]:
         """A login of its own through a trial's iface, and its end."""
         return (
-            *self.make_iface(iface),
             self.new_record(iface),
             self.login(iface, number),
             *middle,
             self.logout(iface, number),
             self.delete_record(iface),
-            self.delete_iface(iface),
         )
 
     def activates(self, uuid: str = DM_UUID) -> Step:

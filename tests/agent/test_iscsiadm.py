@@ -1,12 +1,14 @@
 """iscsiadm: the exact command lines, the node record with its secrets, and sessions by sysfs."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agent.errors import AgentFault
 from agent.iscsiadm import Iscsi
+from agent.node_records import NodeRecords
 from agent.portals import Node, Portal
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
@@ -68,7 +70,7 @@ async def test_login_writes_the_secrets_into_the_record_and_never_into_argv(worl
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().startswith("# BEGIN RECORD") and path.read_text().endswith("# END RECORD\n")
     assert not any("canary" in word for call in commands.calls for word in call)
-    assert os.listdir(path.parent) == ["stowage"] and os.listdir(world.config_dir) == ["nodes"]
+    assert os.listdir(path.parent) == ["stowage"] and sorted(os.listdir(world.config_dir)) == ["ifaces", "nodes"]
     assert os.listdir(world.lock_dir) == []
 
 
@@ -124,19 +126,41 @@ async def test_login_with_half_of_the_mutual_pair_runs_nothing(world: FakeIscsi,
     assert caught.value.fault.code is FaultCode.AUTH_FAILED and "canary" not in str(caught.value)
 
 
-async def test_delete_record_removes_what_iscsiadm_does_not_see(world: FakeIscsi) -> None:
-    """Somebody has removed the iface's own record; the node's, with the secret, is still there."""
-    await iscsi_with(world, makes_record(world)).write_record(NODE, CHAP)
-    await iscsi_with(world, replay("iscsiadm", "no_iface_record", (*BASE, "-o", "delete"))).delete_record(NODE)
-    assert not world.record(IQN, "10.0.0.9", 3260, 1).exists()
-
-
-async def test_logout_of_a_session_whose_iface_is_gone_is_no_success(world: FakeIscsi) -> None:
-    world.login(IQN, "10.0.0.9", 3260)
+async def test_logout_without_the_record_of_its_iface_is_no_success(world: FakeIscsi) -> None:
     with pytest.raises(AgentFault):
-        await iscsi_with(world, replay("iscsiadm", "no_iface_record", (*BASE, "--logout"))).logout(NODE)
-    world.logout()
-    await iscsi_with(world, replay("iscsiadm", "no_iface_record", (*BASE, "--logout"))).logout(NODE)
+        await iscsi_with(world, replay("iscsiadm", "no_iface", (*BASE, "--logout"))).logout(NODE)
+
+
+async def test_iface_has_a_record_while_a_command_needs_it_and_no_longer(world: FakeIscsi) -> None:
+    record = world.config_dir / "ifaces/stowage"
+    seen: list[str] = []
+    new = Step((*BASE, "-o", "new"), effect=lambda: world.make_record(IQN, "10.0.0.9", 3260, 1))
+    steps = [new, *(Step((*BASE, *operation)) for operation in (("--login",), ("--logout",), ("-o", "delete")))]
+    watched = [Step(step.argv, effect=noting(step, seen, record)) for step in steps]
+    iscsi = iscsi_with(world, *watched)
+    await iscsi.login(NODE, CHAP)
+    assert not record.exists()
+    await iscsi.logout(NODE)
+    await iscsi.delete_record(NODE)
+    assert seen == ["iface.iscsi_ifacename = stowage\niface.transport_name = tcp\n"] * 4
+    assert os.listdir(world.config_dir / "ifaces") == []
+
+
+def noting(step: Step, seen: list[str], record: Path) -> Callable[[], None]:
+    def note() -> None:
+        seen.append(record.read_text())
+        step.effect()
+
+    return note
+
+
+async def test_iface_that_two_commands_need_stays_until_the_last_has_ended(world: FakeIscsi) -> None:
+    records = NodeRecords((world.config_dir,), world.lock_dir)
+    async with records.iface("stowage"):
+        async with records.iface("stowage"):
+            pass
+        assert (world.config_dir / "ifaces/stowage").exists()
+    assert not (world.config_dir / "ifaces/stowage").exists()
 
 
 async def test_each_command_first_removes_a_lock_that_a_killed_agent_left(world: FakeIscsi) -> None:
@@ -146,17 +170,6 @@ async def test_each_command_first_removes_a_lock_that_a_killed_agent_left(world:
         assert not (world.lock_dir / "lock.write").exists()
 
     await iscsi_with(world, Step((*BASE, "--logout"), 21, effect=is_free)).logout(NODE)
-
-
-async def test_make_iface_makes_one_for_tcp(world: FakeIscsi) -> None:
-    base = ("iscsiadm", "-m", "iface", "-I", "stowage-1")
-    steps = (Step((*base, "-o", "new")), Step((*base, "-o", "update", "-n", "iface.transport_name", "-v", "tcp")))
-    await iscsi_with(world, *steps).make_iface("stowage-1")
-    await iscsi_with(world, replay("iscsiadm", "no_iface", (*base, "-o", "delete"))).delete_iface("stowage-1")
-
-
-async def test_make_iface_that_a_session_uses_finds_it(world: FakeIscsi) -> None:
-    await iscsi_with(world, Step(("iscsiadm", "-m", "iface", "-I", "stowage", "-o", "new"), 15)).make_iface("stowage")
 
 
 def test_session_is_told_apart_by_target_iface_and_portal(world: FakeIscsi) -> None:

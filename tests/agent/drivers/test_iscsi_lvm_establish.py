@@ -71,7 +71,7 @@ async def add(san: San) -> None:
 async def test_attach_again_that_fails_takes_nothing_back(step: str, establish: bool, san: San) -> None:
     """The backend is healthy and other hosts use it; this host, which made its marks, has merely lost its session."""
     await add(san)
-    san.then(san.deactivates(), san.logout(), san.delete_record(), san.delete_iface())
+    san.then(san.deactivates(), san.logout(), san.delete_record())
     await san.driver.release(THIN, san.space, remove_marker=False)
     LunMemory(san.space.dir).add(marked="yes", wwid="naa.6001405")
     number = len(san.commands.calls)

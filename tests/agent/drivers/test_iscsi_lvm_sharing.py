@@ -54,7 +54,6 @@ def joins(san: San) -> tuple[Step, ...]:
     return (
         san.discover(),
         *san.beside(iface=OTHER_TRIAL_IFACE),
-        san.find_iface(),
         san.new_record(),
     )
 
@@ -109,10 +108,10 @@ async def test_attach_of_the_same_lun_a_second_time_leaves_the_first_alone(san: 
 async def test_attach_to_a_session_with_a_wrong_password_is_auth_failed_and_changes_no_record(san: San) -> None:
     await san.attach()
     san.then(
-        san.discover(), san.make_iface(OTHER_TRIAL_IFACE), san.new_record(OTHER_TRIAL_IFACE),
+        san.discover(), san.new_record(OTHER_TRIAL_IFACE),
         replay("iscsiadm", "wrong_chap", san.node("--login", iface=OTHER_TRIAL_IFACE)),
         Step(san.node("--logout", iface=OTHER_TRIAL_IFACE), 21), san.delete_record(OTHER_TRIAL_IFACE),
-        Step(san.node("-o", "delete", iface=OTHER_TRIAL_IFACE), 21), san.delete_iface(OTHER_TRIAL_IFACE),
+        Step(san.node("-o", "delete", iface=OTHER_TRIAL_IFACE), 21),
     )  # fmt: skip
     wrong = Credentials({"username": "chap", "password": "wrong-canary"})
     fault = await fault_of(san.driver.attach(OTHER, wrong, san.other_space(), establish=True))
@@ -125,9 +124,9 @@ async def test_rotation_with_a_wrong_password_keeps_what_is_attached(san: San) -
     await san.attach()
     beside = san.beside()
     san.then(
-        beside[:3], Step(beside[3].argv, 24),
+        beside[0], Step(beside[1].argv, 24),
         Step(san.node("--logout", iface="stowage-000000000001"), 21), san.delete_record("stowage-000000000001"),
-        Step(san.node("-o", "delete", iface="stowage-000000000001"), 21), san.delete_iface("stowage-000000000001"),
+        Step(san.node("-o", "delete", iface="stowage-000000000001"), 21),
     )  # fmt: skip
     wrong = Credentials({"username": "chap", "password": "wrong"})
     fault = await fault_of(san.driver.attach(target_for(version=2), wrong, san.space, establish=False))
@@ -156,8 +155,7 @@ async def test_two_backends_of_one_target_come_to_it_one_after_the_other(
     first_comes = san.comes()
     san.then(
         first_comes[:-1], san.discover(), first_comes[-1],
-        san.make_iface(OTHER_TRIAL_IFACE), Step(san.node("-o", "delete", iface=OTHER_TRIAL_IFACE), 21),
-        san.delete_iface(OTHER_TRIAL_IFACE), vgs(*TAGS), lvs(PROBE), san.activates(),
+        Step(san.node("-o", "delete", iface=OTHER_TRIAL_IFACE), 21), vgs(*TAGS), lvs(PROBE), san.activates(),
     )  # fmt: skip
     # Refused before it is sent, which suffices to see that the second came to the session of the first.
     unusable = Credentials({"username": "chap", "password": "x" * 300})
