@@ -29,6 +29,7 @@ from schemas.kinds import IscsiLvmConfig
 log = logging.getLogger(__name__)
 
 _TRIAL_MEMORY = "iscsi-trial"
+_ALIVE = "LOGGED_IN"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Luns:
         probe_uuid = words.get("probe_uuid", "")
         # The probe LV last: while another is open, the backend stays as it was.
         for chosen in ([uuid for uuid in uuids if uuid != probe_uuid], [uuid for uuid in uuids if uuid == probe_uuid]):
-            if chosen:
+            if chosen and self._is_alive(node):
                 await self._deactivate(disk, chosen)
         # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
         await self._unmap(disk, ours)
@@ -119,7 +120,7 @@ class Luns:
         if node is None:
             raise AgentFault.of(FaultCode.CONVERGING, "the LUN is not attached on this host yet", is_retryable=True)
         session = self._iscsi.session(node)
-        if session is None or session.state != "LOGGED_IN":
+        if session is None or session.state != _ALIVE:
             state = "gone" if session is None else session.state.lower()
             raise AgentFault.of(
                 FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} is {state}", is_retryable=True
@@ -230,6 +231,10 @@ class Luns:
         Memory(space.dir, _TRIAL_MEMORY).write(**node_words(trial), lun=str(config.lun))
         await self._iscsi.login(trial, credentials)
         return self._session(trial)
+
+    def _is_alive(self, node: Node | None) -> bool:
+        session = None if node is None else self._iscsi.session(node)
+        return session is not None and session.state == _ALIVE
 
     async def _deactivate(self, disk: Disk, lv_uuids: list[str]) -> None:
         """Raises AgentFault in_use; of a dead disk nothing else can be expected than that it fails."""

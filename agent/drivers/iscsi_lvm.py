@@ -78,19 +78,22 @@ class IscsiLvm:
         """The VG and what is in it stay; with remove_marker its tags go."""
         config = _config(target)
         await self._luns.end_trial(target, space)
+        words = LunMemory(space.dir).read()
         left: tuple[str, ...] = ()
         disk = self._luns.found(space)
-        if disk is not None and (remove_marker or LunMemory(space.dir).read().get("making")):
+        if disk is not None and (remove_marker or words.get("making")):
             try:
-                await self._luns.free(space, disk)
-                left = await self._groups.give_back(Place(config, target, space, disk), remove_marker=remove_marker)
+                # Of a session that is dead LVM would be asked in vain, for 45 s and by tools that cannot be killed (lab, 2026-11-25).
+                place = Place(config, target, space, self._luns.live(space))
+                await self._luns.free(space, place.disk)
+                left = await self._groups.give_back(place, remove_marker=remove_marker)
             except AgentFault as error:
                 if error.fault.code is FaultCode.IN_USE:
                     raise
                 log.warning("tags stay", extra={"vg_name": config.vg_name, "code": str(error.fault.code)})
-                left = (
-                    f"volume group {config.vg_name} with its tags on LUN {config.lun} of {config.target_iqn}, which could not be reached ({error.fault.code})",
-                )
+                left = (_unreached(config, f"could not be reached ({error.fault.code})"),)
+        elif remove_marker and disk is None and words.get("marked") == "yes":
+            left = (_unreached(config, "is not attached on this host"),)
         await self._luns.detach(target, space)
         LunMemory(space.dir).forget()
         return ReleaseReport(left=left)
@@ -179,6 +182,10 @@ class IscsiLvm:
             foreign_vg=None if is_ours else content.vg_name,
             is_blank=content.is_blank,
         )
+
+
+def _unreached(config: IscsiLvmConfig, why: str) -> str:
+    return f"volume group {config.vg_name} with its tags on LUN {config.lun} of {config.target_iqn}, which {why}"
 
 
 def _config(target: Target) -> IscsiLvmConfig:

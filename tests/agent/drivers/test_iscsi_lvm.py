@@ -247,6 +247,15 @@ async def test_release_by_another_host_leaves_the_metadata_alone(san: San) -> No
     assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}{LEFT_TOO}",)
 
 
+async def test_release_by_the_host_that_marked_the_vg_without_a_session_says_that_the_tags_stay(san: San) -> None:
+    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS)
+    await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+    san.host.logout()
+    san.then(Step(("dmsetup", "remove", "--", DM_NAME), effect=san.host.drop_mapping), san.delete_record())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert report.left == (f"volume group vg_vms with its tags on LUN 0 of {IQN}, which is not attached on this host",)
+
+
 async def test_release_of_a_vg_in_use_is_in_use_and_keeps_all(san: San) -> None:
     await san.attach()
     san.then(replay("lvm", "lv_open", san.deactivates().argv))
@@ -276,6 +285,23 @@ async def test_release_of_a_dead_target_removes_the_mappings_by_hand(san: San) -
     )
     report = await san.driver.release(target_for(), san.space, remove_marker=True)
     assert "timed_out" in report.left[0]
+
+
+async def test_release_of_a_session_that_has_failed_asks_no_lvm(san: San) -> None:
+    await san.attach()
+    san.host.set_state("FAILED")
+    removes = Step(("dmsetup", "remove", "--", DM_NAME), effect=lambda: san.host.drop_holders(san.block_dir))
+    san.then(removes, san.goes())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert "server_unreachable" in report.left[0]
+
+
+async def test_release_of_an_exchanged_lun_writes_nothing_on_it(san: San) -> None:
+    await san.attach()
+    (san.block_dir.parents[1] / "wwid").write_text("naa.other\n")
+    san.then(san.deactivates(), san.goes())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert "wrong_device" in report.left[0]
 
 
 async def test_attach_at_another_portal_detaches_the_old_one_first(san: San, monkeypatch: pytest.MonkeyPatch) -> None:
