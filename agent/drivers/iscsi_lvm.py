@@ -33,7 +33,6 @@ from schemas.kinds import ISCSI_LVM, IscsiLvmConfig
 log = logging.getLogger(__name__)
 
 
-
 class IscsiLvm:
     """The driver of iscsi_lvm. iscsi, disks, lvm: given, so that all backends of the host share their locks."""
 
