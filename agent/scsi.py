@@ -111,7 +111,7 @@ class Disks:
 
     async def wait_for(self, session: Session, lun: int, key: str) -> Disk:
         """The LUN's disk, after a scan for it if need be. Raises AgentFault lun_not_found."""
-        disk = self.find(session, lun)
+        disk = self._find_if_whole(session, lun)
         if disk is not None:
             return disk
         scan = self._sysfs / "class/scsi_host" / session.host / "scan"
@@ -172,8 +172,11 @@ class Disks:
     def _dead_mappings(self, vg_uuids: frozenset[str]) -> Iterator[Mapping]:
         for entry in sorted((self._sysfs / "class/block").glob("dm-*")):
             folder = entry.resolve()
-            mapping = _mapping(folder)
-            slaves = list((folder / "slaves").iterdir())
+            try:
+                mapping, slaves = _mapping(folder), list((folder / "slaves").iterdir())
+            except FileNotFoundError:
+                # A stranger's, that is going just now.
+                continue
             if mapping.is_of(vg_uuids) and not any(slave.exists() for slave in slaves):
                 yield from _mappings(folder)
                 yield mapping
