@@ -4,7 +4,9 @@ from pathlib import Path
 
 import msgspec
 
+from agent.errors import AgentFault
 from agent.private_files import remove, write_private
+from schemas.faults import FaultCode
 
 
 class Memory:
@@ -14,11 +16,20 @@ class Memory:
         self._path = folder / f"{name}.json"
 
     def read(self) -> dict[str, str]:
-        """What was written last; empty when nothing was, or when the file is not such JSON."""
+        """What was written last; empty when nothing was.
+
+        Raises AgentFault for a damaged file: who took it for empty would take what is used here for unused.
+        """
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except FileNotFoundError:
             return {}
+        except msgspec.DecodeError as error:
+            raise AgentFault.of(
+                FaultCode.FAILED,
+                f"{self._path} is damaged, so it is not known what is in use here",
+                "Look what this host has mounted and logged in to, end it, then remove the file",
+            ) from error
 
     def write(self, **words: str) -> None:
         """Exactly these words are remembered, durably."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent import markers
-from agent.configs import decode_config, decode_partial
+from agent.configs import decode_config, decode_partial, held_config
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.iscsiadm import Iscsi
@@ -75,7 +75,7 @@ class IscsiLvm:
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
         """The VG and what is in it stay; with remove_marker its tags go."""
-        config = _config(target)
+        config = held_config(IscsiLvmConfig, target)
         await self._luns.end_trial(target, space)
         words = LunMemory(space.dir).read()
         left: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ class IscsiLvm:
         await self._luns.end_trial(target, space)
 
     async def is_attached(self, target: Target, space: Workspace) -> bool:
-        config = _config(target)
+        config = held_config(IscsiLvmConfig, target)
         words = LunMemory(space.dir).read()
         wanted = {
             "portal": config.portal,
