@@ -25,15 +25,16 @@ from manager.feed import Feed
 from manager.hosts import Hosts
 from manager.keys import Keys
 from manager.operations import Operations
-from manager.outbox import Relay
+from manager.outbox import Relay, StreamSettings
 from manager.probing import Probing
 from manager.registry import Registry
 from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
 from manager.sagas.steps import SagaDef
+from manager.store import events as event_store
 from manager.store import hosts as host_store
 from manager.store.migrate import migrate, newest_version
-from manager.store.pool import Pool, connect, open_pool
+from manager.store.pool import DATABASE_AWAY, Pool, connect, open_pool
 from manager.tokens import Tokens
 from manager.uplink import UplinkListener
 from manager.vault import Vault
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds an unanswering database may take at the start before the manager gives up with a message.
 _DATABASE_S = 30.0
+#: Seconds after which an event that is not in the stream makes the manager not ready, and for the question itself.
+_EVENTS_LATE_S = 60.0
+_EVENTS_ASKED_S = 2.0
 
 
 @contextlib.asynccontextmanager
@@ -117,7 +121,12 @@ async def running(
         backends = Backends(pool, registry, engine, operations, agents)
         probing = Probing(pool, registry, agents, vault, fleet_id=fleet_id)
         events, tokens = Events(pool, fleet_id), Tokens(pool)
-        relay = Relay(config.database_url, relay_bus, fleet_id)
+        stream = StreamSettings(
+            max_age_s=config.event_stream_max_age_s,
+            max_bytes=config.event_stream_max_bytes,
+            replicas=config.event_stream_replicas,
+        )
+        relay = Relay(config.database_url, relay_bus, fleet_id, stream)
         watch = Watch(pool, registry, relay, settle_s=config.host_silent_s)
         listener = UplinkListener(uplink, pool, registry, hosts, agents, vault, fleet_id=fleet_id)
         stack.push_async_callback(listener.stop)
@@ -138,6 +147,11 @@ async def running(
                 lacks["database"] = "notifications are not heard; the database may be away"
             if not all(each.is_usable for each in (commands, uplink, relay_bus)):
                 lacks["bus"] = "no usable connection to NATS"
+            waiting_s = await _events_wait_s(pool) if feed.is_live else None
+            if waiting_s is None:
+                lacks.setdefault("database", "it does not answer")
+            elif waiting_s > _EVENTS_LATE_S:
+                lacks["events"] = f"the oldest has waited for {waiting_s:.0f} s to come into the stream"
             return lacks
 
         async def tell_revocations() -> None:
@@ -195,6 +209,15 @@ async def _prepared_database(config: Config) -> str:
         return await host_store.fleet_id(connection, new_id())
     finally:
         await connection.close()
+
+
+async def _events_wait_s(pool: Pool) -> float | None:
+    """Seconds for which the oldest event that the stream may not have has waited; None when the database does not say."""
+    try:
+        async with asyncio.timeout(_EVENTS_ASKED_S), pool.acquire() as connection:
+            return await event_store.oldest_unpublished_s(connection)
+    except DATABASE_AWAY:
+        return None
 
 
 async def _listen(runner: ApiRunner, config: Config, tls: ssl.SSLContext | None) -> str:

@@ -58,8 +58,17 @@ _STREAM = subjects.STREAM
 #: Each user publishes to its own inbox for the liveness echo (schemas/bus.py).
 _COMMANDS = _Rights((subjects.COMMANDS, _OWN_INBOX), (_OWN_INBOX,))
 _UPLINK = _Rights((f"{subjects.AGENT_INBOX}.>", _OWN_INBOX), ("stowage.up.>", _OWN_INBOX))
+#: It reads the stream's end, to go on behind it; more of the stream it need not read, but the API's right is whole.
 _RELAY = _Rights(
-    (subjects.EVENTS, f"$JS.API.STREAM.CREATE.{_STREAM}", f"$JS.API.STREAM.UPDATE.{_STREAM}", _OWN_INBOX), (_OWN_INBOX,)
+    (
+        subjects.EVENTS,
+        f"$JS.API.STREAM.CREATE.{_STREAM}",
+        f"$JS.API.STREAM.UPDATE.{_STREAM}",
+        f"$JS.API.STREAM.INFO.{_STREAM}",
+        f"$JS.API.STREAM.MSG.GET.{_STREAM}",
+        _OWN_INBOX,
+    ),
+    (_OWN_INBOX,),
 )
 _SYSTEM = _Rights((_CLAIMS_UPDATE, _OWN_INBOX), (_OWN_INBOX,))
 #: Who may create consumers can have events delivered to any subject of the account, commands included (BUS.md 3.1).

@@ -33,6 +33,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     observation_stale_s: float = 100.0
     #: Seconds a replica owns a saga without renewing; a dead replica's sagas are taken over after it.
     lease_s: float = 8.0
+    #: The stream of events, as the first relay makes it; one that exists keeps what its operator gave it.
+    event_stream_replicas: int = 1
+    event_stream_max_age_s: float = 24 * 3600.0
+    event_stream_max_bytes: int = 1024**3
 
     @property
     def listen_address(self) -> tuple[str, int]:

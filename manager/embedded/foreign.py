@@ -8,7 +8,7 @@ in them at all, but beside them, in the data folder, where he cannot write.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _MOST_BYTES = 16 * 1024
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[int]:
+def opened(folder: Path) -> Generator[int]:
     """A descriptor of the folder itself. Raises FileNotFoundError, and StartError where it is a link or no folder."""
     try:
         descriptor = os.open(folder, _FOLDER)
