@@ -28,6 +28,7 @@ from manager.operations import Operations
 from manager.outbox import Relay, StreamSettings
 from manager.probing import Probing
 from manager.registry import Registry
+from manager.revocations import Revocations
 from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
 from manager.sagas.steps import SagaDef
@@ -40,7 +41,7 @@ from manager.uplink import UplinkListener
 from manager.vault import Vault
 from manager.watch import Watch
 from schemas import subjects
-from schemas.bus import Bus, BusError
+from schemas.bus import Bus
 from schemas.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -106,12 +107,13 @@ async def running(
         operations = Operations(pool, engine)
         tls, fingerprint = _tls(config)
         scheme = "https" if tls else "http"
+        revocations = Revocations(pool, bus_auth, system)
         hosts = Hosts(
             pool,
             registry,
             agents,
             bus_auth,
-            system,
+            revocations,
             fleet_id=fleet_id,
             manager_key=keys.sealing.verify_key,
             nats_urls=config.agent_nats_urls or config.nats_urls,
@@ -154,19 +156,19 @@ async def running(
                 lacks["events"] = f"the oldest has waited for {waiting_s:.0f} s to come into the stream"
             return lacks
 
-        async def tell_revocations() -> None:
-            try:
-                await hosts.push_revocations()
-            except BusError as error:
-                log.warning("revocations not pushed", extra={"error": repr(error)})
-
-        system.on_connect(tell_revocations)
+        system.on_connect(revocations.connected)
         # Agents answer a nudge with a sync: a manager that starts knows within milliseconds who is there.
         commands.on_connect(agents.nudge_all)
         for each in (system, relay_bus, uplink, commands):
             await each.start(None, wait=False)
 
-        duties = {"feed": feed.run(), "relay": relay.run(), "sagas": engine.run(), "watch": watch.run()}
+        duties = {
+            "feed": feed.run(),
+            "relay": relay.run(),
+            "sagas": engine.run(),
+            "watch": watch.run(),
+            "revocations": revocations.run(),
+        }
         await stack.enter_async_context(_kept_running(duties))
         stack.push_async_callback(engine.stop)
 

@@ -46,7 +46,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("errors", "actor", "health", "observations"),
         ("config", "keys", "problems", "store.*"),
         ("bus_auth", "outbox", "registry", "tokens"),
-        ("agents", "watch", "embedded.*"),
+        ("agents", "watch", "revocations", "embedded.*"),
         ("hosts", "vault", "host_choice"),
         ("uplink", "sagas.*", "probing"),
         ("operations",),
