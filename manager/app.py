@@ -28,6 +28,7 @@ from manager.operations import Operations
 from manager.outbox import Relay, StreamSettings
 from manager.probing import Probing
 from manager.registry import Registry
+from manager.replica import ReplicaName
 from manager.revocations import Revocations
 from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds an unanswering database may take at the start before the manager gives up with a message.
 _DATABASE_S = 30.0
+#: Seconds that a duty has to end before it is asked again.
+_CANCEL_AGAIN_S = 0.5
 #: Seconds after which an event that is not in the stream makes the manager not ready, and for the question itself.
 _EVENTS_LATE_S = 60.0
 _EVENTS_ASKED_S = 2.0
@@ -65,10 +68,13 @@ async def running(
 
     definitions and on_line are for tests of the sagas. Raises ConfigError before anything listens.
     """
-    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keys = Keys.load_or_create(config.keys_dir)
-    fleet_id = await _prepared_database(config)
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"state_dir: cannot make {config.state_dir}: {error.strerror}") from error
+    fleet_id, keys = await _prepared_database(config)
     async with contextlib.AsyncExitStack() as stack:
+        name = await stack.enter_async_context(ReplicaName(config.database_url, config.replica))
         pool = await open_pool(config.database_url)
         stack.push_async_callback(_close_pool, pool)
         bus_auth = BusAuth(keys)
@@ -163,6 +169,7 @@ async def running(
             await each.start(None, wait=False)
 
         duties = {
+            "replica name": name.keep(),
             "feed": feed.run(),
             "relay": relay.run(),
             "sagas": engine.run(),
@@ -192,8 +199,11 @@ async def running(
         yield url
 
 
-async def _prepared_database(config: Config) -> str:
-    """The fleet's id, the schema being this code's. Raises ConfigError naming the database's own words."""
+async def _prepared_database(config: Config) -> tuple[str, Keys]:
+    """The fleet's id and its keys, the schema being this code's.
+
+    Raises ConfigError with the database's own words, and for keys that are not the fleet's.
+    """
     deadline = asyncio.get_running_loop().time() + _DATABASE_S
     while True:
         try:
@@ -208,7 +218,18 @@ async def _prepared_database(config: Config) -> str:
     try:
         version = await migrate(connection)
         log.info("database ready", extra={"schema": version, "code_schema": newest_version()})
-        return await host_store.fleet_id(connection, new_id())
+        fleet_id = await host_store.fleet_id(connection, new_id())
+        is_known = await host_store.trusted_keys(connection) is not None
+        keys = Keys.load(config.keys_dir) if is_known else Keys.load_or_create(config.keys_dir)
+        trusted = await host_store.trust_keys(connection, keys.trusted)
+        wrong = sorted(name for name in trusted.keys() | keys.trusted if trusted.get(name) != keys.trusted.get(name))
+        if wrong:
+            raise ConfigError(
+                f"keys_dir: the keys in {config.keys_dir} are not those of this database's fleet: {', '.join(wrong)} differ"
+                f" (its operator is {trusted.get('operator')}). Restore its keys.json from a backup, or copy it from"
+                " another manager; for a new fleet take an empty database"
+            )
+        return fleet_id, keys
     finally:
         await connection.close()
 
@@ -242,8 +263,13 @@ async def _kept_running(duties: Mapping[str, Coroutine[object, object, None]]) -
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            pending = set(tasks)
+            while pending:
+                # Again and again: nats-py waits with asyncio.wait_for, which on Python 3.11 swallows a cancel that meets
+                # a result (seen 2026-11-25: a duty that went on, and a stop that never ended).
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 async def _close_pool(pool: Pool) -> None:

@@ -1,6 +1,7 @@
 """The manager's configuration: one TOML file and `STOWAGE_*` from the environment, decoded once, unknown keys refused."""
 
 import os
+import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keys_dir: Path
     state_dir: Path
     listen: str = "127.0.0.1:8080"
-    replica: str = "manager-1"
+    replica: str = msgspec.field(default_factory=socket.gethostname)
     agent_nats_urls: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -118,7 +118,8 @@ class _Start:
         )
         self._postgres.start()
         self._watch("postgres", self._postgres.spawn, self._postgres.process, stop=self._postgres.stop)
-        keys = Keys.load_or_create(layout.keys)
+        # After the first start there are hosts that trust them, so they are not made anew.
+        keys = Keys.load(layout.keys) if layout.first_start_done.exists() else Keys.load_or_create(layout.keys)
         identity.own(layout.nats, who)
         self._nats = Nats(
             layout.nats,

@@ -155,3 +155,17 @@ async def fleet_id(connection: Connection, fresh: str) -> str:
     """The fleet's id; `fresh` becomes it where there is none yet."""
     await connection.execute("INSERT INTO fleet (id) VALUES ($1) ON CONFLICT DO NOTHING", fresh)
     return str(await connection.fetchval("SELECT id FROM fleet"))
+
+
+async def trusted_keys(connection: Connection) -> dict[str, str] | None:
+    """The public keys that this fleet trusts, by name; None when no manager has said yet."""
+    found: dict[str, str] | None = await connection.fetchval("SELECT trusted_keys FROM fleet")
+    return found
+
+
+async def trust_keys(connection: Connection, keys: dict[str, str]) -> dict[str, str]:
+    """The keys that this fleet trusts; these become them where there are none yet."""
+    await connection.execute("UPDATE fleet SET trusted_keys = $1 WHERE trusted_keys IS NULL", keys)
+    found = await trusted_keys(connection)
+    assert found is not None, "the fleet's row is made at start"
+    return found

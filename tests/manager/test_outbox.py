@@ -61,8 +61,9 @@ class Desk:
         try:
             yield relay
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():
+                task.cancel()  # more than once: nats-py may swallow one (manager/app.py)
+                await asyncio.wait([task], timeout=0.5)
 
     async def all_published(self) -> None:
         async with asyncio.timeout(20):
