@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 from aiohttp import web
 
+from manager import address
 from manager.agents import COMMAND_TTL_S, Agents
 from manager.api.application import create_api
 from manager.api.idempotency import Idempotency
@@ -112,7 +113,10 @@ async def running(
         )
         operations = Operations(pool, engine)
         tls, fingerprint = _tls(config)
-        scheme = "https" if tls else "http"
+        sockets = address.bound(config)
+        for bound in sockets:
+            stack.callback(bound.close)
+        port = int(sockets[0].getsockname()[1])
         revocations = Revocations(pool, bus_auth, system)
         hosts = Hosts(
             pool,
@@ -123,7 +127,7 @@ async def running(
             fleet_id=fleet_id,
             manager_key=keys.sealing.verify_key,
             nats_urls=config.agent_nats_urls or config.nats_urls,
-            public_url=f"{scheme}://{config.listen}",
+            public_url=address.public_url(config, port),
             fingerprint=fingerprint,
         )
         backends = Backends(pool, registry, engine, operations, agents)
@@ -194,7 +198,9 @@ async def running(
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        url = await _listen(runner, config, tls)
+        for bound in sockets:
+            await web.SockSite(runner, bound, ssl_context=tls).start()
+        url = address.own_url(config, port)
         log.info("manager serves", extra={"url": url, "replica": config.replica, "fleet_id": fleet_id})
         yield url
 
@@ -241,18 +247,6 @@ async def _events_wait_s(pool: Pool) -> float | None:
             return await event_store.oldest_unpublished_s(connection)
     except DATABASE_AWAY:
         return None
-
-
-async def _listen(runner: ApiRunner, config: Config, tls: ssl.SSLContext | None) -> str:
-    host, port = config.listen_address
-    site = web.TCPSite(runner, host, port, ssl_context=tls)
-    try:
-        await site.start()
-    except OSError as error:
-        raise ConfigError(f"listen: cannot listen on {config.listen}: {error.strerror}") from error
-    bound = runner.addresses[0][1]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{shown}:{bound}"
 
 
 @contextlib.asynccontextmanager

@@ -45,7 +45,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "manager": (
         ("errors", "actor", "health", "observations"),
         ("config", "keys", "problems", "store.*"),
-        ("bus_auth", "outbox", "registry", "replica", "tokens"),
+        ("address", "bus_auth", "outbox", "registry", "replica", "tokens"),
         ("agents", "watch", "revocations", "embedded.*"),
         ("hosts", "vault", "host_choice"),
         ("uplink", "sagas.*", "probing"),
