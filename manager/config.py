@@ -60,7 +60,7 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
         raw: dict[str, object] = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not even UTF-8
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for field in msgspec.structs.fields(Config):
         word = environment.get("STOWAGE_" + field.name.upper())

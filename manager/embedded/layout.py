@@ -81,17 +81,22 @@ class Layout:
     def create(self) -> None:
         """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root.
 
-        A data folder that exists is left as it is: whoever made it decided who may pass. Raises OSError, and StartError
-        when another user could change what lies in it: whoever does that leads us, root perhaps, where he likes.
+        A data folder that exists is left as it is: whoever made it decided who may pass. Raises StartError, also when
+        another user could change what lies in it: whoever does that leads us, root perhaps, where he likes.
         """
         try:
-            self.data.mkdir(mode=0o700, parents=True)
-        except FileExistsError:
-            _refuse_foreign(self.data)
-        else:
-            self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        for folder in (self.postgres, self.nats, self.keys, self.logs, self.data / "agents"):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self.data.mkdir(mode=0o700, parents=True)
+            except FileExistsError:
+                _refuse_foreign(self.data)
+            else:
+                self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
+            for folder in (self.postgres, self.nats, self.keys, self.logs, self.data / "agents"):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StartError(
+                f"cannot make the data folder {self.data}: {error.strerror}; choose one with --data-dir"
+            ) from error
 
     def rotate_logs(self) -> None:
         """Every child's log begins empty; the last run's is beside it as `.1`."""

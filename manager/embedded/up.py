@@ -60,7 +60,7 @@ class Options:
 def up(options: Options, *, say: Callable[[str], None]) -> None:
     """Runs until a signal comes, then stops everything. Raises StartError."""
     layout = Layout(options.data.absolute())
-    _prepare_folder(layout)
+    layout.create()
     stop_signals = StopSignals()
     stop_signals.listen()
     try:
@@ -290,15 +290,6 @@ def banner(url: str, data: Path, token_file: Path, *, is_detached: bool = False)
         f"  try          curl -H {header} {url}/v1/storage_backends\n"
         f"  stop         {command if is_detached else 'Ctrl-C, or: ' + command}"
     )
-
-
-def _prepare_folder(layout: Layout) -> None:
-    try:
-        layout.create()
-    except OSError as error:
-        raise StartError(
-            f"cannot make the data folder {layout.data}: {error.strerror}; choose one with --data-dir"
-        ) from error
 
 
 def _check_free(host: str, port: int) -> None:

@@ -11,6 +11,7 @@ from manager import replica
 from manager.errors import ConfigError
 from manager.keys import Keys
 from manager.replica import ReplicaName
+from tests.bus.nats_server import RawPeer
 from tests.fleet.fleet import Fleet, until
 
 _NAME_SESSIONS = (
@@ -130,3 +131,57 @@ async def test_name_that_another_took_meanwhile_ends_the_one_that_lost_it(
         async with ReplicaName(stowage.database_url, "one"):
             with pytest.raises(ConfigError, match="'one' runs already"):
                 await first.keep()
+
+
+async def test_join_command_shows_the_address_that_is_bound_or_the_configured_one(stowage: Fleet) -> None:
+    bound = await stowage.manager("manager-1")
+    other = await stowage.manager("manager-2", public_url="https://stowage.example.org/")
+    for api, url in ((bound, bound.url), (other, "https://stowage.example.org")):
+        answer = await api("POST", "/v1/hosts/join_tokens", {})
+        assert answer.body["command"] == f"stowage-agent join {url} {answer.body['token']}"
+
+
+async def test_readiness_says_that_events_wait_once_they_do_for_a_minute(stowage: Fleet) -> None:
+    api = await stowage.manager()
+    stowage.nats.stop()
+    await stowage.sql(
+        "INSERT INTO event (id, type, subject, subject_id, actor, request_id, data)"
+        " VALUES (gen_random_uuid(), 'backend.updated', 's', gen_random_uuid(), 'test', 'r', '{}')"
+    )
+    assert "events" not in (await api("GET", "/readyz")).body["missing"]
+    await stowage.sql("UPDATE event SET time = now() - interval '90 seconds' WHERE published_at IS NULL")
+
+    answer = await api("GET", "/readyz")
+
+    assert answer.status == 503
+    assert "the oldest has waited for 9" in answer.body["missing"]["events"]
+    stowage.nats.start()
+
+    async def is_ready() -> bool:
+        return (await api("GET", "/readyz")).status == 200
+
+    await until(is_ready, "the events to be in the stream")
+
+
+async def test_revocation_while_the_bus_is_away_reaches_it_when_it_returns(stowage: Fleet) -> None:
+    """Nobody asks again, and the replica that was asked is dead by then."""
+    await stowage.child_manager("manager-2")
+    api = await stowage.child_manager("manager-1")
+    await stowage.agent("hv1")
+    creds = stowage.states["hv1"].bus_creds_file
+    await stowage.stop_agent("hv1")
+    stowage.nats.stop()
+    answer = await api("DELETE", "/v1/hosts/hv1")
+    assert answer.status == 500
+    assert "is told again until it does" in answer.body["detail"]
+    stowage.signal("manager-1", signal.SIGKILL)
+    stowage.nats.start()
+
+    async def is_refused() -> bool:
+        try:
+            await (await RawPeer.connect(stowage.nats.port, creds)).close()
+        except PermissionError:
+            return True
+        return False
+
+    await until(is_refused, "the bus to know the revocation")

@@ -51,6 +51,13 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path: Path, text: str, word: s
     assert str(path) in str(caught.value)
 
 
+def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config\.toml is not TOML"):
+        load(path, {})
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.toml", {})
