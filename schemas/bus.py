@@ -291,7 +291,10 @@ class Bus:
 
         The rest of an existing one is its operator's. Raises as `request`; BusRefused with the server's reason.
         """
-        ours = {"subjects": list(stream_subjects), "duplicate_window": round(duplicate_window_s * 1e9)}
+        ours: dict[str, object] = {
+            "subjects": list(stream_subjects),
+            "duplicate_window": round(duplicate_window_s * 1e9),
+        }
         made = {
             "name": name,
             "retention": "limits",
@@ -307,6 +310,9 @@ class Bus:
             answer = await self._ask_stream(f"$JS.API.STREAM.CREATE.{name}", msgspec.json.encode(made | ours), None)
             if answer.error is not None and answer.error.err_code == _STREAM_EXISTS:  # made by another at this moment
                 answer = await self._ask_stream(f"$JS.API.STREAM.INFO.{name}", b"", None)
+        age = answer.config.get("max_age")
+        if isinstance(age, int) and 0 < age < duplicate_window_s * 1e9:
+            ours["duplicate_window"] = age  # the server refuses a window longer than that
         if answer.error is None and any(answer.config.get(key) != value for key, value in ours.items()):
             config = msgspec.json.encode(answer.config | ours)
             answer = await self._ask_stream(f"$JS.API.STREAM.UPDATE.{name}", config, None)

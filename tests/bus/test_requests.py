@@ -285,6 +285,17 @@ async def test_ensure_stream_that_exists_gets_our_subjects_and_window(server: Na
     assert after["max_age"] == 3600 * 10**9
 
 
+async def test_ensure_stream_that_keeps_events_for_less_than_the_window_still_works(
+    server: NatsServer, make_bus: MakeBus
+) -> None:
+    relay = await _relay(server, make_bus)
+    config = (await _info(relay))["config"]
+    changed = config | {"max_age": 60 * 10**9, "duplicate_window": 10**9}
+    await relay.request(f"$JS.API.STREAM.UPDATE.{subjects.STREAM}", msgspec.json.encode(changed), timeout_s=5)
+    await relay.ensure_stream(subjects.STREAM, [subjects.EVENTS])
+    assert (await _info(relay))["config"]["duplicate_window"] == 60 * 10**9
+
+
 async def test_ensure_stream_that_is_missing_is_made_as_asked(server: NatsServer, make_bus: MakeBus) -> None:
     relay = await _relay(server, make_bus, max_age_s=3600, max_bytes=10**6, duplicate_window_s=60)
     config = (await _info(relay))["config"]
