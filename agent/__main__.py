@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from agent.app import facts_of, run_until_signalled
 from agent.config import StateDir, load_config
 from agent.errors import ConfigError
@@ -42,6 +44,8 @@ def _join(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     state = StateDir(args.state_dir)
     config = load_config(state, os.environ, tuple(args.nats_url))
+    reserved = (*config.reserved_dirs, *(os.path.realpath(folder) for folder in args.reserve))
+    config = msgspec.structs.replace(config, reserved_dirs=reserved)
     set_up_logging({"host_id": config.host_id, "host": config.host_name}, level=args.log_level)
     # What must be private says so itself; a folder for VM disks must not be.
     os.umask(0o022)
@@ -72,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", parents=[common], help="serve until SIGTERM")
     running.add_argument(
         "--nats-url", action="append", default=[], metavar="URL", help="instead of the configured ones; may be repeated"
+    )
+    running.add_argument(
+        "--reserve", action="append", default=[], metavar="DIR", help="no local_file backend in or around this folder"
     )
     running.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser

@@ -22,9 +22,11 @@ from agent.errors import ConfigError
 from agent.health import Health
 from agent.host import Host
 from agent.journal import Journal
+from agent.mounts import Mounts
 from agent.reconcile import SYNC_TIMEOUT_S, Reconciler
 from agent.rpc import CommandServer
 from agent.status import Board
+from agent.strays import Strays
 from agent.uplink import Renewal, beat_for_ever
 from agent.workers import WorkerPool
 from schemas import subjects
@@ -107,7 +109,7 @@ async def run(
 
     intervals = config.intervals
     tools = ToolRunner()
-    board = Board(send_status, batch_s=min(5.0, intervals.probe_s / 4))
+    board = Board(send_status, batch_s=min(5.0, intervals.probe_s / 4), life=journal.begin_life())
     async with WorkerPool(jobs_module) as workers:
         known = drivers(tools, workers, intervals.probe_timeout_s)
         host = Host(config=config, state=state, journal=journal, store=store, drivers=known, board=board)
@@ -118,6 +120,9 @@ async def run(
         )
         renewal = Renewal(
             ask=ask_renewal, creds_file=state.bus_creds_file, user_jwt=_user_jwt(state), seed=identity_seed
+        )
+        strays = Strays(
+            state=state, journal=journal, mounts=Mounts(tools), lock=host.lock, interval_s=intervals.probe_s
         )
         health = Health(host=host, wake=reconciler.wake, intervals=intervals)
         bus.subscribe(subjects.commands_of(host_id), server.handle, concurrency=_COMMANDS_AT_ONCE)
@@ -130,6 +135,7 @@ async def run(
                     group.create_task(board.run(), name="status"),
                     group.create_task(reconciler.run(), name="reconcile"),
                     group.create_task(health.run(), name="health"),
+                    group.create_task(strays.run(), name="strays"),
                     group.create_task(renewal.run(), name="renew"),
                     group.create_task(
                         beat_for_ever(

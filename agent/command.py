@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from agent.drivers.base import CommandResult
 from agent.errors import AgentFault
+from agent.packages import how_to_install
 from schemas.faults import FaultCode
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,9 @@ def _start(argv: Sequence[str], stdin: bytes | None, env: Mapping[str, str]) -> 
             preexec_fn=lambda: _die_with(agent_pid),
         )
     except (FileNotFoundError, PermissionError) as error:
-        raise AgentFault.of(FaultCode.TOOL_MISSING, f"{argv[0]} cannot be started on this host; install it") from error
+        raise AgentFault.of(
+            FaultCode.TOOL_MISSING, f"{argv[0]} cannot be started on this host", how_to_install(argv[0])
+        ) from error
     finally:
         if stdin is not None:
             os.close(source)

@@ -36,6 +36,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     manager_key: hex of the manager's Ed25519 key; only credentials that it signed are opened.
     nats_ca: file with the CA of the bus's servers, where they speak TLS with a certificate of a CA of their own.
+    reserved_dirs: absolute paths of folders that no local_file backend may be in or around, beside the agent's own.
     """
 
     host_id: str
@@ -45,15 +46,21 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nats_urls: tuple[str, ...]
     manager_key: str
     nats_ca: str = ""
+    reserved_dirs: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     intervals: Intervals = Intervals()
 
 
+#: A VM's process of another user passes through on its way to a disk; it lists nothing, and every file in there is 0600.
+_PASSABLE = 0o711
+
+
 class StateDir:
-    """The places below the state folder, all of them on a local file system and 0700."""
+    """The places below the state folder, all of them on a local file system."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        # Links resolved: the kernel's list of mounts, in which we look for ours, knows no others.
+        self.root = root.resolve()
         self.config_file = self.root / "agent.toml"
         self.identity_file = self.root / "identity.nk"
         self.sealing_file = self.root / "sealing.key"
@@ -67,9 +74,17 @@ class StateDir:
         self.run = self.root / "run"
 
     def prepare(self) -> None:
-        """Every folder exists with mode 0700."""
-        for folder in (self.root, self.credentials, self.backends, self.mounts, self.trials, self.run):
+        """Every folder exists with mode 0700, but that everybody may pass to the mounts."""
+        make_private_dir(self.root, _PASSABLE)
+        for folder in (self.credentials, self.backends, self.trials, self.run):
             make_private_dir(folder)
+        make_private_dir(self.mounts, _PASSABLE)
+
+    def refuse_foreign(self) -> None:
+        """Raises ConfigError when the folder holds other things than an agent's: we would change its mode."""
+        ours = (self.config_file, self.identity_file, self.lock_file, self.credentials)
+        if self.root.exists() and any(self.root.iterdir()) and not any(path.exists() for path in ours):
+            raise ConfigError(f"{self.root} holds other files; give the agent a folder of its own with --state-dir")
 
     @contextmanager
     def locked(self) -> Generator[None, None, None]:
@@ -77,7 +92,7 @@ class StateDir:
 
         The kernel drops the lock when the process dies, however it dies.
         """
-        make_private_dir(self.root)
+        make_private_dir(self.root, _PASSABLE)
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:

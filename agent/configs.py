@@ -29,6 +29,17 @@ def decode_config(spec: KindSpec, struct: type[T], target: Target) -> T:
     return msgspec.convert(values, struct)
 
 
+def held_config(struct: type[T], target: Target) -> T:
+    """The config of what is on this host already, not judged again: a newer agent that is stricter must still be able to
+    let go of it. Raises AgentFault failed: it is not a config of the kind at all.
+    """
+    names = {field.encode_name for field in msgspec.structs.fields(struct)}
+    try:
+        return struct(**{name: value for name, value in target.config.items() if name in names})
+    except TypeError as error:
+        raise AgentFault.of(FaultCode.FAILED, "what this host holds of the backend has an incomplete config") from error
+
+
 def decode_partial(spec: KindSpec, config: Mapping[str, Any], needed: str) -> str:
     """The one text field that discovery needs, checked as in a whole config. Raises AgentFault option_rejected."""
     values, errors = validate_config(spec, config, is_partial=True)

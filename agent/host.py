@@ -5,10 +5,12 @@ record of a backend is written before its driver acts, so that a kill leaves a t
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import shutil
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -132,10 +134,13 @@ class Host:
         return is_same and not await self.has_lost(target.backend_id)
 
     async def has_lost(self, backend_id: str) -> bool:
-        """Whether our record calls it attached and the kernel does not."""
+        """Whether our record calls it attached and the kernel does not, or what is attached is a handle of nothing."""
         record = self._journal.record(backend_id)
         if record is None or record.state is not RecordState.ATTACHED:
             return False
+        latest = self._board.latest(backend_id)
+        if latest is not None and latest.code is FaultCode.STALE_HANDLE:
+            return True
         return not await self._is_attached(record.target)
 
     def adopt(self, target: Target) -> bool:
@@ -190,7 +195,9 @@ class Host:
         try:
             report = await driver.trial(target, credentials, self._space(target.backend_id))
         except AgentFault:
-            self._end_trial(target.backend_id)
+            # The fault may be that of its own clean-up. What stays is in the journal, and the next sync releases it.
+            with contextlib.suppress(AgentFault):
+                await self._clean_trial_of(target.backend_id)
             raise
         self._end_trial(target.backend_id)
         return assess(target, report, limit_s=self._config.intervals.probe_timeout_s)
@@ -237,7 +244,7 @@ class Host:
             observation = await self.trial(target, credentials)
         except AgentFault as error:
             what = error.fault
-            failed = Check(name="use", is_ok=False, detail=what.detail, remedy=what.remedy)
+            failed = Check(name="use", is_ok=False, code=what.code, detail=what.detail, remedy=what.remedy)
             return PreflightReport(checks=(*checks, failed), observation=failing(target, what))
         return PreflightReport(checks=(*checks, Check(name="use", is_ok=True)), observation=observation)
 
@@ -265,7 +272,7 @@ class Host:
         try:
             report = await acting
         except AgentFault:
-            if previous is not None and await self._is_attached(previous):
+            if previous is not None and await self._may_be_attached(previous):
                 self._journal.put_record(Record(previous, RecordState.ATTACHED))
             raise
         self._journal.put_record(Record(target, RecordState.ATTACHED))
@@ -311,6 +318,13 @@ class Host:
                 FaultCode.TIMED_OUT, "this host does not say what it has attached", is_retryable=True
             ) from error
 
+    async def _may_be_attached(self, target: Target) -> bool:
+        """`_is_attached`, where an unanswered question counts as yes: the fault that led here is the one to be told."""
+        try:
+            return await self._is_attached(target)
+        except AgentFault:
+            return True
+
     async def _clean_trial_of(self, backend_id: str) -> None:
         for target in self._journal.trials():
             if target.backend_id != backend_id:
@@ -342,6 +356,7 @@ class Host:
             mount_dir=self._state.mounts / backend_id,
             trial_dir=self._state.trials / backend_id,
             run_dir=self._state.run,
+            reserved=(self._state.root, *map(Path, self._config.reserved_dirs)),
         )
 
 

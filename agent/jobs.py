@@ -200,7 +200,8 @@ def clear_place(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def look_at_dir(args: dict[str, Any]) -> dict[str, Any]:
-    """Where args["dir"] really is, and what is there: path (links resolved), exists, is_mountpoint.
+    """Where args["dir"] really is, and what is there: path (links resolved), exists, is_mountpoint, and inside: the
+    nearest folder above that bears a backend's marker, empty if none does.
 
     Raises FileNotFoundError when not even the parent exists, NotADirectoryError when it is something else.
     """
@@ -211,10 +212,20 @@ def look_at_dir(args: dict[str, Any]) -> dict[str, Any]:
         parent = os.path.dirname(path)
         if not stat.S_ISDIR(os.stat(parent).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from None
-        return {"path": path, "exists": False, "is_mountpoint": False}
+        return {"path": path, "exists": False, "is_mountpoint": False, "inside": _marked_above(path)}
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-    return {"path": path, "exists": True, "is_mountpoint": is_mountpoint({"dir": path})["is_mountpoint"]}
+    is_mount = is_mountpoint({"dir": path})["is_mountpoint"]
+    return {"path": path, "exists": True, "is_mountpoint": is_mount, "inside": _marked_above(path)}
+
+
+def _marked_above(path: str) -> str:
+    above = os.path.dirname(path)
+    while not _is_there(os.path.join(above, MARKER_NAME)):
+        if above == os.path.dirname(above):
+            return ""
+        above = os.path.dirname(above)
+    return above
 
 
 def make_dir(args: dict[str, Any]) -> dict[str, Any]:

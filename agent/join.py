@@ -84,6 +84,7 @@ def join(
     """
     if not HOST_NAME.fullmatch(name):
         raise ConfigError("the name must be a DNS label: letters a-z, digits and -, at most 63 characters")
+    state.refuse_foreign()
     state.prepare()
     with state.locked():
         if state.config_file.exists():

@@ -23,6 +23,7 @@ MAX_REPLIES = 5_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fence (backend_id TEXT PRIMARY KEY, fence INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS floor (is_only INTEGER PRIMARY KEY CHECK (is_only = 1), fence INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS life (is_only INTEGER PRIMARY KEY CHECK (is_only = 1), number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS record (
   backend_id TEXT PRIMARY KEY, state TEXT NOT NULL, target BLOB NOT NULL, previous BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS trial (backend_id TEXT PRIMARY KEY, target BLOB NOT NULL) WITHOUT ROWID;
@@ -66,6 +67,15 @@ class Journal:
 
     def close(self) -> None:
         self._db.close()
+
+    def begin_life(self) -> int:
+        """A number higher than in any earlier run. By the clock too, so that a journal that was lost does not begin at 1."""
+        row = self._db.execute(
+            "INSERT INTO life VALUES (1, ?) ON CONFLICT DO UPDATE SET number = max(life.number + 1, excluded.number)"
+            " RETURNING number",
+            (int(self._clock()),),
+        ).fetchone()
+        return int(row[0])
 
     def fence(self, backend_id: str) -> int | None:
         """The highest fence seen for the backend; None: never heard of it since the last sync."""

@@ -63,6 +63,12 @@ def refuse_other(answer: Mapping[str, Any], target: Target, where: str, *, clear
     if answer["marker"] != "other":
         return
     found = answer.get("found", {})
+    if not found:
+        raise AgentFault.of(
+            FaultCode.MARKER_MISMATCH,
+            f"{where} has a marker that cannot be read",
+            f"Look whose it is; if nobody's, {clear_with or f'delete {where}/{MARKER_NAME}'}",
+        )
     # What lies on a share was written by anybody: only what looks like an id is repeated.
     other = found.get("backend_id", "")
     shown = other if _SHOWN_ID.fullmatch(other) else "with an unreadable id"

@@ -4,6 +4,7 @@ Remembered in the workspace: how the present mount was made (the kernel shows on
 backend was ever attached here (then its marker must be there).
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
 from agent.memory import Memory
 from agent.mounts import MountPlan, Mounts, SecretFile
-from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing
+from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, unreached
 from schemas.agent_rpc import ReleaseReport, Target
 from schemas.backends import Capability
 from schemas.faults import FaultCode
@@ -21,6 +22,7 @@ from schemas.faults import FaultCode
 log = logging.getLogger(__name__)
 
 _MEMORY = "mount"
+_ATTACHED = "attached"
 #: A qcow2 volume can be cloned and frozen on any file system.
 _CAPABILITIES = (Capability.EXTERNAL, Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)
 
@@ -58,14 +60,21 @@ class MountedFolders:
         self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, *, establish: bool
     ) -> ProbeReport:
         """See Driver.attach. Only the credentials changed and it is in use: the mount is kept, and the next mount takes the new ones."""
+        on_missing = OnMissing.MAKE if establish else OnMissing.REFUSE
         is_new = await self._mount_if_needed(place, target, space, secret)
         try:
-            report = await self._prove(place, target, space, OnMissing.MAKE if establish else OnMissing.REFUSE)
+            report = await self._prove(place, target, space, on_missing)
+        except AgentFault as error:
+            if is_new or error.fault.code is not FaultCode.STALE_HANDLE:
+                await self._unmount_if(is_new, space)
+                raise
+            # What the server gave us a handle of is no more; only a new mount asks for a new one.
+            await self._mounts.unmount_idle(space.mount_dir)
+            return await self.attach(place, target, space, secret, establish=establish)
         except BaseException:
-            if is_new:
-                await self._mounts.unmount_anyhow(space.mount_dir)
+            await self._unmount_if(is_new, space)
             raise
-        Memory(space.dir, "attached").write(source=place.plan.source)
+        Memory(space.dir, _ATTACHED).write(source=place.plan.source)
         return report
 
     async def probe(self, place: Place, target: Target, space: Workspace) -> ProbeReport:
@@ -81,20 +90,21 @@ class MountedFolders:
         return await self._prove(place, target, space, OnMissing.REFUSE)
 
     async def release(self, place: Place, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
-        """See Driver.release. A server that does not answer keeps its marker, which the report says."""
+        """See Driver.release. A place that is not mounted or does not answer keeps its marker, which the report says."""
         left: tuple[str, ...] = ()
-        if remove_marker and self._mounts.at(space.mount_dir) is not None:
+        is_mounted = self._mounts.at(space.mount_dir) is not None
+        if remove_marker and not is_mounted and Memory(space.dir, _ATTACHED).read():
+            left = (f"{MARKER_NAME} and whatever else is in {place.shown_as}, which was not mounted",)
+        if remove_marker and is_mounted:
             try:
                 left = (
                     await self._probes.clear(place.below(space.mount_dir), target, space, shown_as=place.shown_as)
                 ).left
             except AgentFault as error:
                 log.warning("marker stays", extra={"place": place.shown_as, "code": str(error.fault.code)})
-                left = (
-                    f"{MARKER_NAME} and whatever else is in {place.shown_as}, which could not be reached ({error.fault.code})",
-                )
+                left = (unreached(place.shown_as, error.fault.code),)
         was_lazy = await self._mounts.unmount_anyhow(space.mount_dir)
-        for name in (_MEMORY, "attached"):
+        for name in (_MEMORY, _ATTACHED):
             Memory(space.dir, name).forget()
         return ReleaseReport(left=left, was_lazy=was_lazy)
 
@@ -102,18 +112,21 @@ class MountedFolders:
         self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, own_session: str
     ) -> ProbeReport:
         """See Driver.trial. own_session: the option by which the trial shares no connection or cache with the mount in use."""
-        await self.clean_trial(space)
+        await self.clean_trial(place, target, space)
         options = (*(option for option in place.plan.options if option != own_session), own_session)
         await self._mounts.mount(replace(place.plan, options=options), space.trial_dir, secret)
         # Once attached here, the place must bear the marker, also after a change of server; a preflight's has none yet.
-        on_missing = OnMissing.REFUSE if Memory(space.dir, "attached").read() else OnMissing.IGNORE
+        on_missing = OnMissing.REFUSE if Memory(space.dir, _ATTACHED).read() else OnMissing.IGNORE
         try:
             return await self._prove(place, target, space, on_missing, is_trial=True)
         finally:
-            await self.clean_trial(space)
+            await self.clean_trial(place, target, space)
 
-    async def clean_trial(self, space: Workspace) -> None:
-        """See Driver.clean_trial."""
+    async def clean_trial(self, place: Place, target: Target, space: Workspace) -> None:
+        """See Driver.clean_trial. A server that does not answer may keep the probe's one file; the next trial removes it."""
+        if self._mounts.at(space.trial_dir) is not None:
+            with contextlib.suppress(AgentFault):
+                await self._probes.clear_trial(place.below(space.trial_dir), target, space)
         await self._mounts.unmount_anyhow(space.trial_dir)
 
     def is_attached(self, place: Place, target: Target, space: Workspace) -> bool:
@@ -124,6 +137,10 @@ class MountedFolders:
             and place.plan.mismatch(present) is None
             and Memory(space.dir, _MEMORY).read() == _words(place, target)
         )
+
+    async def _unmount_if(self, is_new: bool, space: Workspace) -> None:
+        if is_new:
+            await self._mounts.unmount_anyhow(space.mount_dir)
 
     async def _mount_if_needed(self, place: Place, target: Target, space: Workspace, secret: SecretFile | None) -> bool:
         """Whether it was mounted by this call."""

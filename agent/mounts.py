@@ -26,6 +26,7 @@ UNMOUNT_TIMEOUT_S = 15.0
 #: On every mount of ours, whatever the operator's options say: the kernel must show them.
 ALWAYS = ("nosuid", "nodev", "noexec")
 _MAX_STACKED = 8
+_VERSION_TIMEOUT_S = 5.0
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -113,8 +114,11 @@ class Mounts:
 
     def at(self, where: Path) -> Mount | None:
         """What is visible at the place, if anything is mounted there."""
-        text = self._mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
-        return next((mount for mount in reversed(parse_mountinfo(text)) if mount.where == where), None)
+        return next((mount for mount in reversed(self._all()) if mount.where == where), None)
+
+    def below(self, folder: Path) -> tuple[Mount, ...]:
+        """What is mounted on the folder's own children, one entry a place."""
+        return tuple({mount.where: mount for mount in self._all() if mount.where.parent == folder}.values())
 
     async def mount(self, plan: MountPlan, where: Path, secret: SecretFile | None = None) -> None:
         """The plan is mounted there, as the kernel confirms. Raises AgentFault and leaves nothing mounted and no folder.
@@ -157,6 +161,9 @@ class Mounts:
         _remove_folder(where)
         return was_lazy
 
+    def _all(self) -> tuple[Mount, ...]:
+        return parse_mountinfo(self._mountinfo.read_text(encoding="utf-8", errors="surrogateescape"))
+
     async def _try_harder(self, where: Path, way: str) -> bool:
         """Whether nothing is mounted there any more. -i: without the helper, which would ask a dead server first."""
         for _ in range(_MAX_STACKED):
@@ -182,7 +189,11 @@ class Mounts:
             if secret is not None:
                 remove(secret.path)
         if result.exit_code != 0:
-            raise tool_fault(result, secret.credentials if secret is not None else None)
+            what = tool_fault(result, secret.credentials if secret is not None else None)
+            if what.fault.code is FaultCode.KIND_UNSUPPORTED:
+                # mount(8) says the same where the kernel lacks the file system and where only its own helper is missing.
+                await self._commands.run([f"mount.{plan.helper_type}", "-V"], timeout_s=_VERSION_TIMEOUT_S)
+            raise what
         shown = self.at(where)
         if shown is None:
             raise AgentFault.of(FaultCode.FAILED, f"mount reported success, but nothing is mounted at {where}")

@@ -7,10 +7,10 @@ from pathlib import Path
 TEMP_PREFIX = ".new-"
 
 
-def make_private_dir(path: Path) -> None:
-    """The folder exists with mode 0700, whatever the umask and whoever made it before."""
+def make_private_dir(path: Path, mode: int = 0o700) -> None:
+    """The folder exists with this mode, whatever the umask and whoever made it before."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
+    path.chmod(mode)
 
 
 def write_private(path: Path, content: bytes) -> None:

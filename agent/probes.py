@@ -9,6 +9,7 @@ from typing import Any
 from agent import markers
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.jobs import MARKER_NAME
 from schemas.agent_rpc import ReleaseReport, Target
 from schemas.backends import Capability, Capacity
 from schemas.faults import FaultCode
@@ -106,6 +107,11 @@ def left_in(entries: int, where: str) -> tuple[str, ...]:
     if entries == 0:
         return ()
     return (f"{entries} {'entry' if entries == 1 else 'entries'} in {where}",)
+
+
+def unreached(where: str, code: FaultCode) -> str:
+    """The release report's sentence for a place that did not answer."""
+    return f"{MARKER_NAME} and whatever else is in {where}, which could not be reached ({code})"
 
 
 def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...]) -> ProbeReport:

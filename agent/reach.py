@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from agent.drivers.base import Commands
 from agent.errors import AgentFault
 from schemas.agent_rpc import Check
-from schemas.faults import REMEDIES, FaultCode
+from schemas.faults import Fault, FaultCode, fault
 
 #: Seconds, for each of the two questions.
 REACH_TIMEOUT_S = 5.0
@@ -28,12 +28,17 @@ def is_ipv6(server: str) -> bool:
         return False
 
 
-async def tool_check(commands: Commands, argv: Sequence[str], remedy: str) -> Check:
+def failed_check(name: str, what: Fault) -> Check:
+    """The check that met this fault."""
+    return Check(name=name, is_ok=False, code=what.code, detail=what.detail, remedy=what.remedy)
+
+
+async def tool_check(commands: Commands, argv: Sequence[str]) -> Check:
     """Whether the tool can be started; argv asks it for its version."""
     try:
         await commands.run(argv, timeout_s=TOOL_TIMEOUT_S)
     except AgentFault as error:
-        return Check(name=f"tool {argv[0]}", is_ok=False, detail=error.fault.detail, remedy=remedy)
+        return failed_check(f"tool {argv[0]}", error.fault)
     return Check(name=f"tool {argv[0]}", is_ok=True)
 
 
@@ -44,24 +49,12 @@ async def server_checks(server: str, port: int) -> tuple[Check, ...]:
         async with asyncio.timeout(REACH_TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError):
-        return (
-            Check(
-                name="name",
-                is_ok=False,
-                detail=f"{host} does not resolve",
-                remedy=REMEDIES[FaultCode.NAME_NOT_RESOLVED],
-            ),
-        )
+        return (failed_check("name", fault(FaultCode.NAME_NOT_RESOLVED, f"{host} does not resolve")),)
     name = Check(name="name", is_ok=True, detail=f"{host} is {found[0][4][0]}")
     try:
         async with asyncio.timeout(REACH_TIMEOUT_S):
             _, writer = await asyncio.open_connection(host, port)
     except (OSError, TimeoutError):
-        return name, Check(
-            name="port",
-            is_ok=False,
-            detail=f"{host} port {port} does not answer",
-            remedy=REMEDIES[FaultCode.SERVER_UNREACHABLE],
-        )
+        return name, failed_check("port", fault(FaultCode.SERVER_UNREACHABLE, f"{host} port {port} does not answer"))
     writer.close()
     return name, Check(name="port", is_ok=True, detail=f"port {port} answers")

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 #: Backends that are changed at once; a dead server keeps its place for a mount's time-out.
 PARALLEL = 16
+#: Of those whose server did not answer the last time: however many die, the others keep their places.
+PARALLEL_SLOW = 4
+_SLOW = (FaultCode.TIMED_OUT, FaultCode.HUNG, FaultCode.SERVER_UNREACHABLE)
 SYNC_TIMEOUT_S = 5.0
 #: Between two syncs, whatever wakes us: many changes are told in one, and each sync voids the fences of the one before.
 _MIN_GAP_S = 0.2
@@ -78,6 +81,7 @@ class Reconciler:
         self._is_woken = False
         self._news = asyncio.Event()
         self._slots = asyncio.Semaphore(PARALLEL)
+        self._slow_slots = asyncio.Semaphore(PARALLEL_SLOW)
         self._waiting: dict[str, _Line] = {}
         self._working: set[str] = set()
         self._attempts: dict[str, _Attempt] = {}
@@ -154,17 +158,17 @@ class Reconciler:
     async def _work(self, backend_id: str) -> None:
         """Applies the backend's lines until none is waiting."""
         try:
-            async with self._slots:
-                while (line := self._waiting.pop(backend_id, None)) is not None:
-                    with about(backend_id=backend_id):
-                        await self._apply(backend_id, line)
+            while (line := self._waiting.pop(backend_id, None)) is not None:
+                with about(backend_id=backend_id):
+                    await self._apply(backend_id, line)
         finally:
             self._working.discard(backend_id)
             # Not a reason to sync, but perhaps something will be due earlier than we planned.
             self._news.set()
 
     async def _apply(self, backend_id: str, line: _Line) -> None:
-        async with self._host.lock(backend_id):
+        # The place last: who waits for a lock, behind a probe that hangs perhaps, must not keep it from the others.
+        async with self._host.lock(backend_id), self._place(backend_id):
             if (self._journal.fence(backend_id) or 0) > line.fence:
                 self._attempts.pop(backend_id, None)
                 return
@@ -179,6 +183,10 @@ class Reconciler:
                 # An edge: a bug met with one backend must not stop the others' convergence.
                 log.exception("convergence raised")
                 self._note(backend_id, line.target, AgentFault.of(FaultCode.FAILED, "internal error on the host"))
+
+    def _place(self, backend_id: str) -> asyncio.Semaphore:
+        last = self._attempts.get(backend_id)
+        return self._slow_slots if last is not None and last.code in _SLOW else self._slots
 
     async def _attach(self, wanted: Target) -> None:
         backend_id = wanted.backend_id

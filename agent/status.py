@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -19,6 +20,8 @@ NEARLY_FULL = 0.95
 #: An observation has at most about a kilobyte; the bus takes 256 KiB a message.
 _PER_MESSAGE = 100
 _MAX_DETAIL = 600
+#: Observations of one life of the agent: ten years of 200 backends every 30 s.
+_ORDER_BITS = 31
 
 
 def assess(target: Target, report: ProbeReport, *, limit_s: float) -> Observation:
@@ -63,7 +66,9 @@ def failing(target: Target, what: Fault, *, status: HealthStatus = HealthStatus.
 class Board:
     """The newest observation of each backend. `run` sends them; a lost message is made good by the next probe."""
 
-    def __init__(self, send: Callable[[Status], Awaitable[None]], *, batch_s: float) -> None:
+    def __init__(self, send: Callable[[Status], Awaitable[None]], *, batch_s: float, life: int = 0) -> None:
+        """life: higher than in any earlier run of this agent (Journal.begin_life); it comes first in an observation's order."""
+        self._orders = itertools.count((life << _ORDER_BITS) + 1)
         self._send = send
         self._batch_s = batch_s
         self._latest: dict[str, Observation] = {}
@@ -86,6 +91,7 @@ class Board:
                 detail=concern.detail[:_MAX_DETAIL],
                 remedy=concern.remedy,
             )
+        observation = msgspec.structs.replace(observation, order=next(self._orders))
         before = self._latest.get(backend_id)
         self._latest[backend_id] = observation
         self._unsent.add(backend_id)

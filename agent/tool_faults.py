@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from agent.drivers.base import CommandResult
 from agent.errors import AgentFault
+from agent.packages import how_to_install
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 
@@ -39,8 +40,7 @@ class Row:
     remedy: str | None = None
 
 
-_NFS_PACKAGE = "Install nfs-common (Debian, Ubuntu) or nfs-utils on this host"
-_SMB_PACKAGE = "Install cifs-utils on this host"
+_NFS_PACKAGE, _SMB_PACKAGE = how_to_install("mount.nfs"), how_to_install("mount.cifs")
 
 TABLE: tuple[Row, ...] = (
     # mount -t nfs

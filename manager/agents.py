@@ -19,12 +19,15 @@ from schemas.ids import HostId, new_id
 
 ResultT = TypeVar("ResultT")
 
-#: Commands under way at once to one host, and from this replica in all.
+#: Commands under way at once to one host, and from this replica in all; as many questions, which change nothing (fence 0),
+#: beside them: a person who asks a dead backend again and again must not hold up the sagas of the others.
 PER_HOST = 16
 IN_ALL = 256
 #: Seconds an agent has for one command; below the 30 s in which an API call waits for its saga.
 COMMAND_TTL_S = 20.0
 _MAX_WORDS = 2000
+#: RecursionError: an answer of nothing but brackets.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _NAMESPACE = uuid.UUID("0192f0c4-7f7e-7000-8000-73746f776167")
 
@@ -44,8 +47,7 @@ class Agents:
         self._bus = bus
         self._registry = registry
         self.ttl_ms = int(ttl_s * 1000)
-        self._in_all = asyncio.Semaphore(IN_ALL)
-        self._per_host: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PER_HOST))
+        self._commands, self._questions = _Places(), _Places()
 
     async def ask(self, host_id: str, command: AnyCommand, result: type[ResultT]) -> ResultT:
         """The agent's result.
@@ -55,7 +57,8 @@ class Agents:
         verb = str(command.__struct_config__.tag)
         subject = subjects.command(HostId(host_id), verb)
         name = self._registry.host_name(host_id)
-        async with self._turn(host_id):
+        places = self._commands if command.fence else self._questions
+        async with places.turn(host_id, command.ttl_ms / 1000, name):
             try:
                 answer = await self._bus.request(
                     subject, msgspec.json.encode(command), timeout_s=command.ttl_ms / 1000 + 1.0
@@ -66,13 +69,13 @@ class Agents:
                 raise AgentTimeout(host_id, f"host {name} did not answer {verb} in time") from error
         try:
             reply: Reply = msgspec.json.decode(answer, type=Reply)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise AgentTimeout(host_id, f"host {name} answered {verb} with something unreadable") from error
         match reply:
             case Ok(result=raw):
                 try:
                     return msgspec.json.decode(raw, type=result)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except _UNREADABLE as error:
                     raise AgentTimeout(host_id, f"host {name} answered {verb} with something unreadable") from error
             case Failed(fault=what, is_retryable=is_retryable):
                 raise AgentFailed(host_id, _fit(what, name), is_retryable=is_retryable)
@@ -96,9 +99,24 @@ class Agents:
         for host in self._registry.live_hosts():
             await self.nudge(host.id)
 
+
+class _Places:
+    """Who waits for one host's places holds none of the others'."""
+
+    def __init__(self) -> None:
+        self._in_all = asyncio.Semaphore(IN_ALL)
+        self._per_host: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PER_HOST))
+
     @contextlib.asynccontextmanager
-    async def _turn(self, host_id: str) -> AsyncGenerator[None]:
-        async with self._per_host[host_id], self._in_all:
+    async def turn(self, host_id: str, patience_s: float, name: str) -> AsyncGenerator[None]:
+        """A place, had within the patience. Raises AgentTimeout."""
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await held.enter_async_context(self._per_host[host_id])
+                    await held.enter_async_context(self._in_all)
+            except TimeoutError as error:
+                raise AgentTimeout(host_id, f"host {name} has too much under way, so it was not asked") from error
             yield
 
 

@@ -18,9 +18,8 @@ from manager.host_choice import HostChoice
 from manager.operations import Operations
 from manager.probing import initializable
 from manager.registry import Registry, is_settled
-from manager.sagas import moves
 from manager.sagas.default import make_default
-from manager.sagas.edit_backend import check_state
+from manager.sagas.edit_backend import check_narrowing, check_state
 from manager.sagas.engine import Engine
 from manager.store import backends as store
 from manager.store import events
@@ -164,7 +163,7 @@ class Backends:
         check_state(row, patch)
         if "selector" in patch:
             async with self._pool.acquire() as connection:
-                await self._check_narrowing(connection, row, HostSelector(**patch["selector"]))
+                await check_narrowing(connection, self._registry, row, HostSelector(**patch["selector"]))
         if config == row.config and not credentials:
             return await self._change(row, patch, if_match, actor)
         hosts = self._registry.chosen(row)
@@ -209,7 +208,7 @@ class Backends:
             if not is_settled(before.state):
                 raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {before.state.value}")
             if "selector" in patch:
-                await self._check_narrowing(connection, before, HostSelector(**patch["selector"]))
+                await check_narrowing(connection, self._registry, before, HostSelector(**patch["selector"]))
             check_state(before, patch)
             if patch.keys() - {"is_default"}:
                 await self._write_change(connection, before, patch, actor)
@@ -221,17 +220,6 @@ class Backends:
         if "selector" in patch:
             await self._agents.nudge_all()
         return self.get(row.id)
-
-    async def _check_narrowing(self, connection: Connection, before: BackendRow, after: HostSelector) -> None:
-        """Raises Refused when a host would have to let go of a backend that has live volumes."""
-        lost = [h.name for h in self._registry.chosen(before) if not after.matches(h.name, h.labels)]
-        count, volumes = await store.live_volumes(connection, before.id)
-        if lost and count:
-            raise Refused.because(
-                ProblemCode.BACKEND_IN_USE,
-                f"{before.name} has {count} live volume(s), so it cannot be taken from {', '.join(lost)[:200]}",
-                blockers=tuple({"type": "volume", **volume} for volume in volumes),
-            )
 
     async def _write_change(
         self, connection: Connection, before: BackendRow, patch: dict[str, Any], actor: Actor
@@ -257,7 +245,7 @@ class Backends:
             subject_id=after.id,
             actor=actor.name,
             request_id=actor.request_id,
-            data={"name": after.name, "kind": after.kind, "before": moves.shown(before), "after": moves.shown(after)},
+            data={"name": after.name, "kind": after.kind, "before": store.shown(before), "after": store.shown(after)},
         )
 
     # ---- removing
@@ -304,7 +292,7 @@ class Backends:
                 }
                 for host in hosts
             ],
-            "left": "data on the storage is left alone; only the backend's marker is removed",
+            "left": "data on the storage is left alone; only the backend's marker is removed, and an empty folder that Stowage made",
         }
 
     async def initialize(self, ref: str, body: InitializeBackend, actor: Actor, wait_s: float) -> Backend | Pending:
@@ -396,12 +384,17 @@ def _merged(
     errors: list[FieldError] = []
     config = row.config
     if body.config:
-        config, errors = validate_config(spec, {**row.config, **body.config})
+        # As RFC 7396 has it: null takes the field away, and what is absent has its default.
+        merged = {key: value for key, value in {**row.config, **body.config}.items() if value is not None}
+        config, errors = validate_config(spec, merged)
         # A frozen field is reported by name alone: the new value was never going to be used.
         errors += [
-            FieldError(pointer=f"/config/{name}", detail="cannot be changed; add a new backend instead")
+            FieldError(
+                pointer=f"/config/{name}",
+                detail="cannot be changed, for the volumes would stay behind at the old place; add a new backend instead",
+            )
             for name in sorted(fixed_fields(spec) & body.config.keys())
-            if body.config[name] != row.config.get(name)
+            if config.get(name, row.config.get(name)) != row.config.get(name)
         ]
     credentials, wrong = validate_credentials(spec, body.credentials.reveal(), is_partial=has_base)
     errors += wrong

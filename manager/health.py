@@ -43,7 +43,10 @@ def observe(seen: Seen, *, generation: int, now: dt.datetime, stale_s: float) ->
     status, code, detail, remedy = seen.status, seen.code, seen.detail, seen.remedy
     if status is None or seen.observed_at is None:
         status, code = HealthStatus.PENDING, None
-        detail = "the host is offline and takes it over when it returns" if seen.state is not HostState.ONLINE else None
+        is_online = seen.state is HostState.ONLINE
+        detail = (
+            "not yet taken over by the host" if is_online else "the host is offline and takes it over when it returns"
+        )
         remedy = None
     elif seen.state is not HostState.ONLINE:
         status, code = HealthStatus.UNKNOWN, FaultCode.HOST_OFFLINE

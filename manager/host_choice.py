@@ -22,20 +22,17 @@ class HostChoice:
         """The live hosts of a selector. Raises Refused when a name in it is nobody's, or nobody bears the labels."""
         live = self._registry.live_hosts()
         names = {host.name for host in live}
-        unknown = [name for name in selector.names if name != "*" and name not in names]
+        unknown = [(place, name) for place, name in enumerate(selector.names) if name != "*" and name not in names]
         if unknown:
-            raise Refused.because(
-                ProblemCode.INVALID_FIELD,
-                "the hosts are not all known",
-                errors=(FieldError(pointer="/hosts/names", detail=f"there is no host {', '.join(unknown)[:200]}"),),
+            raise Refused.for_fields(
+                [
+                    FieldError(pointer=f"/hosts/names/{place}", detail=f"there is no host {name}")
+                    for place, name in unknown
+                ]
             )
         chosen = [host for host in live if selector.matches(host.name, host.labels)]
         if not chosen and live:
-            raise Refused.because(
-                ProblemCode.INVALID_FIELD,
-                "no host is chosen",
-                errors=(FieldError(pointer="/hosts", detail="no host has such a name and such labels"),),
-            )
+            raise Refused.for_fields([FieldError(pointer="/hosts", detail="no host has such a name and such labels")])
         return chosen
 
     def require_online(self, chosen: Sequence[HostRow], name: str) -> None:

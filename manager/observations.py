@@ -16,6 +16,8 @@ from schemas.ids import is_id
 
 _MAX_BYTES = 2**60
 _MAX_TEXT = 1000
+#: What the database's columns hold.
+_MAX_BIGINT, _MAX_INT = 2**63 - 1, 2**31 - 1
 _MAX_LATENCY_MS = 24 * 3600 * 1000.0
 
 
@@ -31,7 +33,9 @@ def answered(observation: Observation, backend_id: str) -> list[Observation]:
 
 
 def _fit(seen: Observation, now: dt.datetime, sent_at: dt.datetime | None) -> Observation | None:
-    if not is_id(seen.backend_id) or seen.generation < 0 or seen.credential_version < 0:
+    if not is_id(seen.backend_id) or not 0 <= seen.order <= _MAX_BIGINT:
+        return None
+    if not 0 <= seen.generation <= _MAX_BIGINT or not 0 <= seen.credential_version <= _MAX_INT:
         return None
     latency = seen.latency_ms
     if latency is not None and not (math.isfinite(latency) and 0 <= latency <= _MAX_LATENCY_MS):

@@ -58,6 +58,8 @@ class Probing:
         self._vault = vault
         self._fleet_id = fleet_id
         self._choice = HostChoice(registry, agents)
+        #: Under way: who asks for the same waits for the same answer.
+        self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def preflight(self, body: AddBackend, actor: Actor) -> Sequence[dict[str, Any]]:
         """One entry an online host: its checks, and what a trial saw. Nothing is persisted, nothing is left."""
@@ -80,7 +82,7 @@ class Probing:
         backend = self._registry.require(ref)
         row = self._registry.row(backend.id)
         hosts = [h.id for h in self._registry.chosen(row) if self._registry.is_online(h.id)] if row else []
-        await asyncio.gather(*(self._probe_on(host_id, backend.id, actor) for host_id in hosts))
+        await asyncio.gather(*(self._probe_once(host_id, backend.id, actor) for host_id in hosts))
         if self._registry.row(backend.id) is None:
             raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]} any more")
         return self._registry.cells(backend.id)
@@ -126,13 +128,25 @@ class Probing:
         return {
             "host": host.name,
             "status": seen.status if seen else HealthStatus.UNREACHABLE,
-            "code": seen.code if seen else FaultCode.FAILED,
+            "code": seen.code if seen else (failed and failed.code) or FaultCode.FAILED,
             "detail": seen.detail if seen else failed and failed.detail,
             "remedy": seen.remedy if seen else failed and failed.remedy,
             "latency_ms": seen.latency_ms if seen else None,
             "capacity": seen.capacity if seen else None,
             "checks": [msgspec.to_builtins(check) for check in report.checks],
         }
+
+    async def _probe_once(self, host_id: str, backend_id: str, actor: Actor) -> None:
+        """`_probe_on`, however many ask for it at the same time."""
+        place = host_id, backend_id
+        task = self._probes.get(place)
+        if task is None:
+            task = self._probes[place] = asyncio.create_task(
+                self._probe_on(host_id, backend_id, actor), name=f"probe {backend_id} on {host_id}"
+            )
+            task.add_done_callback(lambda _: self._probes.pop(place, None))
+        # Shielded: one caller's leaving must not end what the others wait for.
+        await asyncio.shield(task)
 
     async def _probe_on(self, host_id: str, backend_id: str, actor: Actor) -> None:
         try:

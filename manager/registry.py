@@ -41,6 +41,7 @@ class Registry:
         self._hosts: dict[str, HostRow] = {}
         self._alive_at: dict[str, float] = {}
         self._held: dict[str, dict[str, int]] = {}
+        self._brought: dict[str, dict[str, int]] = {}
         self._online: set[str] = set()
         self._views: dict[str, Backend] = {}
         self._one_refresh = asyncio.Lock()
@@ -154,9 +155,11 @@ class Registry:
                 self._rows.pop(backend_id, None)
                 self._cells.pop(backend_id, None)
                 self._volumes.pop(backend_id, None)
+                self._brought.pop(backend_id, None)
             self._rows.update(rows)
             for backend_id in rows:
                 self._volumes[backend_id] = loaded.live_volumes.get(backend_id, 0)
+                self._brought[backend_id] = loaded.holders.get(backend_id, {})
             for cell in loaded.cells:
                 self._keep_newer(cell)
             self._default_id = loaded.default_id
@@ -178,15 +181,17 @@ class Registry:
         self._views.clear()
         self._tell(list(self._rows))
 
-    def alive(self, host_id: str) -> None:
-        """The host said something just now."""
+    def alive(self, host_id: str) -> bool:
+        """Whether the host, which said something just now, was silent before."""
         host = self._hosts.get(host_id)
         if host is None or host.revoked_at:
-            return
+            return False
         self._alive_at[host_id] = time.monotonic()
-        if host_id not in self._online:
-            self._online.add(host_id)
-            self._touch_host(host_id)
+        if host_id in self._online:
+            return False
+        self._online.add(host_id)
+        self._touch_host(host_id)
+        return True
 
     def sweep(self) -> None:
         """Hosts that fell silent are offline; call it every second or so."""
@@ -220,6 +225,7 @@ class Registry:
                     latency_ms=seen.latency_ms,
                     capacity=seen.capacity,
                     capabilities=seen.capabilities,
+                    report_order=seen.order,
                     observed_at=seen.observed_at,
                 )
             )
@@ -235,7 +241,11 @@ class Registry:
     # ---- inside
 
     def _holds(self, host_id: str, backend_id: str, version: int) -> bool:
-        """By its own list, or because it works with them. What a failing host reports is the version that it wants."""
+        """Brought there by us, and there still: by its own list, or because it works with them. What a failing host reports is
+        the version that it wants; what a host says that we never brought it is not asked for.
+        """
+        if self._brought.get(backend_id, {}).get(host_id) != version:
+            return False
         if self._held.get(host_id, {}).get(backend_id) == version:
             return True
         cell = self._cells.get(backend_id, {}).get(host_id)
@@ -264,7 +274,7 @@ class Registry:
     def _keep_newer(self, cell: Cell) -> None:
         cells = self._cells.setdefault(cell.backend_id, {})
         have = cells.get(cell.host_id)
-        if have is None or have.observed_at is None or (cell.observed_at and cell.observed_at >= have.observed_at):
+        if have is None or cell.is_newer_than(have):
             cells[cell.host_id] = cell
 
     def _seen(self, host: HostRow, backend_id: str) -> health.Seen:

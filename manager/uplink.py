@@ -6,6 +6,7 @@ queue group's choice, answers or records it. Who speaks is read from the subject
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -18,8 +19,10 @@ from manager.observations import believable
 from manager.registry import Registry, is_settled
 from manager.store import backends as backend_store
 from manager.store import hosts as host_store
+from manager.store import operations as journal
 from manager.store.backends import WantedRow
 from manager.store.pool import DATABASE_AWAY, Pool, transaction
+from manager.turns import Turns
 from manager.vault import Vault
 from schemas import subjects
 from schemas.agent_rpc import Held, Intent, Observation, RenewReply, Status, SyncReply, SyncRequest, Target, Wanted
@@ -47,10 +50,13 @@ class UplinkListener:
         self._fleet_id = fleet_id
         self._deliveries: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Few at once, for they share the pool with the API: a fleet that returns must not starve it.
+        self._turns = {kind: Turns(at_once=4, most_waiting=4) for kind in (Uplink.SYNC, Uplink.RENEW, Uplink.STATUS)}
+        self._unserved: Counter[str] = Counter()
         bus.subscribe(subjects.ALL_UPLINKS, self._hear)
-        for kind in (Uplink.SYNC, Uplink.RENEW, Uplink.STATUS):
-            # Few at once, for they share the pool with the API: a fleet that returns must not starve it.
-            bus.subscribe(f"stowage.up.*.{kind}", self._serve, queue=subjects.UPLINK_QUEUE, concurrency=4)
+        for kind in self._turns:
+            # Many, so that those who wait for their own host's turn keep no other's message.
+            bus.subscribe(f"stowage.up.*.{kind}", self._serve, queue=subjects.UPLINK_QUEUE, concurrency=1024)
 
     async def _hear(self, message: Message) -> None:
         """Any word is a sign of life; a status is news for this replica's registry."""
@@ -58,7 +64,9 @@ class UplinkListener:
         if speaker is None:
             return
         host_id, kind = speaker
-        self._registry.alive(host_id)
+        if self._registry.alive(host_id) and kind is not Uplink.SYNC:
+            # It was frozen, or cut off from us alone: it does not know what it has missed.
+            await self._agents.nudge(host_id)
         if kind is Uplink.STATUS:
             self._registry.observe(host_id, _reported(message))
         elif kind is Uplink.SYNC:
@@ -70,6 +78,18 @@ class UplinkListener:
         if speaker is None:
             return
         host_id, kind = speaker
+        async with self._turns[kind].turn(host_id) as is_its_turn:
+            if is_its_turn:
+                await self._serve_now(host_id, kind, message)
+                return
+        self._unserved[host_id] += 1
+        count = self._unserved[host_id]
+        if count & (count - 1) == 0:
+            log.warning(
+                "host asks faster than it is served", extra={"host_id": host_id, "kind": kind, "unserved": count}
+            )
+
+    async def _serve_now(self, host_id: str, kind: Uplink, message: Message) -> None:
         try:
             match kind:
                 case Uplink.STATUS:
@@ -103,8 +123,13 @@ class UplinkListener:
     async def _sync(self, host_id: str, request: SyncRequest) -> SyncReply:
         """What is wanted of the host, as of one fence; what it confirmed is noted, what it lacks is sent after it."""
         held = {item.backend_id: item for item in request.held}
+        highest = max((item.fence for item in request.held), default=0)
         async with transaction(self._pool) as connection:
             fence, rows = await backend_store.wanted_by(connection, host_id)
+            if highest >= fence:
+                # Our database is an older one, restored: under its fences the host would ignore every line.
+                await journal.raise_fences(connection, above=highest)
+                fence, rows = await backend_store.wanted_by(connection, host_id)
             # From the same database as the list: a registry that lags would have a host let go and take up again.
             host = await host_store.get(connection, host_id)
         if host is None or host.revoked_at:
@@ -181,6 +206,8 @@ class UplinkListener:
                     "credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": repr(error)}
                 )
                 continue
+            async with self._pool.acquire() as connection:
+                await backend_store.note_holders(connection, backend_id, version, [host_id])
             log.info("credentials resealed", extra={"host_id": host_id, "holder": holder_id, "backend_id": backend_id})
             await self._agents.nudge(host_id)
             # It may have been asked to hold on to them for this newcomer's sake alone.

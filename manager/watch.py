@@ -7,18 +7,21 @@ update, so that several who think themselves leader still make one event.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from manager import health
 from manager.actor import SYSTEM
 from manager.outbox import Relay
+from manager.pace import Pace
 from manager.registry import Registry
 from manager.store import backends as store
-from manager.store import events, hosts
+from manager.store import events, hosts, operations
 from manager.store.backends import BackendRow
 from manager.store.pool import DATABASE_AWAY, Pool, transaction
-from schemas.backends import BackendState
+from schemas.backends import BackendState, HealthStatus
 from schemas.events import EventType
 from schemas.faults import FaultCode
 
@@ -26,6 +29,13 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks for hosts that fell silent.
 SWEEP_S = 1.0
+#: Turns of one backend's health that become events at once, and the seconds between those after them: a backend that flaps,
+#: or a host that says so, must not fill the audit log.
+TURNS_AT_ONCE = 6
+TURN_EVERY_S = 30.0
+MOST_BACKENDS = 100_000
+#: Seconds between two clearings of what has ended long ago.
+PRUNE_S = 3600.0
 #: Seconds between writes of last_seen_at.
 TOUCH_S = 30.0
 
@@ -42,6 +52,8 @@ class Watch:
         self._relay = relay
         self._settled_at = time.monotonic() + settle_s
         self._touched_at = time.monotonic()
+        self._pruned_at = -math.inf
+        self._pace = Pace(burst=TURNS_AT_ONCE, per_s=1 / TURN_EVERY_S, most_keys=MOST_BACKENDS)
         self._due: set[str] = set()
         self._wake = asyncio.Event()
         registry.watch(self._note)
@@ -65,6 +77,7 @@ class Watch:
                 for backend_id in due:
                     await self._record_alone(backend_id)
                 await self._touch_hosts()
+                await self._prune()
             except DATABASE_AWAY as error:
                 log.warning("health was not recorded", extra={"error": repr(error)})
 
@@ -86,8 +99,8 @@ class Watch:
         if found is None:
             return
         row, verdict = found
-        if not self._is_turn(row, verdict):
-            return
+        if not self._is_turn(row, verdict) or self._pace.take(row.id) is not None:
+            return  # every sweep looks again
         async with transaction(self._pool) as connection:
             is_ours = await store.set_health(
                 connection,
@@ -109,8 +122,8 @@ class Watch:
                 data={
                     "name": row.name,
                     "kind": row.kind,
-                    "before": {"status": row.health_status, "code": row.health_code},
-                    "after": {"status": verdict.status, "code": verdict.code, "detail": verdict.detail},
+                    "before": _with_health(row, row.health_status, row.health_code, row.health_detail),
+                    "after": _with_health(row, verdict.status, verdict.code, verdict.detail),
                 },
             )
         log.info(
@@ -128,6 +141,15 @@ class Watch:
             self._registry.is_online(host.id) for host in self._registry.chosen(row)
         )
 
+    async def _prune(self) -> None:
+        """Once at the start, then now and again; several leaders at once do each other no harm."""
+        if time.monotonic() < self._pruned_at + PRUNE_S:
+            return
+        self._pruned_at = time.monotonic()
+        async with self._pool.acquire() as connection:
+            await operations.prune(connection)
+            await store.prune(connection)
+
     async def _touch_hosts(self) -> None:
         if time.monotonic() - self._touched_at < TOUCH_S:
             return
@@ -135,3 +157,7 @@ class Watch:
         online = [host.id for host in self._registry.live_hosts() if self._registry.is_online(host.id)]
         async with self._pool.acquire() as connection:
             await hosts.touch(connection, online)
+
+
+def _with_health(row: BackendRow, status: HealthStatus, code: FaultCode | None, detail: str | None) -> dict[str, Any]:
+    return {**store.shown(row), "health": {"status": status, "code": code, "detail": detail}}

@@ -186,9 +186,14 @@ Reply = Ok | Failed | Stale
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What one host saw of one backend; every number is of one probe."""
+    """What one host saw of one backend; every number is of one probe.
+
+    order: grows with every word of this host, over its restarts too; 0 where it does not say. Its clock may be set back, and a
+    message may come late, so of two observations of one host this tells the newer.
+    """
 
     backend_id: str
+    order: int = 0
     generation: int
     credential_version: int = 0
     status: HealthStatus
@@ -237,8 +242,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One question of a preflight; code: the fault that it met."""
+
     name: str
     is_ok: bool
+    code: FaultCode | None = None
     detail: str = ""
     remedy: str = ""
 

@@ -69,6 +69,7 @@ _HEADER_BYTES = 1024
 _STREAM_EXISTS = 10058
 _STREAM_NOT_FOUND = 10059
 _MESSAGE_NOT_FOUND = 10037
+_MOST_ERROR_SORTS = 10_000
 
 
 class BusError(Exception):
@@ -179,7 +180,7 @@ class Bus:
         self._greet = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._handling: set[asyncio.Task[None]] = set()
-        self._errors: Counter[type[Exception]] = Counter()
+        self._errors: Counter[tuple[str, type[Exception]]] = Counter()
         self._connections = 0
         self._connected_at = math.inf
         self._rebuilds = 0
@@ -508,8 +509,10 @@ class Bus:
     async def _handle(self, handler: Handler, message: Message) -> None:
         try:
             await handler(message)
-        except Exception:
-            log.exception("bus handler failed", extra={"bus": self._name, "subject": message.subject})
+        except Exception as error:
+            if count := self._nth(message.subject, type(error)):
+                facts = {"bus": self._name, "subject": message.subject, "count": count}
+                log.exception("bus handler failed", extra=facts)
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -518,11 +521,16 @@ class Bus:
         return task
 
     async def _on_error(self, error: Exception) -> None:
-        # A peer can cause these at will: of each sort the 1st, 2nd, 4th, 8th ... is logged.
-        self._errors[type(error)] += 1
-        count = self._errors[type(error)]
-        if count & (count - 1) == 0:
+        if count := self._nth("", type(error)):
             log.warning("bus error", extra={"bus": self._name, "reason": repr(error), "count": count})
+
+    def _nth(self, subject: str, sort: type[Exception]) -> int:
+        """How many of the sort there were, if it is worth a line: a peer can cause these at will, so only the 1st, 2nd, 4th, 8th … is."""
+        if len(self._errors) > _MOST_ERROR_SORTS:
+            self._errors.clear()
+        self._errors[subject, sort] += 1
+        count = self._errors[subject, sort]
+        return count if count & (count - 1) == 0 else 0
 
     def _tls_context(self) -> ssl.SSLContext | None:
         if self._tls_ca is None:

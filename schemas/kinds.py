@@ -16,11 +16,17 @@ from msgspec import Meta
 from schemas.backends import Capability
 
 # One word, no blank, comma, control character or leading dash: it becomes a part of a mount source.
-_SERVER = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?\]?)$"
+# What is all digits and dots must be an address: no name ends in a number (RFC 1123, 2.1).
+_IPV4 = r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_HOST = rf"(?:{_IPV4}|(?![0-9.]+(?::|$))[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?)"
+_IPV6 = r"[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?"
+_PORT = r"(?:6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
+_SERVER = rf"^(?:{_HOST}|\[?{_IPV6}\]?)$"
 _SERVER_ERROR = "must be a host name, an IPv4 address or an IPv6 address"
 # Absolute, no empty, `.` or `..` segment, no comma, blank-free of control characters (checked apart).
 _PATH = r"^(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)+/?$"
-_SUBDIR = r"^(?!/)(?:(?!\.{1,2}(?:/|$))[^/,\\]+/?)*$"
+# Each slash belongs to exactly one segment: where a pattern can split a text in two ways, one POST can freeze the manager.
+_SUBDIR = r"^(?:(?!\.{1,2}(?:/|$))[^/,\\]+(?:/(?!\.{1,2}(?:/|$))[^/,\\]+)*/?)?$"
 
 _CLONE = Capability.CLONE_FROM_IMAGE
 _SNAPSHOT = Capability.SNAPSHOT
@@ -138,7 +144,7 @@ class SmbConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Meta(
             title="Share",
             description="Name of the share, without slashes",
-            pattern=r"^(?!-)[^/\\,:*?\"<>|;\[\]]+$",
+            pattern=r"^(?!-|\.{1,2}$)[^/\\,:*?\"<>|;\[\]]+$",
             min_length=1,
             max_length=80,
             extra=field_hints(
@@ -167,6 +173,7 @@ class SmbCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             title="User name",
+            description="Account on the server; none for guest access",
             min_length=1,
             max_length=256,
             # mount.cifs pastes it into the kernel's options, where a comma begins the next one.
@@ -178,6 +185,7 @@ class SmbCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             title="Password",
+            description="Its password; kept on the hosts alone",
             min_length=1,
             max_length=512,
             extra=field_hints("remount", error="must have 1 to 512 characters", is_secret=True),
@@ -187,6 +195,7 @@ class SmbCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             title="Domain",
+            description="Windows domain or workgroup of the account, where the server asks for it",
             max_length=256,
             pattern=r"^[^,]*$",
             extra=field_hints("remount", error="must have at most 256 characters and no comma", is_advanced=True),
@@ -202,7 +211,7 @@ class IscsiLvmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="Address of the target's portal; port 3260 unless given",
             min_length=1,
             max_length=270,
-            pattern=r"^(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?\])(?::(?:6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3}))?$",
+            pattern=rf"^(?:{_HOST}|\[{_IPV6}\])(?::{_PORT})?$",
             extra=field_hints(
                 "remount", error="must be ADDRESS or ADDRESS:PORT, an IPv6 address in [ ]", placeholder="10.0.0.9:3260"
             ),
@@ -263,6 +272,7 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         str,
         Meta(
             title="CHAP user name",
+            description="Name by which this fleet logs in to the target; none where it asks for none",
             min_length=1,
             max_length=255,
             extra=field_hints("remount", error="must have 1 to 255 characters"),
@@ -272,6 +282,7 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         str,
         Meta(
             title="CHAP password",
+            description="Its secret; kept on the hosts alone",
             min_length=1,
             max_length=255,
             extra=field_hints("remount", error="must have 1 to 255 characters", is_secret=True),
@@ -281,6 +292,7 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         str,
         Meta(
             title="Mutual CHAP user name",
+            description="Name by which the target proves itself to us",
             max_length=255,
             extra=field_hints(
                 "remount", error="must have at most 255 characters", is_advanced=True, goes_with="mutual_password"
@@ -291,6 +303,7 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         str,
         Meta(
             title="Mutual CHAP password",
+            description="The target's secret; kept on the hosts alone",
             max_length=255,
             extra=field_hints(
                 "remount",
@@ -310,7 +323,8 @@ class KindSpec:
     is_shared: all hosts see the same storage, so one host's marker must be seen by the others.
     can_initialize: an empty device can be made ready on command.
     marks_alone: our marks are metadata that two hosts must not write at the same moment.
-    mount_options: names that `options` may hold; a name that ends in `=` wants a value.
+    discover_by: the field without which nothing can be looked for; None: there is nothing to discover.
+    mount_options: names that `options` may hold; a name that ends in `=` wants a value, in `=#` a whole number.
     """
 
     kind: str
@@ -322,6 +336,7 @@ class KindSpec:
     can_initialize: bool = False
     marks_alone: bool = False
     mount_options: frozenset[str] = frozenset()
+    discover_by: str | None = None
 
 
 def _options(words: str) -> frozenset[str]:
@@ -336,10 +351,11 @@ NFS = KindSpec(
     None,
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
+    discover_by="server",
     mount_options=_options(
-        "hard soft softerr noatime nodiratime relatime timeo= retrans= rsize= wsize= nconnect= "
-        "max_connect= proto= port= mountport= mountproto= nolock lock local_lock= ac noac actimeo= "
-        "acregmin= acregmax= acdirmin= acdirmax= lookupcache= nosharecache sharecache resvport "
+        "hard soft softerr noatime nodiratime relatime timeo=# retrans=# rsize=# wsize=# nconnect=# "
+        "max_connect=# proto= port=# mountport=# mountproto= nolock lock local_lock= ac noac actimeo=# "
+        "acregmin=# acregmax=# acdirmin=# acdirmax=# lookupcache= nosharecache sharecache resvport "
         "noresvport sec= async sync fsc nofsc trunkdiscovery notrunkdiscovery clientaddr= xprtsec= "
         "nocto cto rdirplus nordirplus write="
     ),
@@ -351,11 +367,12 @@ SMB = KindSpec(
     SmbCredentials,
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
+    discover_by="server",
     mount_options=_options(
-        "noatime nodiratime relatime seal sign sec= port= cache= actimeo= acregmax= acdirmax= rsize= "
-        "wsize= nobrl hard soft echo_interval= handletimeout= max_credits= multichannel max_channels= "
+        "noatime nodiratime relatime seal sign sec= port=# cache= actimeo=# acregmax=# acdirmax=# rsize=# "
+        "wsize=# nobrl hard soft echo_interval=# handletimeout=# max_credits=# multichannel max_channels=# "
         "nosharesock noserverino serverino mfsymlinks uid= gid= file_mode= dir_mode= iocharset= "
-        "resilienthandles persistenthandles nopersistenthandles retrans= ip= closetimeo="
+        "resilienthandles persistenthandles nopersistenthandles retrans=# closetimeo=#"
     ),
 )
 ISCSI_LVM = KindSpec(
@@ -367,6 +384,7 @@ ISCSI_LVM = KindSpec(
     is_shared=True,
     can_initialize=True,
     marks_alone=True,
+    discover_by="portal",
 )
 
 KINDS: dict[str, KindSpec] = {spec.kind: spec for spec in (LOCAL_FILE, NFS, SMB, ISCSI_LVM)}

@@ -25,6 +25,7 @@ from schemas.fields import (
 from schemas.hosts import AgentFacts, EnrolRequest, HostSelector
 from schemas.ids import HOST_NAME, is_id
 from schemas.kinds import KINDS, KindSpec
+from schemas.problems import FieldError
 from schemas.validation import validate_config, validate_credentials
 
 #: Sub-routes of /v1/storage_backends that a backend's name must not hide behind.
@@ -167,6 +168,10 @@ def decode_discover_storage(raw: bytes) -> DiscoverStorage:
     if spec is not None and config is not None:
         config, errors = validate_config(spec, config, is_partial=True)
         body.errors += errors
+        if spec.discover_by is None:
+            body.errors.append(FieldError(pointer="/kind", detail=f"{spec.title} has nothing to discover"))
+        elif spec.discover_by not in config and not errors:
+            body.errors.append(FieldError(pointer=f"/config/{spec.discover_by}", detail="is required"))
     body.finish()
     assert spec is not None, "required, so finish() has raised"
     assert config is not None, "required, so finish() has raised"

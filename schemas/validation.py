@@ -51,13 +51,16 @@ def remount_fields(spec: KindSpec) -> frozenset[str]:
     return frozenset(name for name, extra in _extras(spec.config).items() if extra.get("change") == "remount")
 
 
-def json_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
+def json_schema(struct: type[msgspec.Struct], title: str = "") -> dict[str, Any]:
     """JSON Schema 2020-12 of a config or credentials struct, self-contained, with `x-ui` hints at each property."""
     _, components = msgspec.json.schema_components([struct], ref_template="#/$defs/{name}")
-    schema = dict(components[struct.__name__])
+    schema: dict[str, Any] = dict(components[struct.__name__])
+    schema["title"] = title or schema["title"]
     extras = _extras(struct)
     for name, prop in schema["properties"].items():
         extra = extras[name]
+        if "enum" in prop:
+            prop["type"] = "string"
         prop["x-ui"] = {"advanced": extra["advanced"], "change": extra["change"], "placeholder": extra["placeholder"]}
         if extra["error"]:
             prop["x-error"] = extra["error"]
@@ -101,7 +104,7 @@ def _validate(
         try:
             value = msgspec.convert(raw[name], field.type)
         except msgspec.ValidationError:
-            errors.append(FieldError(pointer=pointer, detail=_words(field.type, extras[name]["error"])))
+            errors.append(FieldError(pointer=pointer, detail=_words(field.type, extras[name]["error"], raw[name])))
             continue
         if isinstance(value, str) and _CONTROL.search(value):
             errors.append(FieldError(pointer=pointer, detail="must not contain control characters or line breaks"))
@@ -119,27 +122,37 @@ def _validate(
     return values, errors
 
 
-def _words(type_: Any, message: str) -> str:
-    if message:
-        return message
+def _words(type_: Any, message: str, value: object) -> str:
+    """What is wrong with the value, which is not repeated: the type before the length, and that before the rest."""
     info = msgspec.inspect.type_info(type_)
     if isinstance(info, msgspec.inspect.Metadata):
         info = info.type
+    if isinstance(info, msgspec.inspect.StrType):
+        if not isinstance(value, str):
+            return "must be text"
+        if info.max_length is not None and len(value) > info.max_length:
+            return f"must be text of at most {info.max_length} characters"
+    if message:
+        return message
     if isinstance(info, msgspec.inspect.LiteralType):
         return f"must be one of {', '.join(map(str, info.values))}"
     if isinstance(info, msgspec.inspect.BoolType):
         return "must be true or false"
-    if isinstance(info, msgspec.inspect.StrType):
-        return f"must be text of at most {info.max_length} characters" if info.max_length else "must be text"
     return "has the wrong type"
 
 
 def _option_errors(options: str, allowed: frozenset[str], at: str) -> list[FieldError]:
     """Names only, never values: somebody may have typed `password=…` here."""
     errors: list[FieldError] = []
+    if any(option.strip() != option or not option for option in options.split(",")):
+        return [FieldError(pointer=at, detail="must be options with one comma between two and without blanks")]
     for option in options.split(","):
         name, equals, value = option.partition("=")
-        if name + equals not in allowed or (equals and not re.fullmatch(r"[A-Za-z0-9_.:/-]+", value)):
+        is_right = (
+            (name + equals in allowed and (not equals or re.fullmatch(r"[A-Za-z0-9_.:/-]+", value)))
+            or (f"{name}{equals}#" in allowed and re.fullmatch(r"[0-9]{1,10}", value))
+        )  # fmt: skip
+        if not is_right:
             shown = name if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "(unreadable)"
             errors.append(FieldError(pointer=at, detail=f"option {shown} is not allowed here, or its value is not"))
     return errors

@@ -19,7 +19,7 @@ PACKAGES = ("schemas", "agent", "manager")
 #: Lowest first.
 RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
-        ("errors", "private_files", "worker_main", "jobs", "journal", "drivers.base"),
+        ("errors", "packages", "private_files", "worker_main", "jobs", "journal", "drivers.base"),
         (
             "config",
             "configs",
@@ -34,7 +34,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "uplink",
         ),
         ("mounts", "iscsiadm", "lvm", "probes", "join"),
-        ("scsi", "mounted_folders"),
+        ("scsi", "mounted_folders", "strays"),
         ("luns",),
         ("host",),
         ("drivers.*", "health", "reconcile", "rpc"),
@@ -43,7 +43,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "manager": (
-        ("errors", "actor", "health", "observations"),
+        ("errors", "actor", "health", "observations", "pace", "turns"),
         ("config", "keys", "problems", "store.*"),
         ("address", "bus_auth", "outbox", "registry", "replica", "tokens"),
         ("agents", "watch", "revocations", "embedded.*"),

@@ -54,6 +54,7 @@ class Workspace:
     mount_dir: where it mounts (an empty folder outside `dir`, made by the driver, 0000 while nothing is mounted).
     trial_dir: the same for a trial beside what is attached.
     run_dir: for short-lived secret files (0600); emptied at the agent's start.
+    reserved: folders that must be no part of a backend, nor hold one: the agent's own, and those its operator named.
     """
 
     host_id: str
@@ -62,6 +63,7 @@ class Workspace:
     mount_dir: Path
     trial_dir: Path
     run_dir: Path
+    reserved: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,6 @@ _CAPABILITIES = (Capability.EXTERNAL, Capability.CLONE_FROM_IMAGE, Capability.SN
 #: Blocks of the probe LV: one extent of 4 MiB, vgcreate's default.
 _PROBE_BLOCKS = 4 * 1024 * 1024 // BLOCK_BYTES
 _TRIAL_MEMORY = "iscsi-trial"
-_INSTALL = {
-    "iscsiadm": "Install open-iscsi (Debian, Ubuntu) or iscsi-initiator-utils on this host",
-    "vgs": "Install lvm2 on this host",
-}
 
 
 class IscsiLvm:
@@ -169,7 +165,7 @@ class IscsiLvm:
 
     async def checks(self, target: Target) -> tuple[Check, ...]:
         portal = Portal.parse(_config(target).portal)
-        tools = [await tool_check(self._commands, [tool, "--version"], remedy) for tool, remedy in _INSTALL.items()]
+        tools = [await tool_check(self._commands, [tool, "--version"]) for tool in ("iscsiadm", "vgs")]
         return (*tools, *await server_checks(portal.host, portal.port))
 
     async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:

@@ -7,20 +7,25 @@ later moves nothing; what it resolves to must not be a folder of the system or o
 """
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.configs import decode_config, refuse_verb
+from agent.configs import decode_config, held_config, refuse_verb
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.jobs import MARKER_NAME
 from agent.memory import Memory
-from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key
+from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key, unreached
+from agent.reach import failed_check
 from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
 from schemas.backends import Capability
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import LOCAL_FILE, LocalFileConfig
+
+log = logging.getLogger(__name__)
 
 #: Nobody keeps VM disks there, and a marker or an image in them may stop a host from booting.
 _SYSTEM_DIRS = tuple(map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")))
@@ -90,9 +95,14 @@ class LocalFile:
             memory.forget()
             return ReleaseReport()
         root_dir = remembered.get("root_dir") or str(target.config.get("root_dir", ""))
-        report = await self._probes.clear(
-            Path(root_dir), target, space, shown_as=root_dir, is_own_folder=remembered.get("made") == "yes"
-        )
+        try:
+            report = await self._probes.clear(
+                Path(root_dir), target, space, shown_as=root_dir, is_own_folder=remembered.get("made") == "yes"
+            )
+        except AgentFault as error:
+            # A disk that is dead must not be held for ever: nothing of it is in the kernel, only our marker is on it.
+            log.warning("marker stays", extra={"root_dir": root_dir, "code": str(error.fault.code)})
+            report = ReleaseReport(left=(unreached(root_dir, error.fault.code),))
         memory.forget()
         return report
 
@@ -123,7 +133,7 @@ class LocalFile:
 
     async def is_attached(self, target: Target, space: Workspace) -> bool:
         """Whether its folder is where it was attached, and a mount point if it has to be."""
-        config = decode_config(LOCAL_FILE, LocalFileConfig, target)
+        config = held_config(LocalFileConfig, target)
         remembered = Memory(space.dir, _MEMORY).read()
         if remembered.get("attached") != "yes":
             return False
@@ -137,7 +147,7 @@ class LocalFile:
             _refuse_system_dir(Path(found["path"]), ())
             _refuse_unmounted(config, found)
         except AgentFault as error:
-            return (Check(name="folder", is_ok=False, detail=error.fault.detail, remedy=error.fault.remedy),)
+            return (failed_check("folder", error.fault),)
         return (
             Check(
                 name="folder", is_ok=True, detail=f"{found['path']} {'exists' if found['exists'] else 'can be made'}"
@@ -161,8 +171,10 @@ class LocalFile:
         """The folder with links resolved, and whether it exists; refuses what must not be used."""
         found = await self._run("look_at_dir", Path(root_dir), target, is_trial=is_trial)
         folder = Path(found["path"])
-        _refuse_system_dir(folder, (space.run_dir.parent, space.mount_dir.parent, space.trial_dir.parent))
+        _refuse_system_dir(folder, space.reserved)
         _refuse_unmounted(config, found)
+        if Memory(space.dir, _MEMORY).read().get("attached") != "yes":
+            _refuse_nested(folder, found["inside"], space)
         return folder, bool(found["exists"])
 
     async def _clear_made(self, folder: Path, target: Target, space: Workspace, memory: Memory) -> None:
@@ -177,20 +189,40 @@ class LocalFile:
         )
 
 
-def _refuse_system_dir(folder: Path, agent_dirs: tuple[Path, ...]) -> None:
-    """Raises AgentFault permission_denied for / and for a folder of the system or of the agent."""
+def _refuse_system_dir(folder: Path, reserved: tuple[Path, ...]) -> None:
+    """Raises AgentFault permission_denied for / and for a folder of the system, of the agent or of its neighbours."""
     if folder == Path("/") or any(folder.is_relative_to(system) for system in _SYSTEM_DIRS):
         raise AgentFault.of(
             FaultCode.PERMISSION_DENIED,
             f"{folder} is a folder of the system",
             "Choose a folder for data, for example /var/lib/vms",
         )
-    if any(folder.is_relative_to(own) for own in agent_dirs):
+    own = next((own for own in reserved if folder.is_relative_to(own) or own.is_relative_to(folder)), None)
+    if own is not None:
         raise AgentFault.of(
             FaultCode.PERMISSION_DENIED,
-            f"{folder} belongs to the agent itself",
-            "Choose a folder outside the agent's state folder",
+            f"{folder} {'lies in' if folder.is_relative_to(own) else 'is around'} {own}, which is Stowage's own",
+            "Choose a folder apart from Stowage's own",
         )
+
+
+def _refuse_nested(folder: Path, marked_above: str, space: Workspace) -> None:
+    """Raises AgentFault marker_mismatch for a folder in or around another backend's: each would take the other for its data."""
+    remedy = "Choose a folder that neither lies in another backend's folder nor holds one"
+    if marked_above:
+        raise AgentFault.of(
+            FaultCode.MARKER_MISMATCH,
+            f"{folder} lies in {marked_above}, which belongs to a backend",
+            f"{remedy}; if that backend is gone, delete {marked_above}/{MARKER_NAME}",
+        )
+    for other in sorted(space.dir.parent.iterdir()):
+        root_dir = Memory(other, _MEMORY).read().get("root_dir", "")
+        if other != space.dir and root_dir and folder in Path(root_dir).parents:
+            raise AgentFault.of(
+                FaultCode.MARKER_MISMATCH,
+                f"{folder} is around {root_dir}, which belongs to backend {other.name}",
+                remedy,
+            )
 
 
 def _refuse_unmounted(config: LocalFileConfig, found: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from agent.configs import decode_config, decode_partial, refuse_verb
+from agent.configs import decode_config, decode_partial, held_config, refuse_verb
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts
@@ -16,7 +16,6 @@ from schemas.kinds import NFS, NfsConfig
 
 _PORT = 2049
 _DISCOVER_TIMEOUT_S = 15.0
-_INSTALL = "Install nfs-common (Debian, Ubuntu) or nfs-utils on this host"
 #: What mountinfo shows after `vers=` for each choice; 4 leaves the minor version to the two sides.
 _SHOWN_VERSION = {"default": "", "3": r"3", "4": r"4\.\d", "4.1": r"4\.1", "4.2": r"4\.2"}
 
@@ -37,26 +36,26 @@ class Nfs:
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
     ) -> ProbeReport:
-        return await self._folders.attach(_place(target), target, space, None, establish=establish)
+        return await self._folders.attach(_place(_config(target)), target, space, None, establish=establish)
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
-        return await self._folders.probe(_place(target), target, space)
+        return await self._folders.probe(_place(_config(target)), target, space)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
-        return await self._folders.release(_place(target), target, space, remove_marker=remove_marker)
+        return await self._folders.release(_place(_held(target)), target, space, remove_marker=remove_marker)
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
-        return await self._folders.trial(_place(target), target, space, None, "nosharecache")
+        return await self._folders.trial(_place(_config(target)), target, space, None, "nosharecache")
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
-        await self._folders.clean_trial(space)
+        await self._folders.clean_trial(_place(_held(target)), target, space)
 
     async def is_attached(self, target: Target, space: Workspace) -> bool:
-        return self._folders.is_attached(_place(target), target, space)
+        return self._folders.is_attached(_place(_held(target)), target, space)
 
     async def checks(self, target: Target) -> tuple[Check, ...]:
-        config = decode_config(NFS, NfsConfig, target)
-        tool = await tool_check(self._commands, ["mount.nfs", "-V"], _INSTALL)
+        config = _config(target)
+        tool = await tool_check(self._commands, ["mount.nfs", "-V"])
         port = next(
             (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
             _PORT,
@@ -87,10 +86,17 @@ class Nfs:
         raise refuse_verb(NFS, "initialization")
 
 
-def _place(target: Target) -> Place:
+def _config(target: Target) -> NfsConfig:
+    return decode_config(NFS, NfsConfig, target)
+
+
+def _held(target: Target) -> NfsConfig:
+    return held_config(NfsConfig, target)
+
+
+def _place(config: NfsConfig) -> Place:
     """retry=0: mount.nfs tries once instead of for two minutes. hard unless the operator chose otherwise: a soft mount
     answers a guest's write with an error that its file system does not survive."""
-    config = decode_config(NFS, NfsConfig, target)
     host = bare_host(config.server)
     chosen = tuple(option for option in config.options.split(",") if option and option != "hard")
     hard = () if {"soft", "softerr"} & set(chosen) else ("hard",)

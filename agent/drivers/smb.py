@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.configs import decode_config, decode_partial, refuse_verb
+from agent.configs import decode_config, decode_partial, held_config, refuse_verb
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.mounted_folders import MountedFolders, Place
@@ -26,7 +26,6 @@ from schemas.kinds import SMB, SmbConfig
 _PORT = 445
 #: smbclient is slow to start (5 to 12 s on an emulated host; lab, 2026-11-23).
 _DISCOVER_TIMEOUT_S = 25.0
-_INSTALL = "Install cifs-utils on this host"
 _VERSIONS = {"2.0": "2.0", "2.1": "2.1", "3": "3", "3.0": "3.0", "3.11": "3.1.1"}
 #: What mountinfo shows after `vers=`; 3 leaves the dialect of the family to the two sides.
 _SHOWN_VERSION = {"default": "", "2.0": r"2\.0", "2.1": r"2\.1", "3": r"3[0-9.]*", "3.0": r"3\.0", "3.11": r"3\.1\.1"}
@@ -50,31 +49,36 @@ class Smb:
     ) -> ProbeReport:
         path = _secret_path(target, space)
         secret = _secret_file(path, target, credentials)
-        return await self._folders.attach(_place(target, path), target, space, secret, establish=establish)
+        return await self._folders.attach(
+            _place(_config(target), target, path), target, space, secret, establish=establish
+        )
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
-        return await self._folders.probe(_place(target, _secret_path(target, space)), target, space)
+        place = _place(_config(target), target, _secret_path(target, space))
+        return await self._folders.probe(place, target, space)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
-        return await self._folders.release(
-            _place(target, _secret_path(target, space)), target, space, remove_marker=remove_marker
-        )
+        place = _place(_held(target), target, _secret_path(target, space), is_held=True)
+        return await self._folders.release(place, target, space, remove_marker=remove_marker)
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         """nosharesock: on a shared connection an old session could answer for a new password."""
-        path = space.run_dir / f"{target.backend_id}.trial.smb"
+        path = _trial_secret_path(target, space)
         secret = _secret_file(path, target, credentials)
-        return await self._folders.trial(_place(target, path), target, space, secret, "nosharesock")
+        place = _place(_config(target), target, path)
+        return await self._folders.trial(place, target, space, secret, "nosharesock")
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
-        await self._folders.clean_trial(space)
+        place = _place(_held(target), target, _trial_secret_path(target, space), is_held=True)
+        await self._folders.clean_trial(place, target, space)
 
     async def is_attached(self, target: Target, space: Workspace) -> bool:
-        return self._folders.is_attached(_place(target, _secret_path(target, space)), target, space)
+        place = _place(_held(target), target, _secret_path(target, space), is_held=True)
+        return self._folders.is_attached(place, target, space)
 
     async def checks(self, target: Target) -> tuple[Check, ...]:
-        config = decode_config(SMB, SmbConfig, target)
-        tool = await tool_check(self._commands, ["mount.cifs", "-V"], _INSTALL)
+        config = _config(target)
+        tool = await tool_check(self._commands, ["mount.cifs", "-V"])
         port = next(
             (int(option.removeprefix("port=")) for option in config.options.split(",") if option.startswith("port=")),
             _PORT,
@@ -93,15 +97,7 @@ class Smb:
             "--list",
             f"//{name}",
         ]
-        try:
-            result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
-        except AgentFault as error:
-            if error.fault.code is not FaultCode.TOOL_MISSING:
-                raise
-            remedy = "Install smbclient on this host, or type the share's name"
-            raise AgentFault.of(
-                FaultCode.KIND_UNSUPPORTED, "this host cannot list shares: smbclient is not installed", remedy
-            ) from error
+        result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
         # "Disk|NAME|COMMENT"; after the list smbclient may fail at the old browse protocol, which does not matter.
         rows = [line.split("|", 2) for line in result.stdout.splitlines() if line.startswith("Disk|")]
         if result.exit_code != 0 and not rows:
@@ -120,17 +116,25 @@ class Smb:
         raise refuse_verb(SMB, "initialization")
 
 
-def _place(target: Target, secret_path: Path) -> Place:
-    config = decode_config(SMB, SmbConfig, target)
-    if "," in str(secret_path):
+def _config(target: Target) -> SmbConfig:
+    return decode_config(SMB, SmbConfig, target)
+
+
+def _held(target: Target) -> SmbConfig:
+    return held_config(SmbConfig, target)
+
+
+def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: bool = False) -> Place:
+    """is_held: it was mounted before, so what would keep it from being mounted must not keep it from being let go."""
+    if "," in str(secret_path) and not is_held:
         raise AgentFault.of(FaultCode.FAILED, "the agent's state folder has a comma in its path, so mount.cifs cannot read files there",
                             "Move the agent's state folder")  # fmt: skip
-    name, address = _unc_host(config.server)
+    name, address = _unc_host(config.server, is_held=is_held)
     chosen = tuple(option for option in config.options.split(",") if option)
     # credential_version 0 is guest access by definition of the target.
     login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
     version = () if config.smb_version == "default" else (f"vers={_VERSIONS[config.smb_version]}",)
-    ip = (f"ip={address}",) if address and not any(option.startswith("ip=") for option in chosen) else ()
+    ip = (f"ip={address}",) if address else ()
     return Place(
         plan=MountPlan(
             helper_type="cifs",
@@ -143,7 +147,7 @@ def _place(target: Target, secret_path: Path) -> Place:
     )
 
 
-def _unc_host(server: str) -> tuple[str, str]:
+def _unc_host(server: str, *, is_held: bool = False) -> tuple[str, str]:
     """The server's name as it stands in a UNC path, and the address for `ip=` where the name can't be resolved.
 
     A colon can't stand in a UNC path, so an IPv6 address is spelled as Windows does: fd00--1.ipv6-literal.net, a zone after an `s`.
@@ -157,13 +161,20 @@ def _unc_host(server: str) -> tuple[str, str]:
         try:
             zone = str(socket.if_nametoindex(zone))
         except OSError as error:
-            raise AgentFault.of(FaultCode.NAME_NOT_RESOLVED, f"this host has no network interface {zone}") from error
+            if not is_held:
+                raise AgentFault.of(
+                    FaultCode.NAME_NOT_RESOLVED, f"this host has no network interface {zone}"
+                ) from error
     literal = address.replace(":", "-") + (f"s{zone}" if zone else "")
     return f"{literal}.ipv6-literal.net", address + (f"%{zone}" if zone else "")
 
 
 def _secret_path(target: Target, space: Workspace) -> Path:
     return space.run_dir / f"{target.backend_id}.smb"
+
+
+def _trial_secret_path(target: Target, space: Workspace) -> Path:
+    return space.run_dir / f"{target.backend_id}.trial.smb"
 
 
 def _secret_file(path: Path, target: Target, credentials: Credentials) -> SecretFile | None:

@@ -2,16 +2,17 @@
 
 from aiohttp import web
 
-from manager.api.auth import FAILURES, FailureLimit, authenticate
+from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, authenticate
 from manager.api.edge import add_headers, edge
 from manager.api.events import STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
-from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, PROBING, READINESS, TOKENS, Readiness
+from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, PROBING, QUERIES, READINESS, TOKENS, Readiness
 from manager.api.routes import build_routes
 from manager.backends import Backends
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
+from manager.pace import Pace
 from manager.probing import Probing
 from manager.tokens import Tokens
 
@@ -26,7 +27,7 @@ def create_api(
     tokens: Tokens,
     idempotency: Idempotency,
     readiness: Readiness,
-    failures: FailureLimit | None = None,
+    failures: Pace | None = None,
 ) -> web.Application:
     """The application, to be served by server.ApiRunner."""
     # client_max_size is not in use: decoding.read_body has its own limit, and its own words.
@@ -39,9 +40,10 @@ def create_api(
     app[TOKENS] = tokens
     app[IDEMPOTENCY] = idempotency
     app[READINESS] = readiness
-    app[FAILURES] = failures or FailureLimit()
+    app[FAILURES] = failures or Pace(burst=FAILURE_BURST, per_s=FAILURES_PER_S)
     app[STREAMS] = set()
-    app[ACCESS] = build_routes(app.router)
+    rules = build_routes(app.router)
+    app[ACCESS], app[QUERIES] = rules.roles, rules.queries
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(end_streams)
     return app

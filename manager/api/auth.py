@@ -1,46 +1,24 @@
 """Who asks, and whether it may: bearer tokens, a least role a route, a limit on wrong tokens."""
 
-import math
-import time
-from collections import OrderedDict
-
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from manager.actor import Actor, Role
-from manager.api.keys import ACCESS, ACTOR, REQUEST_ID, TOKENS
+from manager.api.decoding import refuse_unknown_query
+from manager.api.keys import ACCESS, ACTOR, QUERIES, REQUEST_ID, TOKENS
 from manager.errors import ManagerError, Refused
+from manager.pace import Pace
 from schemas.problems import ProblemCode
 
 _RANK = {Role.VIEWER: 0, Role.OPERATOR: 1, Role.ADMIN: 2}
 
 
-class FailureLimit:
-    """How many wrong tokens one address may show: `burst` at once, then `per_s` a second.
+#: Wrong tokens that one address may show. Only failures are counted and only failures are refused, so that one bad client
+#: behind a shared address (a proxy, NAT) shuts nobody out; guessing 256 bits is hopeless at any rate.
+FAILURE_BURST = 60
+FAILURES_PER_S = 1.0
 
-    Only failures are counted and only failures are refused, so that one bad client behind a shared
-    address (a proxy, NAT) shuts nobody out; guessing 256 bits is hopeless at any rate.
-    """
-
-    def __init__(self, *, burst: int = 60, per_s: float = 1.0, max_addresses: int = 4096) -> None:
-        self._burst = burst
-        self._per_s = per_s
-        self._max_addresses = max_addresses
-        #: address -> (failures left, as of when); the least recently seen first.
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def fail(self, address: str) -> int | None:
-        """None while the address has failures left, else the seconds until it has one."""
-        now = time.monotonic()
-        left, at = self._left.pop(address, (float(self._burst), now))
-        left = min(float(self._burst), left + (now - at) * self._per_s)
-        self._left[address] = (max(left - 1, 0.0) if left >= 1 else left, now)
-        if len(self._left) > self._max_addresses:
-            self._left.popitem(last=False)
-        return None if left >= 1 else math.ceil((1 - left) / self._per_s)
-
-
-FAILURES: web.AppKey[FailureLimit] = web.AppKey("failures", FailureLimit)
+FAILURES: web.AppKey[Pace] = web.AppKey("failures", Pace)
 
 
 @web.middleware
@@ -48,6 +26,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     """The handler's answer, if the caller may have it. Without a token an unknown address answers 401 too."""
     needed = request.app[ACCESS].get(request.match_info.route, Role.VIEWER)
     if needed is None:
+        _check_query(request)
         try:
             return await handler(request)
         except ManagerError as error:
@@ -57,7 +36,17 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     actor = request[ACTOR] = await _actor(request)
     if _RANK[actor.role] < _RANK[needed]:
         raise Refused.because(ProblemCode.FORBIDDEN, f"this takes the role {needed}; the token's is {actor.role}")
+    if not request.path.isprintable():
+        # No name of ours has such characters, and the database does not take NUL.
+        raise Refused.because(ProblemCode.NOT_FOUND, "there is nothing at this address")
+    _check_query(request)
     return await handler(request)
+
+
+def _check_query(request: web.Request) -> None:
+    known = request.app[QUERIES].get(request.match_info.route)
+    if known is not None:
+        refuse_unknown_query(request, known)
 
 
 async def _actor(request: web.Request) -> Actor:
@@ -75,7 +64,7 @@ async def _actor(request: web.Request) -> Actor:
 
 
 def _count_failure(request: web.Request) -> None:
-    retry_after_s = request.app[FAILURES].fail(request.remote or "")
+    retry_after_s = request.app[FAILURES].take(request.remote or "")
     if retry_after_s is not None:
         raise Refused.because(
             ProblemCode.TOO_MANY_REQUESTS, "too many wrong tokens from this address", retry_after_s=retry_after_s

@@ -7,13 +7,15 @@ from manager.api.encoding import accepted_response, backend_response, json_respo
 from manager.api.keys import ACTOR, BACKENDS, PROBING
 from manager.api.paging import page_of
 from manager.backends import Pending
+from manager.errors import Refused
 from schemas.backends import BackendState, HealthStatus
 from schemas.kinds import KINDS
+from schemas.problems import ProblemCode
 from schemas.requests import decode_add_backend, decode_edit_backend, decode_initialize_backend
 
 
 async def list_backends(request: web.Request) -> web.Response:
-    found = decoding.query(request, ("kind", "status", "state", "limit", "cursor"), repeatable=("label",))
+    found = decoding.query(request, repeatable=("label",))
     kind = decoding.one_of(found, "kind", KINDS)
     status = decoding.one_of(found, "status", list(HealthStatus))
     state = decoding.one_of(found, "state", list(BackendState))
@@ -50,7 +52,7 @@ async def edit_backend(request: web.Request) -> web.Response:
 
 
 async def remove_backend(request: web.Request) -> web.Response:
-    is_dry = decoding.flag(decoding.query(request, ("dry_run",)), "dry_run")
+    is_dry = decoding.flag(decoding.query(request), "dry_run")
     ref = request.match_info["ref"]
     if is_dry:
         return json_response(await request.app[BACKENDS].plan_removal(ref))
@@ -70,10 +72,12 @@ async def show_hosts_of_backend(request: web.Request) -> web.Response:
 
 
 async def probe_backend(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     return json_response({"hosts": await request.app[PROBING].probe(request.match_info["ref"], request[ACTOR])})
 
 
 async def probe_all_backends(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     probed = await request.app[PROBING].probe_all(request[ACTOR])
     items = [{"backend": backend.name, "backend_id": backend.id, "hosts": hosts} for backend, hosts in probed]
     return json_response({"items": items})
@@ -99,4 +103,11 @@ async def initialize_backend(request: web.Request) -> web.Response:
 def _if_match(request: web.Request) -> int | None:
     if hdrs.IF_MATCH not in request.headers:
         return None
-    return decoding.if_match(request, request.app[BACKENDS].get(request.match_info["ref"]).version)
+    backend = request.app[BACKENDS].get(request.match_info["ref"])
+    version = decoding.if_match(request, backend.version)
+    if version == decoding.NO_VERSION:
+        raise Refused.because(
+            ProblemCode.STALE_VERSION,
+            f"{backend.name} is at version {backend.version}, and the If-Match is the ETag of none; read it again",
+        )
+    return version

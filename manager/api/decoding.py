@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, http_exceptions, web
 
 from manager.api.keys import BODY
-from schemas.fields import InvalidFields, MalformedBody
+from schemas.fields import Fields, InvalidFields, MalformedBody, parse_object
 from schemas.problems import FieldError
 
 #: The longest wait for the end of a change before the answer is 202.
@@ -24,6 +24,8 @@ BODY_TIMEOUT_S = 30.0
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 100
 MAX_QUERY_VALUE = 512
+#: What an ETag that cannot be ours counts as; versions begin at 1.
+NO_VERSION = 0
 
 _ETAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
 _PREFERENCE = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*\"?([^\",;]*)\"?)?\s*(?:;[^,]*)?(?:,|$)")
@@ -76,17 +78,28 @@ async def read_body(request: web.Request) -> bytes:
     return body
 
 
-def query(request: web.Request, known: Collection[str], repeatable: Collection[str] = ()) -> dict[str, list[str]]:
-    """The parameters given, each a list. Raises InvalidFields for unknown, repeated and unreadable ones."""
+def refuse_unknown_query(request: web.Request, known: Collection[str]) -> None:
+    """Raises InvalidFields: a misspelt filter would show everything, and a misspelt dry_run do it."""
+    words = f"is not a parameter here; known are {', '.join(sorted(known)) or 'none'}"
+    unknown = dict.fromkeys(name for name in request.query if name not in known)
+    if unknown:
+        raise InvalidFields(*(FieldError(pointer=f"/query/{name[:64]}", detail=words) for name in unknown))
+
+
+async def no_body(request: web.Request) -> None:
+    """Nothing was sent, or an object without fields. Raises MalformedBody, InvalidFields."""
+    raw = await read_body(request)
+    if raw:
+        Fields(parse_object(raw)).finish()
+
+
+def query(request: web.Request, repeatable: Collection[str] = ()) -> dict[str, list[str]]:
+    """The parameters given, each a list. Raises InvalidFields for repeated and unreadable ones."""
     found: dict[str, list[str]] = {}
     errors: list[FieldError] = []
     for name, value in request.query.items():
         pointer = f"/query/{name[:64]}"
-        if name not in known and name not in repeatable:
-            errors.append(
-                FieldError(pointer=pointer, detail=f"is not a parameter here; known are {_list(known, repeatable)}")
-            )
-        elif name in found and name not in repeatable:
+        if name in found and name not in repeatable:
             errors.append(FieldError(pointer=pointer, detail="is given more than once"))
         elif len(value) > MAX_QUERY_VALUE or not value.isprintable():
             errors.append(FieldError(pointer=pointer, detail=f"must be at most {MAX_QUERY_VALUE} printable characters"))
@@ -176,7 +189,7 @@ def if_match(request: web.Request, current: int | None) -> int | None:
     tags = _tags(request, hdrs.IF_MATCH)
     if tags is None or "*" in tags:
         return None
-    versions = [int(tag[1:-1]) if re.fullmatch(r'"[0-9]{1,18}"', tag) else 0 for tag in tags]
+    versions = [int(tag[1:-1]) if re.fullmatch(r'"[0-9]{1,18}"', tag) else NO_VERSION for tag in tags]
     return current if current in versions else versions[0]
 
 
@@ -215,7 +228,3 @@ def _tags(request: web.Request, name: str) -> list[str] | None:
 
 def _invalid(pointer: str, detail: str) -> InvalidFields:
     return InvalidFields(FieldError(pointer=pointer, detail=detail))
-
-
-def _list(known: Collection[str], repeatable: Collection[str]) -> str:
-    return ", ".join(sorted({*known, *repeatable})) or "none"

@@ -27,7 +27,7 @@ STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams")
 
 async def list_events(request: web.Request) -> web.Response:
     """The oldest first."""
-    found = decoding.query(request, ("subject", "type", "actor", "since", "limit", "cursor"))
+    found = decoding.query(request)
     items, place = await request.app[EVENTS].page(
         subject=decoding.one(found, "subject"),
         type=decoding.one_of(found, "type", list(EventType)),

@@ -13,7 +13,7 @@ from schemas.requests import decode_create_join_token, decode_discover_storage, 
 
 
 async def list_hosts(request: web.Request) -> web.Response:
-    found = decoding.query(request, ("state", "kind", "limit", "cursor"), repeatable=("label",))
+    found = decoding.query(request, repeatable=("label",))
     state = decoding.one_of(found, "state", list(HostState))
     kind = decoding.one_of(found, "kind", KINDS)
     labels = decoding.labels(found)

@@ -160,13 +160,13 @@ async def idempotent(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 async def _first(request: web.Request, handler: Handler, attempt: Attempt) -> web.StreamResponse:
-    """The handler's answer, kept unless the server was at fault. A cancelled one stays open, as after a crash."""
+    """The handler's answer, kept unless it says that a repeat may do better. A cancelled one stays open, as after a crash."""
     service = request.app[IDEMPOTENCY]
     try:
         response = await handler(request)
     except Exception as error:
         known = problems.refusal(error)
-        if known is None or problems.status_of(known) >= 500:
+        if known is None or problems.status_of(known) >= 500 or known.retry_after_s is not None:
             await service.release(attempt)
             raise
         response = problem_response(known, request[REQUEST_ID])

@@ -25,6 +25,8 @@ TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
 READINESS: web.AppKey[Readiness] = web.AppKey("readiness")
 #: The least role a route wants; None: open to everybody.
 ACCESS: web.AppKey[Mapping[web.AbstractRoute, Role | None]] = web.AppKey("access")
+#: The parameters that a route's query may have; None: any.
+QUERIES: web.AppKey[Mapping[web.AbstractRoute, tuple[str, ...] | None]] = web.AppKey("queries")
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 ACTOR: web.RequestKey[Actor] = web.RequestKey("actor", Actor)

@@ -2,7 +2,6 @@
 
 from aiohttp import web
 
-from manager.api import decoding
 from manager.api.encoding import json_response
 from manager.api.keys import READINESS
 from schemas.kinds import KINDS
@@ -33,7 +32,6 @@ async def show_readiness(request: web.Request) -> web.Response:
 
 
 async def list_kinds(request: web.Request) -> web.Response:
-    decoding.query(request, ())
     return json_response(
         [
             {
@@ -41,8 +39,10 @@ async def list_kinds(request: web.Request) -> web.Response:
                 "title": spec.title,
                 "capabilities": spec.capabilities,
                 "can_initialize": spec.can_initialize,
-                "config_schema": json_schema(spec.config),
-                "credentials_schema": json_schema(spec.credentials) if spec.credentials is not None else None,
+                "config_schema": json_schema(spec.config, spec.title),
+                "credentials_schema": json_schema(spec.credentials, f"Credentials of {spec.title}")
+                if spec.credentials is not None
+                else None,
             }
             for spec in KINDS.values()
         ]

@@ -13,7 +13,7 @@ from schemas.problems import ProblemCode
 
 async def list_operations(request: web.Request) -> web.Response:
     """The newest first."""
-    found = decoding.query(request, ("subject", "state", "kind", "limit", "cursor"))
+    found = decoding.query(request)
     items, place = await request.app[OPERATIONS].list(
         subject=decoding.one(found, "subject"),
         state=decoding.one_of(found, "state", list(OperationState)),
@@ -29,6 +29,7 @@ async def show_operation(request: web.Request) -> web.Response:
 
 
 async def retry_operation(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     return json_response(await request.app[OPERATIONS].retry(_id(request), request[ACTOR]))
 
 

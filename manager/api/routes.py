@@ -11,58 +11,73 @@ from manager.api import backends, events, hosts, meta, operations, tokens
 
 @dataclass(frozen=True)
 class Endpoint:
+    """query: the parameters that it knows; every other is refused. None: any, for a page that a browser opens."""
+
     method: str
     path: str
     role: Role | None
     handler: Handler
+    query: tuple[str, ...] | None = ()
     is_stream: bool = False
 
 
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741  (columns of the table)
 
+_PAGE = ("limit", "cursor")
+
 TABLE = (
-    Endpoint("GET", "/", None, meta.show_welcome),
+    Endpoint("GET", "/", None, meta.show_welcome, None),
     Endpoint("GET", "/healthz", None, meta.show_health),
     Endpoint("GET", "/readyz", None, meta.show_readiness),
     Endpoint("POST", "/v1/enrol", None, hosts.enrol),
     Endpoint("GET", "/v1/backend_kinds", V, meta.list_kinds),
-    Endpoint("GET", "/v1/storage_backends", V, backends.list_backends),
+    Endpoint("GET", "/v1/storage_backends", V, backends.list_backends, ("kind", "status", "state", "label", *_PAGE)),
     Endpoint("POST", "/v1/storage_backends", O, backends.add_backend),
     Endpoint("POST", "/v1/storage_backends/preflight", O, backends.preflight),
     Endpoint("POST", "/v1/storage_backends/probe", O, backends.probe_all_backends),
     Endpoint("GET", "/v1/storage_backends/{ref}", V, backends.show_backend),
     Endpoint("PATCH", "/v1/storage_backends/{ref}", O, backends.edit_backend),
-    Endpoint("DELETE", "/v1/storage_backends/{ref}", O, backends.remove_backend),
+    Endpoint("DELETE", "/v1/storage_backends/{ref}", O, backends.remove_backend, ("dry_run",)),
     Endpoint("GET", "/v1/storage_backends/{ref}/hosts", V, backends.show_hosts_of_backend),
     Endpoint("POST", "/v1/storage_backends/{ref}/probe", O, backends.probe_backend),
     Endpoint("GET", "/v1/storage_backends/{ref}/inspection", O, backends.inspect_backend),
     Endpoint("POST", "/v1/storage_backends/{ref}/initialize", O, backends.initialize_backend),
-    Endpoint("GET", "/v1/hosts", V, hosts.list_hosts),
+    Endpoint("GET", "/v1/hosts", V, hosts.list_hosts, ("state", "kind", "label", *_PAGE)),
     Endpoint("POST", "/v1/hosts/join_tokens", A, hosts.create_join_token),
     Endpoint("GET", "/v1/hosts/{ref}", V, hosts.show_host),
     Endpoint("DELETE", "/v1/hosts/{ref}", A, hosts.revoke_host),
     Endpoint("POST", "/v1/hosts/{ref}/discover", O, hosts.discover),
-    Endpoint("GET", "/v1/operations", V, operations.list_operations),
+    Endpoint("GET", "/v1/operations", V, operations.list_operations, ("subject", "state", "kind", *_PAGE)),
     Endpoint("GET", "/v1/operations/{id}", V, operations.show_operation),
     Endpoint("POST", "/v1/operations/{id}/retry", O, operations.retry_operation),
-    Endpoint("GET", "/v1/events", V, events.list_events),
+    Endpoint("GET", "/v1/events", V, events.list_events, ("subject", "type", "actor", "since", *_PAGE)),
     Endpoint("GET", "/v1/events/stream", V, events.stream_events, is_stream=True),
-    Endpoint("GET", "/v1/tokens", A, tokens.list_tokens),
+    Endpoint("GET", "/v1/tokens", A, tokens.list_tokens, _PAGE),
     Endpoint("POST", "/v1/tokens", A, tokens.create_token),
     Endpoint("GET", "/v1/tokens/{id}", A, tokens.show_token),
     Endpoint("DELETE", "/v1/tokens/{id}", A, tokens.revoke_token),
 )
 
 
-def build_routes(router: web.UrlDispatcher) -> dict[web.AbstractRoute, Role | None]:
-    """The least role of each route, all of them added to the router; what can be got can be asked for by HEAD too."""
-    roles: dict[web.AbstractRoute, Role | None] = {}
+@dataclass(frozen=True)
+class Rules:
+    """What a route asks of a request: the least role, and the query's parameters."""
+
+    roles: dict[web.AbstractRoute, Role | None]
+    queries: dict[web.AbstractRoute, tuple[str, ...] | None]
+
+
+def build_routes(router: web.UrlDispatcher) -> Rules:
+    """The rules of each route, all of them added to the router; what can be got can be asked for by HEAD too."""
+    rules = Rules({}, {})
     for endpoint in TABLE:
         resource = router.add_resource(endpoint.path)
         methods = ("GET", "HEAD") if endpoint.method == "GET" and not endpoint.is_stream else (endpoint.method,)
         for method in methods:
-            roles[resource.add_route(method, endpoint.handler, expect_handler=_expect_nothing)] = endpoint.role
-    return roles
+            route = resource.add_route(method, endpoint.handler, expect_handler=_expect_nothing)
+            rules.roles[route] = endpoint.role
+            rules.queries[route] = endpoint.query
+    return rules
 
 
 async def _expect_nothing(request: web.Request) -> None:

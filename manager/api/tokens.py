@@ -11,7 +11,7 @@ from schemas.requests import decode_create_token
 
 
 async def list_tokens(request: web.Request) -> web.Response:
-    found = decoding.query(request, ("limit", "cursor"))
+    found = decoding.query(request)
     limit = decoding.limit(found)
     items = await request.app[TOKENS].page(decoding.cursor(found, "tokens"), limit + 1)
     return page_response(*cut(items, limit, "tokens"))

@@ -73,13 +73,19 @@ class Layout:
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
+    def reserved(self) -> list[Path]:
+        """What no backend may be in or around: all but `volumes`, and whatever a person puts beside it."""
+        managers = [path.parent for path in self.data.glob("manager*/config.toml")]
+        return [self.postgres, self.nats, self.keys, self.logs, self.data / "agents", *managers]
+
     @property
     def own_log(self) -> Path:
         """What a detached `stowage up` says itself."""
         return self.log("up")
 
     def create(self) -> None:
-        """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root.
+        """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root, and
+        the user of a VM to the agents' mounts.
 
         A data folder that exists is left as it is: whoever made it decided who may pass. Raises StartError, also when
         another user could change what lies in it: whoever does that leads us, root perhaps, where he likes.
@@ -91,8 +97,11 @@ class Layout:
                 _refuse_foreign(self.data)
             else:
                 self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            for folder in (self.postgres, self.nats, self.keys, self.logs, self.data / "agents"):
+            for folder in (self.postgres, self.nats, self.keys, self.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            agents = self.data / "agents"
+            agents.mkdir(mode=0o700, exist_ok=True)
+            agents.chmod(0o711)
         except OSError as error:
             raise StartError(
                 f"cannot make the data folder {self.data}: {error.strerror}; choose one with --data-dir"

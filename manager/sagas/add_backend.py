@@ -66,9 +66,10 @@ async def attach(run: Run) -> dict[str, Any]:
     online = run.online(chosen)
     wanted = moves.target(run, config=params["config"], generation=1, credential_version=params["credential_version"])
     answers, errors = await moves.establish_each(run, online, wanted, alone=KINDS[params["kind"]].marks_alone)
+    asked = len(answers) + len(errors)
     can_be_blank = KINDS[params["kind"]].can_initialize and not answers
     blank = moves.take_blank(errors) if can_be_blank else []
-    moves.judge(run, errors, what=_UNDONE, of=len(online))
+    moves.judge(run, errors, what=_UNDONE, asked=asked, of=len(online))
     if not answers and not blank:
         raise StepFailed(moves.no_agent(run, _UNDONE))
     if answers:
@@ -97,6 +98,7 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
         raise StepFailed(Problem(code=ProblemCode.WRONG_STATE, detail=f"{run.params['name']} is gone"))
     for host_id, seen in run.seen.items():
         await backends.record(connection, host_id, [seen])
+    await backends.note_holders(connection, row.id, row.credential_version, run.output.get("delivered", []))
     await events.append(
         connection,
         type=EventType.BACKEND_CREATED,
@@ -104,7 +106,7 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
         subject_id=row.id,
         actor=run.row.actor,
         request_id=run.row.request_id,
-        data={"name": row.name, "kind": row.kind, "before": None, "after": moves.shown(row)},
+        data={"name": row.name, "kind": row.kind, "before": None, "after": backends.shown(row)},
     )
     if run.params["is_default"]:
         await make_default(connection, run, row, is_new=True)

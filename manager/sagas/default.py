@@ -30,7 +30,8 @@ async def make_default(connection: Connection, author: Author, row: BackendRow, 
         raise Refused.because(
             ProblemCode.WRONG_STATE, f"{row.name} cannot be the default while it is {row.state.value}"
         ) from None
-    if not is_changed:
+    after = await backends.lock(connection, row.id)
+    if not is_changed or after is None:
         return None
     await events.append(
         connection,
@@ -39,6 +40,12 @@ async def make_default(connection: Connection, author: Author, row: BackendRow, 
         subject_id=row.id,
         actor=author.actor_name,
         request_id=author.request_id,
-        data={"name": row.name, "kind": row.kind, "before": {"default": before}, "after": {"default": row.id}},
+        data={
+            "name": row.name,
+            "kind": row.kind,
+            "before": backends.shown(row),
+            "after": backends.shown(after),
+            "previous_default": before,
+        },
     )
     return before

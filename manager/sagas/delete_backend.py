@@ -31,7 +31,7 @@ def refuse_for_volumes(count: int, volumes: list[dict[str, str]]) -> Refused:
     )
 
 
-async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> None:
+async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
     row = await backends.lock(connection, run.backend_id)
     if row is None:
         raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {run.params['name']}")
@@ -40,13 +40,16 @@ async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> None:
         raise Refused.because(
             ProblemCode.STALE_VERSION, f"{row.name} is at version {row.version}, not {expected}; read it again"
         )
+    count, volumes = await backends.live_volumes(connection, row.id)
     if row.is_default:
         raise Refused.because(
             ProblemCode.BACKEND_IS_DEFAULT,
             f"{row.name} is the default backend; make a different backend default first",
-            blockers=({"type": "default", "id": row.id, "name": row.name},),
+            blockers=(
+                {"type": "default", "id": row.id, "name": row.name},
+                *({"type": "volume", **volume} for volume in volumes),
+            ),
         )
-    count, volumes = await backends.live_volumes(connection, row.id)
     if count:
         raise refuse_for_volumes(count, volumes)
     if row.state in (BackendState.CREATING, BackendState.DELETING):
@@ -54,6 +57,7 @@ async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> None:
     if not await backends.mark_deleting(connection, row.id):
         count, volumes = await backends.live_volumes(connection, row.id)
         raise refuse_for_volumes(count, volumes)
+    return {"before": backends.shown(row)}
 
 
 async def release(run: Run) -> dict[str, Any]:
@@ -85,7 +89,7 @@ async def remove(connection: Connection, run: Run, _: dict[str, Any]) -> dict[st
             subject_id=row.id,
             actor=run.row.actor,
             request_id=run.row.request_id,
-            data={"name": row.name, "kind": row.kind, "before": moves.shown(row), "after": None, **result},
+            data={"name": row.name, "kind": row.kind, "before": run.output["before"], "after": None, **result},
         )
     return {"result": result}
 

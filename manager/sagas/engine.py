@@ -15,7 +15,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from manager.actor import Actor
@@ -72,6 +71,7 @@ class Engine:
         self.owner = owner
         self._lease_s = lease_s
         self._on_line = on_line
+        self._is_stopping = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, Run] = {}
         self._changed: dict[str, asyncio.Event] = {}
@@ -125,8 +125,8 @@ class Engine:
                     retry_after_s=1,
                 )
             run = self._run_of(row, credentials)
-            if first.do_sql:
-                await first.do_sql(connection, run, {})
+            if first.do_sql and (output := await first.do_sql(connection, run, {})):
+                run.row = await journal.keep_output(connection, operation_id, output)
             if actor.idempotency:
                 token_id, idempotency_key = actor.idempotency
                 await journal.link_idempotency(
@@ -172,6 +172,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Drivers are cancelled and their leases free for others at once."""
+        self._is_stopping = True  # or the claim loop would take up again what is given back below
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -185,7 +186,8 @@ class Engine:
         while True:
             try:
                 room = MOST_RUNS - len(self._tasks)
-                if room > 0:
+                # Without the bus it would find every host silent and turn back what another replica can finish.
+                if room > 0 and self._agents.is_connected and not self._is_stopping:
                     async with self._pool.acquire() as connection:
                         rows = await journal.claim(
                             connection,
@@ -277,8 +279,8 @@ class Engine:
         while not definition.steps[index].applies(run.params):
             index += 1
         step = definition.steps[index]
-        run.step_name, run.phase, run.failures = step.name, "do", {}
         is_past_pivot = index > definition.pivot_index
+        run.step_name, run.phase, run.failures, run.has_deadline = step.name, "do", {}, not is_past_pivot
         attempt = 0
         while True:
             try:
@@ -292,11 +294,11 @@ class Engine:
                     await self._turn_back(run, index, step, error.problem)
                     return
             except TryAgain as error:
-                if not is_past_pivot and datetime.now(UTC) >= run.row.deadline:
+                if not is_past_pivot and run.left_s <= 0:
                     await self._turn_back(run, index, step, error.problem)
                     return
             except StaleFence as stale:
-                if not is_past_pivot and datetime.now(UTC) >= run.row.deadline:
+                if not is_past_pivot and run.left_s <= 0:
                     await self._turn_back(run, index, step, _refused_fence(stale))
                     return
                 await self._outbid(run, stale)
@@ -340,7 +342,7 @@ class Engine:
     async def _backward(self, run: Run, definition: SagaDef) -> None:
         index = run.row.step
         step = definition.steps[index]
-        run.step_name, run.phase, run.failures = step.name, "undo", {}
+        run.step_name, run.phase, run.failures, run.has_deadline = step.name, "undo", {}, False
         failures = attempt = 0
         while failures < MOST_UNDO_FAILURES:
             try:

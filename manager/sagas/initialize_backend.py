@@ -48,7 +48,7 @@ async def initialize(run: Run) -> dict[str, Any]:
         return await run.agents.ask(host_id, command, Observation)
 
     answers, errors = await moves.to_each(run, online, ask, verb="initialize")
-    moves.judge(run, errors, what=_UNDONE, of=1)
+    moves.judge(run, errors, what=_UNDONE, asked=1, of=1)
     if not answers:
         raise StepFailed(moves.no_agent(run, _UNDONE))
     return {"initialized_by": run.registry.host_name(online[0])}
@@ -57,7 +57,7 @@ async def initialize(run: Run) -> dict[str, Any]:
 async def attach(run: Run) -> dict[str, Any]:
     online = run.online(run.params["hosts"])
     answers, errors = await moves.establish_each(run, online, _target(run), alone=True)
-    moves.judge(run, errors, what=_UNDONE, of=len(online))
+    moves.judge(run, errors, what=_UNDONE, asked=len(answers) + len(errors), of=len(online))
     if not answers:
         raise StepFailed(moves.no_agent(run, _UNDONE))
     return {"attached": list(answers)}
@@ -83,8 +83,8 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
             "name": after.name,
             "kind": after.kind,
             "wwid": run.params["wwid"],
-            "before": moves.shown(before),
-            "after": moves.shown(after),
+            "before": backends.shown(before),
+            "after": backends.shown(after),
         },
     )
     return {"result": {"backend_id": after.id}}

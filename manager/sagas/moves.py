@@ -1,18 +1,21 @@
 """Moves that several sagas share: the same command to many hosts, and what their answers mean together."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from manager.agents import offline_fault
 from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, StaleFence
 from manager.observations import answered
 from manager.sagas.steps import Run, StepFailed, TryAgain
-from manager.store.backends import BackendRow
 from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
 from schemas.faults import Fault, FaultCode, fault
 from schemas.problems import Problem, ProblemCode
+
+log = logging.getLogger(__name__)
 
 #: Attempts at one host that fails or stays silent before a saga goes on without its word.
 MOST_FAILURES = 3
@@ -41,6 +44,10 @@ async def to_each(
             if isinstance(error, AgentFailed):
                 run.failures[host_id, verb] = run.failures.get((host_id, verb), 0) + 1
             return error
+        except Exception:
+            # An edge: what nobody thought of, met with one host, must not hold up the saga for all.
+            log.exception("command raised", extra={"host_id": host_id, "verb": verb})
+            return AgentTimeout(host_id, f"what host {run.registry.host_name(host_id)} made of {verb} is unknown")
 
     outcomes = await asyncio.gather(*(one(host_id) for host_id in host_ids), return_exceptions=True)
     answers: Answers = {}
@@ -55,15 +62,15 @@ async def to_each(
     return answers, errors
 
 
-def judge(run: Run, errors: dict[str, AgentError], *, what: str, of: int) -> None:
-    """Returns when no error matters (offline hosts converge when they return).
+def judge(run: Run, errors: dict[str, AgentError], *, what: str, asked: int, of: int) -> None:
+    """Returns when no error matters (offline hosts converge when they return). asked: how many of how many hosts.
 
     Raises StepFailed for what will not get better, TryAgain for what is unknown or may.
     """
     failed = {h: e for h, e in errors.items() if isinstance(e, AgentFailed)}
     silent = {h: e for h, e in errors.items() if isinstance(e, AgentTimeout)}
     if failed:
-        problem = failure(run, list(failed.values()), what=what, of=of)
+        problem = failure(run, list(failed.values()), what=what, is_first=asked < of, of=of)
         if all(e.is_retryable and most_failures(run, h) < MOST_FAILURES for h, e in failed.items()):
             raise TryAgain(problem)
         raise StepFailed(problem)
@@ -94,21 +101,27 @@ def most_failures(run: Run, host_id: str) -> int:
     return max((n for (host, _), n in run.failures.items() if host == host_id), default=0)
 
 
-def failure(run: Run, errors: Sequence[AgentFailed], *, what: str, of: int) -> Problem:
-    """The problem that a caller sees when hosts could not use the backend."""
+def failure(run: Run, errors: Sequence[AgentFailed], *, what: str, is_first: bool, of: int) -> Problem:
+    """The problem that a caller sees when hosts could not use the backend. is_first: some were tried before the others."""
     faults: tuple[Fault, ...] = tuple(error.fault for error in errors)
     is_rejected = all(f.code is FaultCode.AUTH_FAILED for f in faults)
+    where = f"{len(faults)} of {of} hosts"
+    if is_first:
+        names = ", ".join(run.registry.host_name(error.host_id) for error in errors)
+        where = f"{names}, tried first of {of} hosts"
     return Problem(
         code=ProblemCode.CREDENTIALS_REJECTED if is_rejected else ProblemCode.PROBE_FAILED,
-        detail=f"{run.params['name']} could not be used on {len(faults)} of {of} hosts; {what}",
+        detail=f"{run.params['name']} could not be used on {where}; {what}",
         faults=faults,
     )
 
 
 def no_agent(run: Run, what: str) -> Problem:
+    hosts = [run.registry.host_name(host_id) for host_id in run.params["hosts"]]
     return Problem(
         code=ProblemCode.NO_AGENT,
         detail=f"none of the hosts chosen for {run.params['name']} is online; {what}",
+        faults=tuple(offline_fault(name) for name in hosts),
     )
 
 
@@ -127,6 +140,9 @@ async def attach_each(
     run: Run, host_ids: Sequence[str], wanted: Target, *, establish: bool
 ) -> tuple[dict[str, Observation], dict[str, AgentError]]:
     """Attach on each; what they saw is in run.seen and in the registry."""
+
+    for host_id in host_ids:
+        run.seen.pop(host_id, None)  # of an earlier attempt
 
     async def ask(host_id: str) -> Observation:
         command = Attach(**run.head(host_id, "attach"), target=wanted, establish=establish)
@@ -165,6 +181,10 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
     reports: dict[str, ReleaseReport] = {}
     waiting = [h for h in host_ids if h not in run.confirmed]
     for _ in range(MOST_FAILURES):
+        # Also one that fell silent while it was asked: a frozen host must not be waited for three times.
+        waiting = run.online(waiting)
+        if not waiting:
+            break
 
         async def ask(host_id: str) -> ReleaseReport:
             command = Release(**run.head(host_id, "release"), remove_marker=True)
@@ -174,8 +194,6 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
         reports |= {host_id: _bounded(report) for host_id, report in answers.items()}
         run.confirmed |= answers.keys()
         waiting = [h for h, error in errors.items() if not isinstance(error, AgentOffline)]
-        if not waiting:
-            break
     return reports
 
 
@@ -217,26 +235,9 @@ async def deliver_each(run: Run, host_ids: Sequence[str], version: int, *, base_
         # A host without the older version, over which these are laid, gets the whole from another host at its next sync.
         for host_id in [h for h, error in errors.items() if _lacks_base(error)]:
             del errors[host_id]
-    judge(run, errors, what=what, of=len(host_ids))
+    judge(run, errors, what=what, asked=len(host_ids), of=len(host_ids))
     return list(answers)
 
 
 def _lacks_base(error: AgentError) -> bool:
     return isinstance(error, AgentFailed) and error.fault.code is FaultCode.NEEDS_CREDENTIALS
-
-
-def shown(row: BackendRow) -> dict[str, Any]:
-    """The backend as events carry it: no secret is in a row, and no health, which has events of its own."""
-    return {
-        "id": row.id,
-        "name": row.name,
-        "kind": row.kind,
-        "config": row.config,
-        "has_credentials": row.credential_version > 0,
-        "is_default": row.is_default,
-        "state": row.state.value,
-        "hosts": msgspec.to_builtins(row.selector),
-        "labels": row.labels,
-        "generation": row.generation,
-        "version": row.version,
-    }

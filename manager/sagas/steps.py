@@ -1,5 +1,6 @@
 """What a saga is made of: a table of steps, each with its remote effect, its undo, and the SQL of its journal line."""
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from schemas.problems import Problem
 
 ResultT = TypeVar("ResultT")
 
+_LEAST_TTL_MS = 1000
+
 
 @dataclass
 class Run:
@@ -23,6 +26,8 @@ class Run:
     The last five live in this process alone: after a takeover they are empty, and steps know it.
     seen: observation a host, to be recorded. confirmed: hosts that said they hold nothing of the backend.
     failures: definite failures of a command in this step, (host id, verb) -> how many.
+    ends_at: by the event loop's clock when the way forward is over, told by the database's clock alone; has_deadline: whether
+    that concerns the present step.
     """
 
     row: OperationRow
@@ -36,6 +41,16 @@ class Run:
     step_name: str = ""
     phase: str = "do"
     failures: dict[tuple[str, str], int] = field(default_factory=lambda: dict[tuple[str, str], int]())
+    has_deadline: bool = True
+    ends_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ends_at = time.monotonic() + self.row.left_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the saga's budget that are left; below 0 when it is spent."""
+        return self.ends_at - time.monotonic()
 
     @property
     def params(self) -> dict[str, Any]:
@@ -60,11 +75,15 @@ class Run:
     def head(self, host_id: str, verb: str) -> dict[str, Any]:
         """The common fields of a command of the current step."""
         attempt = self.failures.get((host_id, verb), 0)
+        ttl_ms = self.agents.ttl_ms
+        if self.has_deadline:
+            # A host that does not answer must not hold the caller beyond the budget.
+            ttl_ms = min(ttl_ms, max(_LEAST_TTL_MS, int(self.left_s * 1000)))
         return {
             "command_id": command_id(self.row.id, self.step_name, self.phase, host_id, verb, attempt),
             "backend_id": self.backend_id,
             "fence": self.row.fence,
-            "ttl_ms": self.agents.ttl_ms,
+            "ttl_ms": ttl_ms,
             "request_id": self.row.request_id,
         }
 

@@ -63,16 +63,44 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None
     capacity: Capacity | None
     capabilities: tuple[Capability, ...]
+    report_order: int
     observed_at: dt.datetime | None
+
+    def is_newer_than(self, other: "Cell") -> bool:
+        """As the database judges it (`record`): by the host's own count, by time where one of them has none."""
+        if self.report_order > 0 and other.report_order > 0:
+            return self.report_order >= other.report_order
+        return other.observed_at is None or (self.observed_at is not None and self.observed_at >= other.observed_at)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """One snapshot for the registry: the rows asked for that are live, their cells and volume counts, and the one default."""
+    """One snapshot for the registry: the rows asked for that are live, their cells and volume counts, and the one default.
+
+    holders: backend id -> host id -> the version of the credentials that was brought there.
+    """
 
     rows: tuple[BackendRow, ...]
     cells: tuple[Cell, ...]
     live_volumes: dict[str, int]
+    holders: dict[str, dict[str, int]]
     default_id: str | None
+
+
+def shown(row: BackendRow) -> dict[str, Any]:
+    """The backend as events carry it: no secret is in a row, and no health, which has events of its own."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "kind": row.kind,
+        "config": row.config,
+        "has_credentials": row.credential_version > 0,
+        "is_default": row.is_default,
+        "state": row.state.value,
+        "hosts": msgspec.to_builtins(row.selector),
+        "labels": row.labels,
+        "generation": row.generation,
+        "version": row.version,
+    }
 
 
 def _row(record: asyncpg.Record) -> BackendRow:
@@ -191,6 +219,15 @@ async def next_credential_version(connection: Connection) -> int:
     return int(await connection.fetchval("SELECT nextval('credential_version_seq')"))
 
 
+async def note_holders(connection: Connection, backend_id: str, version: int, host_ids: Sequence[str]) -> None:
+    """The manager has brought this version of the backend's credentials to these hosts."""
+    await connection.execute(
+        "INSERT INTO credential_holder AS held (backend_id, host_id, version) SELECT $1, id, $2 FROM host WHERE id = ANY($3)"
+        " ON CONFLICT (backend_id, host_id) DO UPDATE SET version = excluded.version WHERE held.version < excluded.version",
+        backend_id, version, list(host_ids),
+    )  # fmt: skip
+
+
 async def mark_deleting(connection: Connection, backend_id: str) -> bool:
     """Whether the removal may go on: not the default, no live volume. The caller holds the row's lock (see `lock`)."""
     done = await connection.execute(
@@ -224,16 +261,17 @@ async def finish_removal(
 ) -> None:
     """The backend is gone; hosts that did not confirm keep a tombstone until they do.
 
-    keep_row False (an add that was undone): the row goes too unless a tombstone needs it.
+    keep_row False (an add that was undone): the row goes too, if need be when its last tombstone has gone (`prune`).
     """
     if not unconfirmed and not keep_row:
         await connection.execute("DELETE FROM backend WHERE id = $1", backend_id)
         return
     await connection.execute(
-        "UPDATE backend SET state = 'deleting', is_default = false, deleted_at = now(), updated_at = now() WHERE id = $1",
-        backend_id,
-    )
+        "UPDATE backend SET state = $2, is_default = false, deleted_at = now(), updated_at = now() WHERE id = $1",
+        backend_id, BackendState.DELETING if keep_row else BackendState.CREATING,
+    )  # fmt: skip
     await connection.execute("DELETE FROM backend_host WHERE backend_id = $1", backend_id)
+    await connection.execute("DELETE FROM credential_holder WHERE backend_id = $1", backend_id)
     await connection.execute(
         "INSERT INTO backend_host (backend_id, host_id, desired)"
         " SELECT $1, id, 'absent' FROM host WHERE id = ANY($2) AND revoked_at IS NULL",
@@ -241,21 +279,32 @@ async def finish_removal(
     )  # fmt: skip
 
 
+async def prune(connection: Connection) -> None:
+    """Rows of undone adds, which nothing refers to, are gone once every host has let go."""
+    await connection.execute(
+        "DELETE FROM backend b WHERE deleted_at IS NOT NULL AND state = 'creating'"
+        " AND NOT EXISTS (SELECT FROM backend_host WHERE backend_id = b.id)"
+    )
+
+
 async def record(connection: Connection, host_id: str, observations: Sequence[Observation]) -> None:
     """What the host saw, unless something newer is there or the backend is no longer live. Tombstones stay."""
     await connection.execute(
         "INSERT INTO backend_host AS cell (backend_id, host_id, observed_generation, credential_version, status, code, detail,"
-        " remedy, latency_ms, capacity, capabilities, observed_at)"
+        " remedy, latency_ms, capacity, capabilities, report_order, observed_at)"
         " SELECT o.backend_id, $1, o.generation, o.credential_version, o.status, o.code, o.detail, o.remedy, o.latency_ms, o.capacity,"
-        " ARRAY(SELECT jsonb_array_elements_text(o.capabilities)), o.observed_at"
+        " ARRAY(SELECT jsonb_array_elements_text(o.capabilities)), o.\"order\", o.observed_at"
         " FROM jsonb_to_recordset($2::jsonb) AS o (backend_id uuid, generation bigint, credential_version int, status text, code text,"
-        " detail text, remedy text, latency_ms double precision, capacity jsonb, capabilities jsonb, observed_at timestamptz)"
+        " detail text, remedy text, latency_ms double precision, capacity jsonb, capabilities jsonb, \"order\" bigint,"
+        " observed_at timestamptz)"
         " JOIN backend b ON b.id = o.backend_id AND b.deleted_at IS NULL"
         " ON CONFLICT (backend_id, host_id) DO UPDATE SET observed_generation = excluded.observed_generation,"
         " credential_version = excluded.credential_version, status = excluded.status, code = excluded.code, detail = excluded.detail,"
         " remedy = excluded.remedy, latency_ms = excluded.latency_ms, capacity = excluded.capacity,"
-        " capabilities = excluded.capabilities, observed_at = excluded.observed_at"
-        " WHERE cell.desired = 'attached' AND (cell.observed_at IS NULL OR cell.observed_at <= excluded.observed_at)",
+        " capabilities = excluded.capabilities, report_order = excluded.report_order, observed_at = excluded.observed_at"
+        " WHERE cell.desired = 'attached' AND (cell.observed_at IS NULL"
+        " OR CASE WHEN cell.report_order > 0 AND excluded.report_order > 0 THEN cell.report_order <= excluded.report_order"
+        " ELSE cell.observed_at <= excluded.observed_at END)",
         host_id, [msgspec.to_builtins(o) for o in observations],
     )  # fmt: skip
 
@@ -288,7 +337,7 @@ async def load(connection: Connection, ids: Sequence[str] | None) -> Loaded:
         )
         cells = await connection.fetch(
             "SELECT backend_id, host_id, observed_generation, credential_version, status, code, detail, remedy,"
-            " latency_ms, capacity, capabilities, observed_at"
+            " latency_ms, capacity, capabilities, report_order, observed_at"
             " FROM backend_host WHERE desired = 'attached' AND ($1::uuid[] IS NULL OR backend_id = ANY($1))",
             wanted,
         )
@@ -297,10 +346,18 @@ async def load(connection: Connection, ids: Sequence[str] | None) -> Loaded:
             " AND ($1::uuid[] IS NULL OR backend_id = ANY($1)) GROUP BY backend_id",
             wanted,
         )
+        held = await connection.fetch(
+            "SELECT backend_id, host_id, version FROM credential_holder WHERE $1::uuid[] IS NULL OR backend_id = ANY($1)",
+            wanted,
+        )
+    holders: dict[str, dict[str, int]] = {}
+    for record in held:
+        holders.setdefault(record["backend_id"], {})[record["host_id"]] = record["version"]
     return Loaded(
         rows=_readable(records, BackendRow),
         cells=_readable(cells, Cell),
         live_volumes={r["backend_id"]: r["n"] for r in volumes},
+        holders=holders,
         default_id=default_id,
     )
 
@@ -344,9 +401,12 @@ async def wanted_by(connection: Connection, host_id: str) -> tuple[int, list[Wan
     records = await connection.fetch(
         "SELECT b.id, b.kind, b.config, b.credential_version, b.generation, b.state, b.selector, o.fence AS operation_fence,"
         " b.deleted_at IS NOT NULL AS is_deleted, coalesce(h.desired = 'absent', false) AS is_tombstone"
-        " FROM backend b LEFT JOIN operation o ON o.key = 'backend:' || b.id AND o.state IN ('running', 'undoing', 'stuck')"
-        " LEFT JOIN backend_host h ON h.backend_id = b.id AND h.host_id = $1"
-        " WHERE b.deleted_at IS NULL OR h.desired = 'absent'",
+        # Two halves, for with OR every backend that ever was is read.
+        " FROM (SELECT * FROM backend WHERE deleted_at IS NULL UNION ALL"
+        " SELECT d.* FROM backend d JOIN backend_host t ON t.backend_id = d.id AND t.host_id = $1 AND t.desired = 'absent'"
+        " WHERE d.deleted_at IS NOT NULL) b"
+        " LEFT JOIN operation o ON o.key = 'backend:' || b.id AND o.state IN ('running', 'undoing', 'stuck')"
+        " LEFT JOIN backend_host h ON h.backend_id = b.id AND h.host_id = $1",
         host_id,
     )
     return fence, [msgspec.convert(dict(r), WantedRow) for r in records]

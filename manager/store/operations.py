@@ -12,14 +12,21 @@ from manager.store.pool import Connection
 from schemas.operations import Operation, OperationState, OperationStep, Progress, StepState
 from schemas.problems import Problem
 
+#: Days that an operation which has ended can be asked for.
+KEPT_DAYS = 90
+_PRUNED_AT_ONCE = 10_000
+
 _COLUMNS = (
     "id, kind, version, key, subject, params, state, step, output, deadline, owner, fence, error, result,"
-    " actor, request_id, created_at, updated_at"
+    " actor, request_id, created_at, updated_at, extract(epoch FROM deadline - now())::float8 AS left_s"
 )
 
 
 class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of table operation. step: the next to run (running) or to undo (undoing). output: of all finished steps."""
+    """A row of table operation. step: the next to run (running) or to undo (undoing). output: of all finished steps.
+
+    left_s: seconds until the deadline when the row was read, by the database's clock.
+    """
 
     id: str
     kind: str
@@ -39,6 +46,7 @@ class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     created_at: dt.datetime
     updated_at: dt.datetime
+    left_s: float
 
 
 class StepLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +98,15 @@ async def insert(
     return _row(record)
 
 
+async def keep_output(connection: Connection, operation_id: str, output: dict[str, Any]) -> OperationRow:
+    """The saga that was just inserted, with what its first step found out."""
+    record = await connection.fetchrow(
+        f"UPDATE operation SET output = output || $2 WHERE id = $1 RETURNING {_COLUMNS}", operation_id, output
+    )
+    assert record is not None, "inserted in this transaction"
+    return _row(record)
+
+
 async def active_on(connection: Connection, key: str) -> OperationRow | None:
     record = await connection.fetchrow(
         f"SELECT {_COLUMNS} FROM operation WHERE key = $1 AND state IN ('running', 'undoing', 'stuck')", key
@@ -137,20 +154,32 @@ async def is_fence_held(connection: Connection, row: OperationRow) -> bool:
 
 #: How far an agent's word may move the sequence: after a restore of an older database it must, but not to its end.
 _MOST_FENCE_JUMP = 10**9
+#: More fences than others draw between two statements of ours.
+_FENCE_SLACK = 100_000
+_FENCE_LOCK = 7_310_004
 
 
 async def renew_fence(connection: Connection, row: OperationRow, *, seen: int) -> OperationRow | None:
     """The same saga under a fence higher than its own and, if that is near, than `seen`; None when it is no longer ours."""
-    await connection.execute(
-        "SELECT setval('fence_seq', $1) FROM fence_seq WHERE $1 > last_value AND $1 - last_value < $2",
-        seen, _MOST_FENCE_JUMP,
-    )  # fmt: skip
+    await raise_fences(connection, above=seen)
     record = await connection.fetchrow(
         "UPDATE operation SET fence = nextval('fence_seq') WHERE id = $1 AND fence = $2"
         f" AND state IN ('running', 'undoing') RETURNING {_COLUMNS}",
         row.id, row.fence,
     )  # fmt: skip
     return _row(record) if record else None
+
+
+async def raise_fences(connection: Connection, *, above: int) -> None:
+    """The next fence is higher, if that is near. The sequence never goes back, whoever draws from it meanwhile.
+
+    setval is not in the order of others' nextval, so it goes up by the gap and more from a number just drawn, under a lock.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _FENCE_LOCK)
+        gap = await connection.fetchval("SELECT $1 - last_value FROM fence_seq", above)
+        if 0 <= gap < _MOST_FENCE_JUMP:
+            await connection.execute("SELECT setval('fence_seq', nextval('fence_seq') + $1)", gap + _FENCE_SLACK)
 
 
 async def claim(
@@ -209,6 +238,15 @@ async def unstick(connection: Connection, operation_id: str) -> bool:
         operation_id,
     )
     return bool(done == "UPDATE 1")
+
+
+async def prune(connection: Connection) -> None:
+    """What ended long ago is forgotten, a portion at a time; the events keep what it changed."""
+    await connection.execute(
+        "DELETE FROM operation WHERE id IN (SELECT id FROM operation WHERE state IN ('succeeded', 'failed', 'cancelled')"
+        " AND updated_at < now() - make_interval(days => $1) LIMIT $2)",
+        KEPT_DAYS, _PRUNED_AT_ONCE,
+    )  # fmt: skip
 
 
 async def link_idempotency(connection: Connection, *, token_id: str, key: str, operation_id: str) -> None:

@@ -75,15 +75,21 @@ def test_load_before_join_says_what_to_do(state: StateDir) -> None:
         load_config(state, {})
 
 
-def test_prepare_makes_every_folder_private_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0)
+def test_prepare_makes_folders_private_but_for_the_way_to_the_mounts_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
     try:
         StateDir(tmp_path / "s").prepare()
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()}
-    assert modes == dict.fromkeys(("credentials", "backends", "mounts", "trials", "run"), 0o700)
-    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o700
+    assert modes == {**dict.fromkeys(("credentials", "backends", "trials", "run"), 0o700), "mounts": 0o711}
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o711
+
+
+def test_state_folder_behind_a_link_is_known_as_the_kernel_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert StateDir(tmp_path / "link" / "s").mounts == (tmp_path / "real" / "s" / "mounts").resolve()
 
 
 def test_locked_refuses_a_second_agent_and_is_free_after_kill(state: StateDir) -> None:

@@ -170,6 +170,61 @@ async def test_trial_killed_is_cleaned_up_at_the_next_start(make_rig: MakeRig, w
     assert after.host.held() == ()
 
 
+async def test_trial_whose_clean_up_fails_is_remembered_until_it_is_cleaned(
+    make_rig: MakeRig, world: World, backend_id: str
+) -> None:
+    rig = make_rig()
+    world.fail("trial", FaultCode.TIMED_OUT)
+    world.fail("clean_trial", FaultCode.TIMED_OUT)
+    rig.journal.begin_trial(target(backend_id))
+    with pytest.raises(AgentFault):
+        await rig.host.trial(target(backend_id))
+    assert [held.backend_id for held in rig.host.held()] == [backend_id]
+    world.heal()
+    await rig.host.release(backend_id, remove_marker=False)
+    assert (world.trials, rig.host.held()) == (set(), ())
+
+
+async def test_trial_that_fails_while_it_cleans_up_is_still_held(rig: Rig, world: World, backend_id: str) -> None:
+    """The driver's own clean-up may be what failed, so a fault of the trial alone does not end it."""
+    world.fail("trial", FaultCode.TIMED_OUT)
+    gate = world.hold("clean_trial")
+    trying = asyncio.create_task(rig.host.trial(target(backend_id)))
+    await until(lambda: trying.done() or world.running["clean_trial" + backend_id])
+    gate.set()
+    with pytest.raises(AgentFault):
+        await trying
+    assert world.calls["clean_trial"] == 1
+    assert rig.journal.trials() == ()
+
+
+async def test_attach_whose_kernel_does_not_answer_tells_the_fault_that_came_first(
+    rig: Rig, world: World, backend_id: str
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    world.fail("attach", FaultCode.EXPORT_NOT_FOUND)
+    world.fail("is_attached", FaultCode.HUNG)
+    with pytest.raises(AgentFault) as caught:
+        await rig.host.attach(target(backend_id, server="b", generation=2), establish=False)
+    assert caught.value.fault.code is FaultCode.EXPORT_NOT_FOUND
+    record = rig.journal.record(backend_id)
+    assert record is not None
+    assert (record.state, record.target.generation) == (RecordState.ATTACHED, 1)
+
+
+async def test_stale_handle_counts_as_lost_until_it_is_attached_anew(rig: Rig, world: World, backend_id: str) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    wanted = rig.host.checked(target(backend_id))
+    assert await rig.host.is_current(wanted)
+    world.fail("probe", FaultCode.STALE_HANDLE)
+    await rig.host.probe(backend_id)
+    assert await rig.host.has_lost(backend_id)
+    assert not await rig.host.is_current(wanted)
+    world.heal()
+    await rig.host.attach(target(backend_id), establish=False)
+    assert await rig.host.is_current(wanted)
+
+
 async def test_probe_asked_twice_runs_once(rig: Rig, world: World, backend_id: str) -> None:
     await rig.host.attach(target(backend_id), establish=True)
     gate = world.hold("probe")

@@ -224,12 +224,22 @@ def test_look_at_dir_resolves_links_and_says_what_is_there(tmp_path: Path) -> No
         "path": str(tmp_path / "real"),
         "exists": True,
         "is_mountpoint": False,
+        "inside": "",
     }
     assert jobs.look_at_dir({"dir": str(tmp_path / "link/new")}) == {
         "path": str(tmp_path / "real/new"),
         "exists": False,
         "is_mountpoint": False,
+        "inside": "",
     }
+
+
+@pytest.mark.parametrize("below", ["a", "a/new", "a/b"])
+def test_look_at_dir_below_a_marked_folder_names_it(tmp_path: Path, below: str) -> None:
+    (tmp_path / "marked/a/b").mkdir(parents=True)
+    (tmp_path / "marked" / jobs.MARKER_NAME).touch()
+    assert jobs.look_at_dir({"dir": str(tmp_path / "marked" / below)})["inside"] == str(tmp_path / "marked")
+    assert jobs.look_at_dir({"dir": str(tmp_path / "marked")})["inside"] == ""
 
 
 def test_look_at_dir_without_parent_is_not_found(tmp_path: Path) -> None:

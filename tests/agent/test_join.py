@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import ssl
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_join_twice_changes_nothing_and_another_manager_is_refused(state: StateD
     assert len(manager.requests) == 1
     with pytest.raises(ConfigError, match="belongs to host hv1"):
         enrol(state, "http://127.0.0.1:9", token())
+
+
+def test_join_into_a_folder_of_somebody_else_is_refused_and_changes_nothing(tmp_path: Path, manager: Manager) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o755)
+    (folder / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="--state-dir"):
+        enrol(StateDir(folder), manager.url, token())
+    assert manager.requests == []
+    assert (stat.S_IMODE(folder.stat().st_mode), [path.name for path in folder.iterdir()]) == (0o755, ["notes.txt"])
 
 
 def test_join_pinned_certificate_is_trusted_without_a_ca(

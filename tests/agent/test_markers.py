@@ -16,7 +16,7 @@ TARGET = Target(backend_id="b-1", fleet_id="f-1", kind="nfs", config={}, generat
         ({"backend_id": "0190-b2", "fleet_id": "f-1"}, "belongs to backend 0190-b2"),
         ({"backend_id": "0190-b2", "fleet_id": "f-2"}, "belongs to backend 0190-b2 of another fleet"),
         ({"backend_id": "<script>\n", "fleet_id": "f-1"}, "belongs to backend with an unreadable id"),
-        ({}, "belongs to backend with an unreadable id of another fleet"),
+        ({}, "has a marker that cannot be read"),
     ],
 )
 def test_refuse_other_names_the_other_and_how_to_clear_it(found: dict[str, str], words: str) -> None:

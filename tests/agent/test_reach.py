@@ -26,12 +26,10 @@ async def test_server_checks_of_a_name_that_does_not_resolve_stop_there() -> Non
 
 
 async def test_tool_check_says_how_to_install_what_is_missing() -> None:
-    missing = AgentFault.of(FaultCode.TOOL_MISSING, "mount.nfs is not installed on this host")
-    check = await tool_check(
-        RecordedCommands(Step(("mount.nfs", "-V"), fault=missing)), ["mount.nfs", "-V"], "Install nfs-common"
-    )
-    assert (check.is_ok, check.remedy) == (False, "Install nfs-common")
-    assert (await tool_check(RecordedCommands(Step(("mount.nfs", "-V"))), ["mount.nfs", "-V"], "x")).is_ok
+    missing = AgentFault.of(FaultCode.TOOL_MISSING, "mount.nfs cannot be started on this host", "Install nfs-common")
+    check = await tool_check(RecordedCommands(Step(("mount.nfs", "-V"), fault=missing)), ["mount.nfs", "-V"])
+    assert (check.is_ok, check.code, check.remedy) == (False, FaultCode.TOOL_MISSING, "Install nfs-common")
+    assert (await tool_check(RecordedCommands(Step(("mount.nfs", "-V"))), ["mount.nfs", "-V"])).is_ok
 
 
 @pytest.mark.parametrize(

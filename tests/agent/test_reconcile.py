@@ -10,7 +10,7 @@ import pytest
 from agent.app import facts_of
 from agent.config import Intervals
 from agent.journal import Record, RecordState
-from agent.reconcile import Reconciler
+from agent.reconcile import PARALLEL, PARALLEL_SLOW, Reconciler
 from schemas.agent_rpc import Intent, SyncReply, SyncRequest, Target, Wanted
 from schemas.backends import HealthStatus
 from schemas.bus import BusTimeout
@@ -262,6 +262,26 @@ async def test_sync_one_failing_backend_stops_no_other(rig: Rig, world: World, m
     seen = rig.board.latest(ids[0])
     assert seen is not None
     assert (seen.status, seen.code) == (HealthStatus.UNREACHABLE, FaultCode.SERVER_UNREACHABLE)
+
+
+async def test_sync_many_dead_servers_leave_room_for_the_others(
+    rig: Rig, world: World, manager: Manager, start: Start
+) -> None:
+    dead, newcomer = [new_id() for _ in range(2 * PARALLEL)], new_id()
+    world.markers.update([*dead, newcomer])
+    for backend_id in dead:
+        world.fail("attach", FaultCode.SERVER_UNREACHABLE, backend_id)
+    manager.want(*map(target, dead))
+    reconciler = await start(rig, FAST)
+    await until(lambda: all(world.calls["attach" + backend_id] for backend_id in dead))
+    gates = [world.hold("attach", backend_id) for backend_id in dead]
+    await until(lambda: sum(world.running["attach" + backend_id] for backend_id in dead) == PARALLEL_SLOW)
+    manager.want(target(newcomer))
+    reconciler.wake()
+    await until(lambda: newcomer in world.mounted)
+    assert sum(world.running["attach" + backend_id] for backend_id in dead) == PARALLEL_SLOW
+    for gate in gates:
+        gate.set()
 
 
 async def test_sync_failing_attach_is_retried_at_its_pace_whatever_wakes_us(

@@ -45,6 +45,7 @@ def test_data_folder_made_by_us_can_be_passed_only_by_who_must(tmp_path: Path) -
     assert stat.S_IMODE(layout.data.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
     for folder in (layout.keys, layout.postgres, layout.nats, layout.logs):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((layout.data / "agents").stat().st_mode) == 0o711
 
 
 def test_data_folder_that_exists_keeps_its_mode(tmp_path: Path) -> None:

@@ -68,11 +68,13 @@ async def test_default_changed_by_many_at_once_is_one_at_every_reading(stowage: 
         for row in await stowage.sql("SELECT data FROM event WHERE type = 'backend.default_changed' ORDER BY n")
     ]
     assert len(changes) > 5, "the default hardly moved"
-    assert changes[0]["before"]["default"] is None
+    assert changes[0]["previous_default"] is None
+    for change in changes:
+        assert (change["before"]["is_default"], change["after"]["is_default"]) == (False, True)
     for before, after in itertools.pairwise(changes):
-        assert after["before"]["default"] == before["after"]["default"] != after["after"]["default"]
+        assert after["previous_default"] == before["after"]["id"] != after["after"]["id"]
     (row,) = await stowage.sql("SELECT id::text FROM backend WHERE is_default")
-    assert row["id"] == changes[-1]["after"]["default"]
+    assert row["id"] == changes[-1]["after"]["id"]
 
 
 async def test_removal_that_races_a_volume_never_succeeds_beside_it(stowage: Fleet) -> None:

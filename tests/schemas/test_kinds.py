@@ -41,6 +41,8 @@ def test_good_config_is_completed_with_its_defaults(spec: KindSpec) -> None:
         (NFS, "server", ""),
         (NFS, "server", "-o"),
         (NFS, "server", "a b"),
+        (NFS, "server", "999.1.1.1"),
+        (NFS, "server", "5"),
         (NFS, "server", "10.0.0.5:/x"),
         (NFS, "server", "nas,nolock"),
         (NFS, "server", "nas\x00"),
@@ -53,13 +55,26 @@ def test_good_config_is_completed_with_its_defaults(spec: KindSpec) -> None:
         (NFS, "options", "noatime,,hard"),
         (NFS, "options", "timeo"),
         (NFS, "options", "timeo=1;2"),
+        (NFS, "options", "port=abc"),
+        (NFS, "options", "port="),
+        (NFS, "options", "timeo=99999999999"),
+        (NFS, "subdir", "a//b"),
+        (NFS, "subdir", "a/../b"),
+        (NFS, "subdir", "a/.."),
+        (NFS, "subdir", "."),
         (SMB, "share", "a/b"),
         (SMB, "share", "a\\b"),
         (SMB, "share", "a,uid=0"),
         (SMB, "share", "-x"),
+        (SMB, "share", ".."),
+        (SMB, "share", "."),
+        (SMB, "options", "ip=10.0.0.6"),
+        (SMB, "options", "noatime,,seal"),
+        (SMB, "options", "noatime, seal"),
         (SMB, "options", "credentials=/etc/shadow"),
         (SMB, "smb_version", "1.0"),
         (ISCSI_LVM, "portal", "10.0.0.9:0"),
+        (ISCSI_LVM, "portal", "10.0.0.999:3260"),
         (ISCSI_LVM, "portal", "10.0.0.9:70000"),
         (ISCSI_LVM, "portal", "fe80::1"),
         (ISCSI_LVM, "target_iqn", "iqn.2026-13.org.example:x"),
@@ -76,6 +91,28 @@ def test_bad_value_is_refused_at_its_field_in_words(spec: KindSpec, field: str, 
     _, errors = validate_config(spec, {**_GOOD[spec.kind], field: value})
     assert [error.pointer for error in errors] == [f"/config/{field}"]
     assert "regex" not in errors[0].detail
+
+
+@pytest.mark.parametrize("subdir", ["", "a", "a/", "a/b", ".a/..b/c..", "a b/c"])
+def test_every_way_to_name_a_sub_folder_is_let_in(subdir: str) -> None:
+    assert validate_config(NFS, {**_GOOD["nfs"], "subdir": subdir})[1] == []
+
+
+@pytest.mark.parametrize("unit", ["a", "/a", "a/", "a.", "a:", "-", "/.", "[a", "iqn.2026-01.a"])
+@pytest.mark.parametrize("end", [",", "\n", "\\", "!", "/../"])
+@pytest.mark.parametrize("spec", KINDS.values(), ids=lambda spec: spec.kind)
+def test_long_text_that_almost_fits_is_judged_without_a_search_through_all_splits(
+    spec: KindSpec, unit: str, end: str
+) -> None:
+    """A pattern that can split a text in many ways would not come back from these."""
+    fields = msgspec.inspect.type_info(spec.config)
+    assert isinstance(fields, msgspec.inspect.StructType)
+    for field in fields.fields:
+        words = field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+        if isinstance(words, msgspec.inspect.StrType):
+            text = (unit * 1024)[: (words.max_length or 1024) - len(end)] + end
+            _, errors = validate_config(spec, {**_GOOD[spec.kind], field.encode_name: text})
+            assert {error.pointer for error in errors} <= {f"/config/{field.encode_name}"}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +170,7 @@ def test_every_field_has_title_and_description_and_every_constraint_its_words(sp
     for struct in filter(None, (spec.config, spec.credentials)):
         schema = json_schema(struct)
         for name, prop in schema["properties"].items():
-            assert prop["title"], name
+            assert prop["title"] and prop["description"] and prop["type"], name
             assert prop["x-ui"]["change"] in ("fixed", "remount", "live"), name
             if "pattern" in prop:
                 assert prop["x-error"], name
@@ -155,3 +192,12 @@ def test_secrets_are_write_only_in_the_schema() -> None:
     assert SMB.credentials is not None
     password = json_schema(SMB.credentials)["properties"]["password"]
     assert (password["writeOnly"], password["format"]) == (True, "password")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(5, "must be text"), ("/" + "x" * 2000, "must be text of at most 1024 characters"), ("x", "must begin with /")],
+)
+def test_wrong_value_is_told_by_type_then_length_then_form(value: object, words: str) -> None:
+    (error,) = validate_config(NFS, {**_GOOD["nfs"], "export": value})[1]
+    assert error.detail.startswith(words)

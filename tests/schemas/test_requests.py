@@ -1,3 +1,5 @@
+"""Bodies that clients send: every wrong field is reported, at its place, and nothing of it is repeated."""
+
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from schemas.problems import FieldError
 from schemas.requests import (
     decode_add_backend,
     decode_create_join_token,
+    decode_discover_storage,
     decode_edit_backend,
     decode_enrol,
 )
@@ -111,3 +114,19 @@ def test_add_with_any_other_value_still_names_only_that_field(changes: dict[str,
         return  # config and credentials are judged by it
     errors = _errors(decode_add_backend, ADD | changes)
     assert {error.pointer.split("/")[1] for error in errors} <= changes.keys()
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"kind": "nfs", "config": {}}, "/config/server"),
+        ({"kind": "smb", "config": {"share": "vms"}}, "/config/server"),
+        ({"kind": "iscsi_lvm", "config": {}}, "/config/portal"),
+        ({"kind": "local_file", "config": {}}, "/kind"),
+        ({"kind": "nfs", "config": {"server": "-o"}}, "/config/server"),
+    ],
+)
+def test_discovery_that_cannot_be_made_is_refused_at_its_field(body: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(InvalidFields) as caught:
+        decode_discover_storage(msgspec.json.encode(body))
+    assert [error.pointer for error in caught.value.errors] == [pointer]

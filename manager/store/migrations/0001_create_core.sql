@@ -82,10 +82,21 @@ CREATE TABLE backend_host (
   latency_ms          double precision,
   capacity            jsonb,
   capabilities        text[] NOT NULL DEFAULT '{}',
+  -- by the host's own count, so that a word that comes late is known as old; 0 where it was not the host that spoke
+  report_order        bigint NOT NULL DEFAULT 0,
   observed_at         timestamptz,
   PRIMARY KEY (backend_id, host_id)
 );
 CREATE INDEX backend_host_by_host ON backend_host (host_id);
+
+-- To whom the manager has brought which version of a backend's credentials. Only these are asked to pass them on: a host that
+-- merely says that it holds them could plant others on a newcomer.
+CREATE TABLE credential_holder (
+  backend_id uuid NOT NULL REFERENCES backend ON DELETE CASCADE,
+  host_id    uuid NOT NULL REFERENCES host ON DELETE CASCADE,
+  version    int NOT NULL,
+  PRIMARY KEY (backend_id, host_id)
+);
 
 CREATE TABLE volume (
   id         uuid PRIMARY KEY,
@@ -110,8 +121,8 @@ BEGIN
   END IF;
   RETURN NEW;
 END $$;
-CREATE TRIGGER volume_needs_ready_backend BEFORE INSERT OR UPDATE OF backend_id ON volume
-  FOR EACH ROW EXECUTE FUNCTION volume_needs_ready_backend();
+CREATE TRIGGER volume_needs_ready_backend BEFORE INSERT OR UPDATE OF backend_id, deleted_at ON volume
+  FOR EACH ROW WHEN (NEW.deleted_at IS NULL) EXECUTE FUNCTION volume_needs_ready_backend();
 
 -- The saga journal. params and output hold no secret. step: the next to run (running) or to undo (undoing).
 CREATE TABLE operation (
@@ -209,6 +220,7 @@ BEGIN
 END $$;
 CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON backend FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'id');
 CREATE TRIGGER notify AFTER INSERT OR DELETE ON backend_host FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'backend_id');
+CREATE TRIGGER notify AFTER INSERT OR UPDATE ON credential_holder FOR EACH ROW EXECUTE FUNCTION notify_registry('backend', 'backend_id');
 -- Every replica hears each report on the bus; figures that merely move need not wake them a second time.
 CREATE TRIGGER notify_turn AFTER UPDATE ON backend_host FOR EACH ROW
   WHEN ((OLD.desired, OLD.status, OLD.code, OLD.observed_generation, OLD.credential_version)

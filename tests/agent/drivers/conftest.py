@@ -24,6 +24,7 @@ def make_space(state: Path, backend_id: str) -> Workspace:
         mount_dir=state / "mounts" / backend_id,
         trial_dir=state / "trials" / backend_id,
         run_dir=state / "run",
+        reserved=(state,),
     )
 
 

@@ -1,7 +1,9 @@
 """local_file on real folders, in real worker processes."""
 
 import asyncio
+import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,54 @@ async def test_attach_on_another_backends_folder_is_marker_mismatch_and_touches_
     assert str(folder / MARKER_NAME) in fault.remedy
     await driver.release(target_for(folder, OTHER_BACKEND), other_space, remove_marker=True)
     assert (await driver.probe(target_for(folder), space)).latency_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("vms", "vms/b"), ("vms", "vms/b/c"), ("vms/b", "vms"), ("vms/b/c", "vms")]
+)
+async def test_attach_in_or_around_another_backends_folder_is_refused_and_touches_nothing(
+    first: str, second: str, driver: LocalFile, space: Workspace, tmp_path: Path
+) -> None:
+    (tmp_path / "vms/b").mkdir(parents=True)
+    await driver.attach(target_for(tmp_path / first), NONE, space, establish=True)
+    other_space = make_space(tmp_path / "state", OTHER_BACKEND)
+    before = sorted(tmp_path.glob("vms/**/*"))
+    for act in (
+        driver.attach(target_for(tmp_path / second, OTHER_BACKEND), NONE, other_space, establish=True),
+        driver.trial(target_for(tmp_path / second, OTHER_BACKEND), NONE, other_space),
+    ):
+        fault = await fault_of(act)
+        assert fault.code is FaultCode.MARKER_MISMATCH
+        assert str(tmp_path / first) in fault.detail
+    assert sorted(tmp_path.glob("vms/**/*")) == before
+    assert (await driver.probe(target_for(tmp_path / first), space)).latency_ms > 0
+
+
+@pytest.mark.parametrize("place", ["state", "state/credentials", ".", "keys", "keys/x"])
+async def test_attach_in_or_around_a_reserved_folder_is_refused(
+    place: str, driver: LocalFile, space: Workspace, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").mkdir()
+    space = dataclasses.replace(space, reserved=(*space.reserved, tmp_path / "keys"))
+    fault = await fault_of(driver.attach(target_for((tmp_path / place).resolve()), NONE, space, establish=True))
+    assert fault.code is FaultCode.PERMISSION_DENIED
+    assert list(tmp_path.rglob(MARKER_NAME)) == []
+
+
+async def test_release_of_a_folder_that_does_not_answer_ends_and_says_what_stays(
+    space: Workspace, tmp_path: Path, workers: WorkerPool
+) -> None:
+    class Dying:
+        async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
+            if job == "clear_place":
+                raise AgentFault.of(FaultCode.IO_ERROR, "input/output error")
+            return await workers.run(job, args, key=key, timeout_s=timeout_s)
+
+    driver = LocalFile(Dying())
+    await driver.attach(target_for(tmp_path / "vms"), NONE, space, establish=True)
+    report = await driver.release(target_for(tmp_path / "vms"), space, remove_marker=True)
+    assert MARKER_NAME in report.left[0] and str(tmp_path / "vms") in report.left[0] and "io_error" in report.left[0]
+    assert os.listdir(space.dir) == []
 
 
 async def test_probe_after_the_marker_is_gone_is_marker_missing(

@@ -115,6 +115,24 @@ async def test_attach_calls_mount_with_exactly(
 
 
 @pytest.mark.parametrize(
+    ("helper", "code"),
+    [
+        (Step(("mount.nfs", "-V")), FaultCode.KIND_UNSUPPORTED),
+        (
+            Step(("mount.nfs", "-V"), fault=AgentFault.of(FaultCode.TOOL_MISSING, "mount.nfs cannot be started")),
+            FaultCode.TOOL_MISSING,
+        ),
+    ],
+)
+async def test_attach_without_the_helper_is_told_from_a_kernel_without_nfs(
+    helper: Step, code: FaultCode, driver: Nfs, commands: RecordedCommands, space: Workspace
+) -> None:
+    commands.then(replay("mount_nfs", "kernel_without_nfs", mount_argv(space.mount_dir)), helper)
+    assert (await fault_of(driver.attach(target_for(), NONE, space, establish=True))).code is code
+    assert not space.mount_dir.exists()
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"server": "-o"}, {"server": "nas,exec"}, {"server": "nas\n"}, {"server": "nas:/x"}, {"server": "nas exec"},
@@ -228,6 +246,58 @@ async def test_probe_after_the_mount_went_away_writes_nothing_into_the_folder_be
 
 
 @needs_root
+async def test_attach_of_a_stale_handle_mounts_anew(
+    commands: RecordedCommands, workers: WorkerPool, kernel: FakeKernel, space: Workspace, server: FakeServer
+) -> None:
+    is_stale = False
+
+    class Restarted:
+        async def run(self, job: str, args: Any, *, key: str, timeout_s: float) -> dict[str, Any]:
+            if is_stale:
+                raise AgentFault.of(FaultCode.STALE_HANDLE, "Stale file handle")
+            return await workers.run(job, args, key=key, timeout_s=timeout_s)
+
+    def mounts_anew() -> None:
+        nonlocal is_stale
+        is_stale = False
+        server.mount(space.mount_dir, SHOWN)
+
+    driver = Nfs(commands, Restarted(), mounts=Mounts(commands, kernel.file))
+    commands.then(mounts_it(server, space.mount_dir))
+    await driver.attach(target_for(), NONE, space, establish=True)
+    is_stale = True
+    commands.then(unmounts_it(server, space.mount_dir), Step(mount_argv(space.mount_dir), effect=mounts_anew))
+    assert (await driver.attach(target_for(), NONE, space, establish=False)).latency_ms > 0
+    # Where something still uses it, it stays, and is tried again later.
+    is_stale = True
+    commands.then(replay("umount", "busy", umount_argv(space.mount_dir)))
+    assert (await fault_of(driver.attach(target_for(), NONE, space, establish=False))).code is FaultCode.IN_USE
+    assert kernel.lines[1:]
+
+
+@needs_root
+async def test_release_while_not_mounted_says_what_it_could_not_reach(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
+    commands.then(mounts_it(server, space.mount_dir))
+    await driver.attach(target_for(), NONE, space, establish=True)
+    server.unmount(space.mount_dir)
+    report = await driver.release(target_for(), space, remove_marker=True)
+    assert MARKER_NAME in report.left[0] and "10.0.0.5:/tank/vms" in report.left[0]
+
+
+@needs_root
+async def test_release_of_what_a_newer_agent_would_not_accept_lets_go(
+    driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
+    commands.then(mounts_it(server, space.mount_dir))
+    await driver.attach(target_for(), NONE, space, establish=True)
+    commands.then(unmounts_it(server, space.mount_dir))
+    await driver.release(target_for(options="oddopt", unknown=1), space, remove_marker=True)
+    assert not space.mount_dir.exists() and os.listdir(server.folder) == []
+
+
+@needs_root
 async def test_release_removes_marker_mount_and_folder_and_says_what_is_left(
     driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
@@ -321,9 +391,10 @@ async def test_clean_trial_after_a_kill_unmounts_what_was_left(
 ) -> None:
     space.trial_dir.mkdir()
     server.mount(space.trial_dir, SHOWN)
+    (server.folder / f".stowage-trial-{space.host_id}").touch()
     commands.then(unmounts_it(server, space.trial_dir))
     await driver.clean_trial(target_for(), space)
-    assert not space.trial_dir.exists()
+    assert not space.trial_dir.exists() and os.listdir(server.folder) == []
 
 
 async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommands) -> None:

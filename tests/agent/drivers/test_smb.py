@@ -98,7 +98,6 @@ def login_for(space: Workspace, name: str = "smb") -> str:
         ({"server": "[fd00::5]"}, ",ip=fd00::5", "//fd00--5.ipv6-literal.net/vms"),
         ({"server": "fe80::1%7"}, ",ip=fe80::1%7", "//fe80--1s7.ipv6-literal.net/vms"),
         ({"server": "fe80::1%lo"}, ",ip=fe80::1%1", "//fe80--1s1.ipv6-literal.net/vms"),
-        ({"server": "fd00::5", "options": "ip=fd00::6"}, ",ip=fd00::6", "//fd00--5.ipv6-literal.net/vms"),
     ],
 )
 async def test_attach_calls_mount_with_exactly(
@@ -268,8 +267,8 @@ async def test_discover_by_address_of_version_6_names_it_as_unc_needs(driver: Sm
     assert (await fault_of(driver.discover({"server": "[fd00::5]"}))).code is FaultCode.SERVER_UNREACHABLE
 
 
-async def test_discover_without_smbclient_is_kind_unsupported(driver: Smb, commands: RecordedCommands) -> None:
-    missing = AgentFault.of(FaultCode.TOOL_MISSING, "smbclient is not installed on this host")
+async def test_discover_without_smbclient_is_tool_missing(driver: Smb, commands: RecordedCommands) -> None:
+    missing = AgentFault.of(FaultCode.TOOL_MISSING, "smbclient cannot be started on this host", "Install smbclient")
     commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), fault=missing))
     fault = await fault_of(driver.discover({"server": "nas"}))
-    assert fault.code is FaultCode.KIND_UNSUPPORTED and "smbclient" in fault.remedy
+    assert fault.code is FaultCode.TOOL_MISSING and "smbclient" in fault.remedy

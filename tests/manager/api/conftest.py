@@ -15,7 +15,6 @@ from aiohttp import web
 
 from manager.actor import SYSTEM, Role
 from manager.api.application import create_api
-from manager.api.auth import FailureLimit
 from manager.api.idempotency import Idempotency
 from manager.api.server import ApiRunner
 from manager.backends import Backends
@@ -23,6 +22,7 @@ from manager.embedded.postgres import Postgres
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
+from manager.pace import Pace
 from manager.probing import Probing
 from manager.store.migrate import migrate
 from manager.store.pool import Pool, connect, open_pool
@@ -157,7 +157,7 @@ async def api(pool: Pool) -> AsyncIterator[Api]:
             tokens=api.tokens,
             idempotency=Idempotency(pool, b"k" * 32),
             readiness=readiness,
-            failures=FailureLimit(burst=30),
+            failures=Pace(burst=30, per_s=1.0),
         )
         api.runner = ApiRunner(app)
         await api.runner.setup()

@@ -1,9 +1,10 @@
+"""Who may come in: tokens, roles, and the limit on wrong ones."""
+
 import re
 
 import pytest
 
 from manager.actor import Role
-from manager.api.auth import FailureLimit
 from manager.api.routes import TABLE, Endpoint
 from schemas.ids import new_id
 from tests.manager.api.conftest import Api
@@ -108,8 +109,3 @@ async def test_wrong_join_tokens_count_as_failures(api: Api) -> None:
     assert statuses[0] == 401
     assert statuses[-1] == 429
     assert (await api.call("POST", "/v1/enrol", body | {"token": "good"}, role=None)).status == 200
-
-
-def test_failure_limit_forgets_the_longest_silent_address() -> None:
-    limit = FailureLimit(burst=1, per_s=0.001, max_addresses=2)
-    assert [limit.fail(a) is None for a in ("a", "a", "b", "c", "a")] == [True, False, True, True, True]

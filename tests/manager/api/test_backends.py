@@ -1,3 +1,5 @@
+"""/v1/storage_backends as HTTP: statuses, headers, filters, pages."""
+
 from typing import Any
 
 import pytest

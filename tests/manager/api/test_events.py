@@ -1,3 +1,5 @@
+"""/v1/events: filters and cursor, and the stream that goes on where the client stopped."""
+
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

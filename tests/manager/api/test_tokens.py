@@ -1,3 +1,5 @@
+"""/v1/tokens: made, shown once, listed, revoked."""
+
 import asyncio
 import datetime as dt
 import os
