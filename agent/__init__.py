@@ -13,7 +13,10 @@ configs        a target's config as the kind's struct
 tool_faults    what an exit code and words of a tool mean: one table
 probes markers reach        the proof by writing, the mark of the backend, the questions before a mount
 mounts mounted_folders      mount and umount; what nfs and smb have in common
-iscsiadm scsi lvm luns      sessions, disks, volume groups; a LUN with its VG
+portals node_records        which portal is meant; open-iscsi's records as files, for the secrets in them
+iscsiadm scsi lvm           sessions, disks, volume groups
+lun_memory luns             the way to a LUN and back, and what is remembered of it
+volume_groups               a backend's VG: marks, what an add makes, the proof
 drivers/ catalog            the kinds, and which driver serves which
 status         the newest observation of every backend, and how the manager learns of it
 host           the verbs: attach, release, trial, probe, deliver

@@ -1,36 +1,32 @@
 """iSCSI by iscsiadm(8), with the CHAP secrets written into the node record and never into argv.
 
-Why the record file: `iscsiadm -o update -v SECRET` shows the secret to every process of the host. The record is edited
-under open-iscsi's own lock (idbm_lock in its usr/idbm.c: a hard link lock.write beside the file lock, tried
-every 10 ms for 30 s), so that no iscsiadm reads half of it. What is logged in is read from sysfs, never from a tool.
+Why the record's file (node_records.py): `iscsiadm -o update -v SECRET` shows the secret to every process of the host. What is
+logged in is read from sysfs, never from a tool. Every record and session is of an iface of our own: the operator's, of
+`default`, are never read, written or ended. Each command needs the iface's own record (2.1.8 ends with 3 without).
 """
 
 import asyncio
 import contextlib
-import os
+import errno
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.drivers.base import CommandResult, Commands
 from agent.errors import AgentFault
-from agent.private_files import sync_dir
-from agent.reach import bare_host, is_ipv6
+from agent.node_records import NodeRecords
+from agent.portals import Node, Portal, choose_node, normalized
+from agent.reach import bare_host
 from agent.tool_faults import tool_fault
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 
-DEFAULT_PORT = 3260
-DEFAULT_IFACE = "default"
 _DISCOVER_TIMEOUT_S = 20.0
 #: Above login_timeout below, so that iscsid's own answer comes first.
 _LOGIN_TIMEOUT_S = 30.0
 _LOGOUT_TIMEOUT_S = 40.0
 _RECORD_TIMEOUT_S = 35.0
-_LOCK_TIMEOUT_S = 30.0
-_LOCK_POLL_S = 0.01
 #: Exit codes of iscsiadm(8).
 _SESSION_EXISTS = 15
 _NOTHING_FOUND = 21
@@ -44,49 +40,6 @@ _SETTINGS = {
     "node.conn[0].timeo.login_timeout": "15",
 }
 _LISTED = re.compile(r"(?P<address>\S+):(?P<port>\d+),(?P<tpgt>\d+) (?P<iqn>\S+)")
-
-
-@dataclass(frozen=True)
-class Portal:
-    """host: a name or address without brackets. tpgt: the target's portal group tag, as discovery says."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Portal":
-        """ADDRESS, ADDRESS:PORT or [IPv6]:PORT, as the schema lets through."""
-        address, colon, port = text.rpartition(":")
-        if not colon or text.endswith("]"):
-            return cls(bare_host(text), DEFAULT_PORT)
-        return cls(bare_host(address), int(port))
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if is_ipv6(self.host) else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class Node:
-    """A target's portal as seen through an iface of this host: what open-iscsi keeps one record for."""
-
-    iqn: str
-    portal: Portal
-    tpgt: int
-    iface: str = DEFAULT_IFACE
-
-    def argv(self, *operation: str) -> list[str]:
-        return [
-            "iscsiadm",
-            "-m",
-            "node",
-            "-T",
-            self.iqn,
-            "-p",
-            f"{self.portal},{self.tpgt}",
-            "-I",
-            self.iface,
-            *operation,
-        ]
 
 
 @dataclass(frozen=True)
@@ -115,14 +68,13 @@ class Iscsi:
     ) -> None:
         self._commands = commands
         self._sysfs = sysfs
-        self._config_dirs = config_dirs
-        self._lock_dir = lock_dir
+        self._files = NodeRecords(config_dirs, lock_dir)
         self._records = asyncio.Lock()
 
     async def discover(self, portal: Portal) -> tuple[Node, ...]:
         """What the portal offers to this host's initiator; nothing is recorded."""
         argv = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", str(portal), "-o", "nonpersistent"]
-        result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
+        result = await self._run(argv, _DISCOVER_TIMEOUT_S)
         if result.exit_code == _NOTHING_FOUND:
             return ()
         if result.exit_code != 0:
@@ -133,18 +85,15 @@ class Iscsi:
         )
 
     async def find_target(self, iqn: str, portal: Portal) -> Node:
-        """The target's node at the configured portal, else at the first that the target names (a portal may be given by name)."""
-        nodes = [node for node in await self.discover(portal) if node.iqn == iqn]
-        if not nodes:
-            raise AgentFault.of(FaultCode.TARGET_NOT_FOUND, f"{portal} does not offer {iqn} to this host")
-        return next((node for node in nodes if node.portal == portal), nodes[0])
+        """The target's node at the configured portal. Raises AgentFault target_not_found, name_not_resolved."""
+        return await choose_node(iqn, portal, await self.discover(portal))
 
     async def login(self, node: Node, chap: Credentials) -> None:
         """A session of the node exists, made with these secrets unless one was there. Raises AgentFault and leaves no record."""
         await self.write_record(node, chap)
         try:
-            result = await self._commands.run(node.argv("--login"), timeout_s=_LOGIN_TIMEOUT_S)
-            # Exit 15: somebody was faster, or a login that we gave up on has succeeded. Never a reason to tear it down.
+            result = await self._run_for(node, "--login", timeout_s=_LOGIN_TIMEOUT_S)
+            # Exit 15: a login that we gave up on has succeeded. Never a reason to tear it down.
             if result.exit_code not in (0, _SESSION_EXISTS):
                 raise tool_fault(result, chap)
         except BaseException:
@@ -155,47 +104,29 @@ class Iscsi:
 
     async def logout(self, node: Node) -> None:
         """No session of the node exists."""
-        result = await self._commands.run(node.argv("--logout"), timeout_s=_LOGOUT_TIMEOUT_S)
-        self._accept_absent(result)
+        self._accept_absent(await self._run_for(node, "--logout", timeout_s=_LOGOUT_TIMEOUT_S))
 
     async def write_record(self, node: Node, chap: Credentials) -> None:
         """The node's record exists and holds our settings and these secrets; a session that exists is not touched."""
         settings = {**_SETTINGS, **_auth_settings(chap)}
         async with self._records:
-            result = await self._commands.run(node.argv("-o", "new"), timeout_s=_RECORD_TIMEOUT_S)
+            result = await self._run_for(node, "-o", "new", timeout_s=_RECORD_TIMEOUT_S)
             if result.exit_code != 0:
                 raise tool_fault(result)
-            async with self._database_lock():
-                path = self._record_path(node)
-                text = path.read_text()
-                _replace_file(path, self._draft_path(node), _edited(text, settings))
+            await self._files.edit(node, settings)
 
     async def delete_record(self, node: Node) -> None:
         """No record of the node is left, and so no secret."""
         async with self._records:
-            self._draft_path(node).unlink(missing_ok=True)
-            result = await self._commands.run(node.argv("-o", "delete"), timeout_s=_RECORD_TIMEOUT_S)
-            self._accept_absent(result)
-
-    async def make_iface(self, name: str) -> None:
-        """An iface record for plain TCP: a session through it stands beside one through `default`."""
-        async with self._records:
-            for operation in (("-o", "new"), ("-o", "update", "-n", "iface.transport_name", "-v", "tcp")):
-                result = await self._commands.run(
-                    ["iscsiadm", "-m", "iface", "-I", name, *operation], timeout_s=_RECORD_TIMEOUT_S
-                )
-                if result.exit_code != 0:
-                    raise tool_fault(result)
-
-    async def delete_iface(self, name: str) -> None:
-        async with self._records:
-            result = await self._commands.run(
-                ["iscsiadm", "-m", "iface", "-I", name, "-o", "delete"], timeout_s=_RECORD_TIMEOUT_S
-            )
-            self._accept_absent(result)
+            self._accept_absent(await self._run_for(node, "-o", "delete", timeout_s=_RECORD_TIMEOUT_S))
+            # What iscsiadm does not see: the draft of an edit that was killed.
+            await self._files.remove(node)
 
     def session(self, node: Node) -> Session | None:
-        """The node's session by sysfs. Portals are compared as the record names them (persistent_*), not as NAT shows them."""
+        """The node's session by sysfs. Portals are compared as the record names them (persistent_*), not as NAT shows them.
+
+        Raises AgentFault io_error when sysfs does not tell.
+        """
         for entry in sorted((self._sysfs / "class/iscsi_session").glob("session*")):
             words = _read_words(entry, "targetname", "ifacename", "state")
             if (words.get("targetname"), words.get("ifacename")) != (node.iqn, node.iface):
@@ -204,53 +135,23 @@ class Iscsi:
             connection = _read_words(
                 self._sysfs / f"class/iscsi_connection/connection{number}:0", "persistent_address", "persistent_port"
             )
-            if (connection.get("persistent_address"), connection.get("persistent_port")) == (
-                node.portal.host,
-                str(node.portal.port),
-            ):
+            address, port = connection.get("persistent_address", ""), connection.get("persistent_port")
+            if (normalized(address), port) == (normalized(node.portal.host), str(node.portal.port)):
                 return Session(entry.name, words.get("state", ""), (entry / "device").resolve())
         return None
+
+    async def _run_for(self, node: Node, *operation: str, timeout_s: float) -> CommandResult:
+        async with self._files.iface(node.iface):
+            return await self._run(node.argv(*operation), timeout_s)
+
+    async def _run(self, argv: Sequence[str], timeout_s: float) -> CommandResult:
+        # Each iscsiadm takes the database's lock, and would wait 30 s for one that a killed agent left.
+        await self._files.remove_stale_lock()
+        return await self._commands.run(argv, timeout_s=timeout_s)
 
     def _accept_absent(self, result: CommandResult) -> None:
         if result.exit_code not in (0, _NOTHING_FOUND):
             raise tool_fault(result)
-
-    def _record_path(self, node: Node) -> Path:
-        below = Path("nodes", node.iqn, f"{node.portal.host},{node.portal.port},{node.tpgt}", node.iface)
-        for folder in self._config_dirs:
-            if (folder / below).is_file():
-                return folder / below
-        places = " or ".join(map(str, self._config_dirs))
-        raise AgentFault.of(FaultCode.FAILED, f"iscsiadm made no record of {node.iqn} in {places}")
-
-    def _draft_path(self, node: Node) -> Path:
-        """Of a fixed name, so that what a kill leaves is removed with the record; not beside it, where iscsiadm would read it."""
-        folder = next((folder for folder in self._config_dirs if (folder / "nodes").is_dir()), self._config_dirs[0])
-        return folder / f".stowage-{node.iface}-{node.iqn}"
-
-    @asynccontextmanager
-    async def _database_lock(self) -> AsyncGenerator[None]:
-        """Open-iscsi's lock is held. Raises AgentFault timed_out after 30 s, as iscsiadm gives up."""
-        self._lock_dir.mkdir(mode=0o770, parents=True, exist_ok=True)
-        lock, write_lock = self._lock_dir / "lock", self._lock_dir / "lock.write"
-        lock.touch(mode=0o666)
-        try:
-            async with asyncio.timeout(_LOCK_TIMEOUT_S):
-                while True:
-                    try:
-                        os.link(lock, write_lock)
-                        break
-                    except FileExistsError:
-                        await asyncio.sleep(_LOCK_POLL_S)
-        except TimeoutError as error:
-            remedy = f"If no iscsiadm runs on this host, remove {write_lock}"
-            raise AgentFault.of(
-                FaultCode.TIMED_OUT, "the iSCSI record database of this host is locked", remedy, is_retryable=True
-            ) from error
-        try:
-            yield
-        finally:
-            write_lock.unlink(missing_ok=True)
 
 
 def trial_node(node: Node, iface: str) -> Node:
@@ -281,34 +182,20 @@ def _auth_settings(chap: Credentials) -> dict[str, str]:
     }
 
 
-def _edited(text: str, settings: Mapping[str, str]) -> str:
-    """The record with the settings in place of its own lines for them; before the end mark, if it has one."""
-    kept = [line for line in text.splitlines() if line.partition("=")[0].strip() not in settings]
-    added = [f"{name} = {value}" for name, value in settings.items() if value]
-    end = next((number for number, line in enumerate(kept) if line.startswith("# END RECORD")), len(kept))
-    return "\n".join((*kept[:end], *added, *kept[end:])) + "\n"
-
-
-def _replace_file(path: Path, draft: Path, text: str) -> None:
-    """As write_private, but with a draft of a known name."""
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_dir(path.parent)
-
-
 def _read_words(folder: Path, *names: str) -> dict[str, str]:
-    """Attributes of a sysfs folder; one that is gone or unreadable is absent, for sessions come and go."""
+    """Attributes of a sysfs folder; one that is gone is absent, for sessions come and go. Raises AgentFault io_error otherwise."""
     words: dict[str, str] = {}
     for name in names:
-        with contextlib.suppress(OSError):
+        try:
             words[name] = (folder / name).read_text().strip()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            # ENODEV and ENOTCONN: it is just going, or between two connections.
+            if folder.exists() and error.errno not in (errno.ENODEV, errno.ENOTCONN):
+                raise AgentFault.of(
+                    FaultCode.IO_ERROR,
+                    f"this host does not tell {folder.name}/{name} ({error.strerror})",
+                    is_retryable=True,
+                ) from error
     return words

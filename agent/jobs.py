@@ -290,8 +290,9 @@ def reflink_test(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_block(args: dict[str, Any]) -> dict[str, Any]:
-    """A block of a shared device written, read back past every cache and compared. args: device, offset_bytes.
+    """A block of a shared device written, read back past every cache and compared. args: device, offset_bytes, dm_uuid.
 
+    dm_uuid: what the opened device must be by the kernel's word; its name may have become another's since it was looked up.
     O_DIRECT and O_DSYNC, so that neither direction is answered by memory. Two hosts may have been given the same
     place in rare cases, hence a few tries before bytes that differ count as an error.
     """
@@ -300,6 +301,7 @@ def write_block(args: dict[str, Any]) -> dict[str, Any]:
         # Not O_CREAT: a device node that is missing must not become a file in /dev.
         descriptor = os.open(args["device"], os.O_RDWR | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC)
         try:
+            _refuse_other_mapping(descriptor, args)
             for _ in range(3):
                 page[:] = os.urandom(BLOCK_BYTES)
                 if os.pwritev(descriptor, [page], args["offset_bytes"]) != BLOCK_BYTES:
@@ -335,6 +337,36 @@ def write_sysfs(args: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     return {"is_there": True}
+
+
+def find_busy(args: dict[str, Any]) -> dict[str, Any]:
+    """{"busy"}: the first of the block devices that somebody has open for himself, as a mount, a mapping or an array does; empty for none.
+
+    args: devices. Read-only, so that closing it is no sign to udev to read it anew; a device that is gone or dead is not used.
+    """
+    for device in args["devices"]:
+        try:
+            descriptor = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return {"busy": device}
+            if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+                raise
+        else:
+            os.close(descriptor)
+    return {"busy": ""}
+
+
+def _refuse_other_mapping(descriptor: int, args: dict[str, Any]) -> None:
+    """Raises ENXIO unless the open device is the mapping of that UUID."""
+    number = os.fstat(descriptor).st_rdev
+    try:
+        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid", encoding="ascii") as text:
+            found = text.read().strip()
+    except FileNotFoundError:
+        found = ""
+    if found != args["dm_uuid"]:
+        raise OSError(errno.ENXIO, f"is {found or 'no mapping'}, not {args['dm_uuid']}", args["device"])
 
 
 def _unlink_if_there(path: str) -> None:
@@ -409,5 +441,6 @@ JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         write_block,
         read_block,
         write_sysfs,
+        find_busy,
     )
 }

@@ -1,21 +1,26 @@
-"""The way from a target to a LUN's disk and back, with what must be remembered of it across kill -9.
+"""The way from a target to a LUN's disk and back, for one backend; what it must remember of it is in lun_memory.py.
 
-Remembered in the workspace: the node logged in to, whether the session is ours to end, the LUN's WWID and the VG's UUID
-once they were proven. Two backends of this host may share a session; the last of them ends it.
+All sessions are of our own iface, and the backends of this host share one by node. The last that uses it ends it; the last
+that uses a LUN removes its disk. Whatever else of the host uses either, or might, keeps it: fault in_use.
 """
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from agent.drivers.base import Workspace
 from agent.errors import AgentFault
-from agent.iscsiadm import Iscsi, Node, Portal, Session
+from agent.iscsiadm import Iscsi, Session, trial_node
+from agent.lun_memory import LunMemory, active_vgs, neighbours, node_of, node_words, remembered_node
 from agent.lvm import Lvm
 from agent.memory import Memory
+from agent.portals import Node, Portal
 from agent.probes import job_key
-from agent.scsi import Disk, Disks
+from agent.scsi import Disk, Disks, refuse_foreign
 from schemas.agent_rpc import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
@@ -23,119 +28,229 @@ from schemas.kinds import IscsiLvmConfig
 
 log = logging.getLogger(__name__)
 
-#: iqn, host, port, tpgt, iface: the node. portal: as configured. is_ours, credential_version; wwid and vg_uuid once proven.
-#: marked: this host wrote our tags.
-LUN_MEMORY = "iscsi"
+_TRIAL_MEMORY = "iscsi-trial"
+_ALIVE = "LOGGED_IN"
 
 
 @dataclass(frozen=True)
 class LunLink:
-    """The LUN as it is here. is_new: the call that gave it has logged in."""
+    """The LUN as it is here. is_new: by the call that gave it this backend has come to the session, so its failure leaves it again."""
 
-    node: Node
-    session: Session
     disk: Disk
     is_new: bool
 
 
 class Luns:
-    """Connects and detaches one LUN for one backend."""
+    """Connects and detaches LUNs. One for the process: of two backends of one target, one goes after the other."""
 
     def __init__(self, iscsi: Iscsi, disks: Disks, lvm: Lvm) -> None:
         self._iscsi = iscsi
         self._disks = disks
         self._lvm = lvm
+        self._nodes: WeakValueDictionary[tuple[str, Portal], asyncio.Lock] = WeakValueDictionary()
 
     async def connect(
         self, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
     ) -> LunLink:
-        """A session at the configured portal and the LUN's disk. Raises AgentFault and leaves no session that was not there."""
+        """A session at the configured portal, which has accepted these credentials, and the LUN's disk.
+
+        Raises AgentFault and leaves what was there before.
+        """
         if target.credential_version > 0 and not credentials:
             raise AgentFault.of(FaultCode.NEEDS_CREDENTIALS, "this host holds no CHAP credentials for the target")
-        memory = Memory(space.dir, LUN_MEMORY)
-        words = memory.read()
-        node = remembered_node(memory, config)
-        known = _proven(words)
-        if node is not None and words.get("portal") != config.portal:
-            await self.detach(config, target, space)
+        await self.end_trial(target, space)
+        words = LunMemory(space.dir).read()
+        node = remembered_node(words)
+        if node is not None and (node.iqn, words.get("portal")) != (config.target_iqn, config.portal):
             # The LUN must be the same one behind the new portal, so what was proven stays known.
-            node, words = None, known
+            await self.detach(target, space)
+            node = None
+        if node is None or self._iscsi.session(node) is None:
+            found = await self._iscsi.find_target(config.target_iqn, Portal.parse(config.portal))
+            if node not in (None, found):
+                await self.detach(target, space)
+            node = found
+        async with self._lock(node):
+            return await self._join(node, config, target, credentials, space)
+
+    async def detach(self, target: Target, space: Workspace) -> None:
+        """Our volumes inactive, disk gone, session ended and record deleted, each unless another backend uses it.
+
+        Raises AgentFault in_use, or that it cannot be told, and goes no further then.
+        """
+        node = remembered_node(LunMemory(space.dir).read())
+        if node is not None:
+            async with self._lock(node):
+                await self._leave(node, target, space)
+
+    async def detach_quietly(self, target: Target, space: Workspace) -> None:
+        """After a failure whose fault counts. What stays is remembered, so release finds it."""
+        with _quietly(target):
+            await self.detach(target, space)
+
+    async def free(self, space: Workspace, disk: Disk) -> None:
+        """None of our volumes lies on the disk. Raises AgentFault in_use while one is open, or something of others lies there."""
+        words = LunMemory(space.dir).read()
+        node, lun, ours = remembered_node(words), int(words["lun"]), active_vgs(words)
+        sharing = [other for other in neighbours(space) if (other.node, other.lun) == (node, lun)]
+        if not sharing and not self._disks.has_other_path(disk):
+            refuse_foreign(self._disks.mappings(disk), ours)
+        ours = ours.difference(*(other.vg_uuids for other in sharing))
+        # Of those upon this disk alone: the operator may have others of the VG in use by a session of his own.
+        uuids = [mapping.lv_uuid for mapping in self._disks.mappings(disk) if mapping.is_of(ours) and mapping.lv_uuid]
+        probe_uuid = words.get("probe_uuid", "")
+        # The probe LV last: while another is open, the backend stays as it was.
+        for chosen in ([uuid for uuid in uuids if uuid != probe_uuid], [uuid for uuid in uuids if uuid == probe_uuid]):
+            if chosen and self._is_alive(node):
+                await self._deactivate(disk, chosen)
+        # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
+        await self._unmap(disk, ours)
+
+    def found(self, space: Workspace) -> Disk | None:
+        """The LUN's disk if it is here, in whatever state. Raises AgentFault io_error when that cannot be told."""
+        words = LunMemory(space.dir).read()
+        node = remembered_node(words)
+        session = None if node is None else self._iscsi.session(node)
+        return None if session is None else self._disks.find(session, int(words["lun"]))
+
+    def live(self, space: Workspace) -> Disk:
+        """The LUN's disk in a session that works, asked of nobody but the kernel's memory. Raises AgentFault."""
+        words = LunMemory(space.dir).read()
+        node = remembered_node(words)
         if node is None:
-            node = await self._iscsi.find_target(config.target_iqn, Portal.parse(config.portal))
-        is_new = self._iscsi.session(node) is None
-        is_ours = (
-            is_new
-            or words.get("is_ours") == "yes"
-            or any(other.get("is_ours") == "yes" for other in _sharers(node, space))
-        )
+            raise AgentFault.of(FaultCode.CONVERGING, "the LUN is not attached on this host yet", is_retryable=True)
+        session = self._iscsi.session(node)
+        if session is None or session.state != _ALIVE:
+            state = "gone" if session is None else session.state.lower()
+            raise AgentFault.of(
+                FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} is {state}", is_retryable=True
+            )
+        disk = self._disks.find(session, int(words["lun"]))
+        if disk is None:
+            raise AgentFault.of(FaultCode.LUN_NOT_FOUND, f"the session to {node.portal} has no LUN {words['lun']}")
+        refuse_wrong_disk(disk, space)
+        return disk
+
+    async def begin_trial(
+        self, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
+    ) -> Disk:
+        """The LUN's disk in a session of its own, made with these credentials; end_trial must follow."""
+        await self.end_trial(target, space)
+        node = await self._iscsi.find_target(config.target_iqn, Portal.parse(config.portal))
+        session = await self._log_in_beside(node, config, target, credentials, space)
+        disk = await self._disks.wait_for(session, config.lun, job_key(target, is_trial=True))
+        refuse_wrong_disk(disk, space)
+        return disk
+
+    def note_trial(self, space: Workspace, vg_uuid: str) -> None:
+        """The VG that the trial found: what of it is mapped upon the trial's own disk goes with the trial."""
+        memory = Memory(space.dir, _TRIAL_MEMORY)
+        memory.write(**{**memory.read(), "vg_uuid": vg_uuid})
+
+    async def end_trial(self, target: Target, space: Workspace) -> None:
+        """No session or record of a trial is left."""
+        memory = Memory(space.dir, _TRIAL_MEMORY)
+        words = memory.read()
+        if not words:
+            return
+        node = node_of(words)
+        session = self._iscsi.session(node)
+        if session is not None:
+            disk = self._disks.find(session, int(words["lun"]))
+            if disk is not None and not self._disks.has_other_path(disk):
+                # Activated by udev when the disk came. Not by LVM, which would take those of the session in use.
+                await self._unmap(disk, frozenset(filter(None, (words.get("vg_uuid"),))))
+            await self._disks.refuse_used_session(session, job_key(target, is_trial=True))
+            await self._iscsi.logout(node)
+        await self._iscsi.delete_record(node)
+        memory.forget()
+
+    async def _join(
+        self, node: Node, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
+    ) -> LunLink:
+        memory = LunMemory(space.dir)
+        words = memory.read()
+        is_known = remembered_node(words) == node
+        has_session = self._iscsi.session(node) is not None
+        is_new = not (is_known and has_session)
         version = str(target.credential_version)
-        if is_ours and not is_new and words.get("credential_version", version) != version:
-            await self._iscsi.write_record(node, credentials)
         # Before the login: whatever a kill leaves of it, release knows of.
-        memory.write(
-            **{
-                **words,
-                **node_words(node),
-                "credential_version": version,
-                "portal": config.portal,
-                "is_ours": "yes" if is_ours else "no",
-            }
-        )
+        memory.add(**node_words(node), lun=str(config.lun), portal=config.portal)
         try:
-            if is_new:
+            if not has_session:
                 await self._iscsi.login(node, credentials)
-            session = self.session(node)
-            disk = await self._disks.wait_for(session, config.lun, job_key(target))
-            refuse_wrong_disk(disk, words)
+            elif not is_known or words.get("credential_version") != version:
+                # A session that is there says nothing of these credentials.
+                await self._prove_credentials(node, config, target, credentials, space)
+                await self._iscsi.write_record(node, credentials)
+            memory.add(credential_version=version)
+            disk = await self._disks.wait_for(self._session(node), config.lun, job_key(target))
+            refuse_wrong_disk(disk, space)
         except BaseException:
             if is_new:
-                await self.detach_quietly(config, target, space)
+                with _quietly(target):
+                    await self._leave(node, target, space)
             raise
-        return LunLink(node, session, disk, is_new)
+        return LunLink(disk, is_new)
 
-    async def detach(self, config: IscsiLvmConfig, target: Target, space: Workspace) -> None:
-        """Volumes inactive, disk gone, session ended and record deleted unless another backend or person uses them."""
-        memory = Memory(space.dir, LUN_MEMORY)
-        words = memory.read()
-        node = remembered_node(memory, config)
-        if node is None:
-            return
+    async def _leave(self, node: Node, target: Target, space: Workspace) -> None:
+        memory = LunMemory(space.dir)
+        lun = int(memory.read()["lun"])
+        sharing = [other for other in neighbours(space) if other.node == node]
+        for mapping in self._disks.dead_mappings(active_vgs(memory.read())):
+            await self._lvm.remove_mapping(mapping.dm_name)
         session = self._iscsi.session(node)
-        disk = None if session is None else self._disks.find(session, config.lun)
+        disk = None if session is None else self._disks.find(session, lun)
         if disk is not None:
-            await self.deactivate(config, disk)
-            with contextlib.suppress(AgentFault):
-                # A dead target hangs this; ending the session removes the disk all the same.
-                await self._disks.remove(disk, job_key(target))
-        if words.get("is_ours") == "yes" and not _sharers(node, space):
+            await self.free(space, disk)
+            if all(other.lun != lun for other in sharing):
+                await self._disks.refuse_used(disk, job_key(target))
+                with contextlib.suppress(AgentFault):
+                    # A dead target hangs this; ending the session removes the disk all the same.
+                    await self._disks.remove(disk, job_key(target))
+        if not sharing:
             if session is not None:
+                await self._disks.refuse_used_session(session, job_key(target))
                 await self._iscsi.logout(node)
             await self._iscsi.delete_record(node)
-        known = _proven(words)
-        memory.write(**known)
+        memory.forget_way()
 
-    async def detach_quietly(self, config: IscsiLvmConfig, target: Target, space: Workspace) -> None:
-        """After a failure whose fault counts. What stays is remembered, so release finds it."""
+    async def _prove_credentials(
+        self, node: Node, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
+    ) -> None:
         try:
-            await self.detach(config, target, space)
-        except AgentFault as error:
-            log.warning("could not detach", extra={"target_iqn": config.target_iqn, "code": str(error.fault.code)})
+            await self._log_in_beside(node, config, target, credentials, space)
+        finally:
+            await self.end_trial(target, space)
 
-    async def deactivate(self, config: IscsiLvmConfig, disk: Disk) -> None:
-        """No dm device lies on the disk. Raises AgentFault in_use while one is open."""
-        if not self._disks.holders(disk):
-            return
+    async def _log_in_beside(
+        self, node: Node, config: IscsiLvmConfig, target: Target, credentials: Credentials, space: Workspace
+    ) -> Session:
+        """A session through an iface of its own, beside the one in use."""
+        trial = trial_node(node, _trial_iface(target))
+        Memory(space.dir, _TRIAL_MEMORY).write(**node_words(trial), lun=str(config.lun))
+        await self._iscsi.login(trial, credentials)
+        return self._session(trial)
+
+    def _is_alive(self, node: Node | None) -> bool:
+        session = None if node is None else self._iscsi.session(node)
+        return session is not None and session.state == _ALIVE
+
+    async def _deactivate(self, disk: Disk, lv_uuids: list[str]) -> None:
+        """Raises AgentFault in_use; of a dead disk nothing else can be expected than that it fails."""
         try:
-            await self._lvm.deactivate_group(disk.device, config.vg_name)
+            await self._lvm.deactivate(disk.device, lv_uuids)
         except AgentFault as error:
             if error.fault.code is FaultCode.IN_USE:
                 raise
-            log.warning("deactivation failed", extra={"vg_name": config.vg_name, "code": str(error.fault.code)})
-        # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
-        for name in self._disks.holders(disk):
-            await self._lvm.remove_mapping(name)
+            log.warning("deactivation failed", extra={"device": disk.device, "code": str(error.fault.code)})
 
-    def session(self, node: Node) -> Session:
+    async def _unmap(self, disk: Disk, vg_uuids: frozenset[str]) -> None:
+        for mapping in self._disks.mappings(disk):
+            if mapping.is_of(vg_uuids):
+                await self._lvm.remove_mapping(mapping.dm_name)
+
+    def _session(self, node: Node) -> Session:
         """The node's session. Raises AgentFault server_unreachable without one."""
         session = self._iscsi.session(node)
         if session is None:
@@ -144,58 +259,29 @@ class Luns:
             )
         return session
 
-    def live(self, node: Node, config: IscsiLvmConfig, space: Workspace) -> Disk:
-        """The LUN's disk in a session that works, asked of nobody but the kernel's memory. Raises AgentFault."""
-        session = self._iscsi.session(node)
-        if session is None or session.state != "LOGGED_IN":
-            state = "gone" if session is None else session.state.lower()
-            raise AgentFault.of(
-                FaultCode.SERVER_UNREACHABLE, f"the session to {node.portal} is {state}", is_retryable=True
-            )
-        disk = self._disks.find(session, config.lun)
-        if disk is None:
-            raise AgentFault.of(FaultCode.LUN_NOT_FOUND, f"the session to {node.portal} has no LUN {config.lun}")
-        refuse_wrong_disk(disk, Memory(space.dir, LUN_MEMORY).read())
-        return disk
+    @asynccontextmanager
+    async def _lock(self, node: Node) -> AsyncGenerator[None]:
+        """No other backend comes to the node's session or leaves it meanwhile. Bounded: every step within has its deadline."""
+        lock = self._nodes.setdefault((node.iqn, node.portal), asyncio.Lock())
+        async with lock:
+            yield
 
 
-def node_words(node: Node) -> dict[str, str]:
-    return {
-        "iqn": node.iqn,
-        "host": node.portal.host,
-        "port": str(node.portal.port),
-        "tpgt": str(node.tpgt),
-        "iface": node.iface,
-    }
-
-
-def node_of(words: Mapping[str, str]) -> Node:
-    return Node(words["iqn"], Portal(words["host"], int(words["port"])), int(words["tpgt"]), words["iface"])
-
-
-def remembered_node(memory: Memory, config: IscsiLvmConfig) -> Node | None:
-    """The node of an earlier login of this backend, if there was one."""
-    words = memory.read()
-    return node_of(words) if words.get("iqn") == config.target_iqn else None
-
-
-def refuse_wrong_disk(disk: Disk, words: Mapping[str, str]) -> None:
+def refuse_wrong_disk(disk: Disk, space: Workspace) -> None:
     """Raises AgentFault wrong_device when the disk is not the one that was proven before."""
-    known = words.get("wwid", "")
+    known = LunMemory(space.dir).read().get("wwid", "")
     if known not in ("", disk.wwid):
         raise AgentFault.of(FaultCode.WRONG_DEVICE, f"the LUN is {disk.wwid}, but {known} was attached before")
 
 
-def _proven(words: Mapping[str, str]) -> dict[str, str]:
-    """What stays true of the LUN, whichever way leads to it."""
-    return {key: value for key, value in words.items() if key in ("wwid", "vg_uuid", "marked")}
+def _trial_iface(target: Target) -> str:
+    # The last 12 digits of a UUIDv7 are random.
+    return f"stowage-{target.backend_id[-12:]}"
 
 
-def _sharers(node: Node, space: Workspace) -> list[dict[str, str]]:
-    """What other backends of this host remember of the same session; their workspaces lie beside ours."""
-    others = (
-        Memory(folder, LUN_MEMORY).read()
-        for folder in sorted(space.dir.parent.iterdir())
-        if folder != space.dir and folder.is_dir()
-    )
-    return [words for words in others if words.get("iqn") and node_of(words) == node]
+@contextlib.contextmanager
+def _quietly(target: Target) -> Generator[None]:
+    try:
+        yield
+    except AgentFault as error:
+        log.warning("could not detach", extra={"backend_id": target.backend_id, "code": str(error.fault.code)})

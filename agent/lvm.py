@@ -1,7 +1,8 @@
 """LVM on one device: every command sees that device alone, whatever lvm.conf, the devices file and hints say.
 
 `--devices` hides all else (lvm(8)), so a guest's PV inside a volume or a stranger's VG of the same name is never touched, and
-no command waits for another backend's dead disk. Formats and exit codes were seen with lvm2 2.03.16 on a loop device (2026-11-23).
+no command waits for another backend's dead disk. Needs lvm2 2.03.12, which brought that and the autoactivation property.
+Formats and exit codes were seen with lvm2 2.03.16 on a loop device (2026-11-23, 2026-11-25).
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from schemas.faults import FaultCode
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-#: One extent in which every host has a block of its own to prove writes; at most 1024 hosts share one without luck.
+#: In which every host has a block of its own to prove writes; at most 1024 hosts share one without luck.
 PROBE_LV = "stowage_probe"
+#: Whatever the VG's extents are; LVM rounds up to whole ones.
+PROBE_LV_BYTES = 4 * 1024 * 1024
 THIN_POOL_LV = "stowage_pool"
 _REPORT_TIMEOUT_S = 15.0
 #: Metadata commands took up to 3 s with three hosts on one LUN (lab, 2026-11-23).
@@ -34,6 +37,7 @@ class VolumeGroup:
     free_bytes: int
     tags: tuple[str, ...]
     pv_count: int
+    is_autoactivated: bool
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class LogicalVolume:
     """data_percent: of a thin pool that is active here, else None."""
 
     name: str
+    uuid: str
     size_bytes: int
-    is_active: bool
+    tags: tuple[str, ...]
     data_percent: float | None
 
 
@@ -81,7 +86,8 @@ class Lvm:
 
     async def volume_groups(self, device: str) -> tuple[VolumeGroup, ...]:
         """The VGs that the device belongs to: none or one."""
-        rows = await self._report("vgs", device, "vg", "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count")
+        columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation"
+        rows = await self._report("vgs", device, "vg", columns)
         return tuple(
             VolumeGroup(
                 name=row["vg_name"],
@@ -90,18 +96,20 @@ class Lvm:
                 free_bytes=int(row["vg_free"]),
                 tags=tuple(filter(None, row["vg_tags"].split(","))),
                 pv_count=int(row["pv_count"]),
+                is_autoactivated=row["vg_autoactivation"] != "",
             )
             for row in rows
         )
 
     async def logical_volumes(self, device: str, vg_name: str) -> tuple[LogicalVolume, ...]:
         """The VG's LVs, inner ones of a pool left out."""
-        rows = await self._report("lvs", device, "lv", "lv_name,lv_size,lv_active,data_percent", "--", vg_name)
+        rows = await self._report("lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent", "--", vg_name)
         return tuple(
             LogicalVolume(
                 name=row["lv_name"],
+                uuid=row["lv_uuid"],
                 size_bytes=int(row["lv_size"]),
-                is_active=row["lv_active"] == "active",
+                tags=tuple(filter(None, row["lv_tags"].split(","))),
                 data_percent=float(row["data_percent"]) if row["data_percent"] else None,
             )
             for row in rows
@@ -127,47 +135,42 @@ class Lvm:
         await self._run(["wipefs", "--all", "--force", "--", device], _CHANGE_TIMEOUT_S)
 
     async def create_group(self, device: str, vg_name: str, tags: Sequence[str]) -> None:
-        """The VG exists on the device alone, tagged, and no host activates its volumes by itself."""
-        options = [word for tag in tags for word in ("--addtag", tag)]
-        await self._run(["pvcreate", *_scope(device), "--yes", "--", device], _CHANGE_TIMEOUT_S)
-        await self._run(
-            ["vgcreate", *_scope(device), "--yes", "--setautoactivation", "n", *options, "--", vg_name, device],
-            _CHANGE_TIMEOUT_S,
-        )
+        """The VG exists on the device alone, tagged, of no one host, and no host activates its volumes by itself.
 
-    async def add_tags(self, device: str, vg_name: str, tags: Sequence[str]) -> None:
-        options = [word for tag in tags for word in ("--addtag", tag)]
-        await self._run(["vgchange", *_scope(device), *options, "--", vg_name], _CHANGE_TIMEOUT_S)
+        Raises AgentFault foreign_data when a signature has appeared: without --yes LVM asks, and its empty input answers no.
+        """
+        await self._run(["pvcreate", *_scope(device), "--", device], _CHANGE_TIMEOUT_S)
+        # A host with a system ID would give it to the VG, and hide the VG from all others (lvmsystemid(7)).
+        options = ["--systemid", "", "--setautoactivation", "n", *_words("--addtag", tags)]
+        await self._run(["vgcreate", *_scope(device), *options, "--", vg_name, device], _CHANGE_TIMEOUT_S)
 
-    async def remove_tags(self, device: str, vg_name: str, tags: Sequence[str]) -> None:
-        options = [word for tag in tags for word in ("--deltag", tag)]
-        await self._run(["vgchange", *_scope(device), *options, "--", vg_name], _CHANGE_TIMEOUT_S)
+    async def mark_group(self, device: str, group: VolumeGroup, tags: Sequence[str]) -> None:
+        """The VG has the tags, and no host activates its volumes by itself; one write of the metadata for both."""
+        # Where it is off already, vgchange ends with 5 and adds no tag (seen with 2.03.16).
+        options = [*(("--setautoactivation", "n") if group.is_autoactivated else ()), *_words("--addtag", tags)]
+        if options:
+            await self._run(["vgchange", *_scope(device), *options, "--", group.name], _CHANGE_TIMEOUT_S)
 
-    async def create_probe_volume(self, device: str, vg_name: str) -> None:
-        """The LV of one extent exists, inactive."""
+    async def unmark_group(self, device: str, group: VolumeGroup, tags: Sequence[str], *, autoactivate: bool) -> None:
+        """The tags are gone; with `autoactivate` the VG is activated by itself again."""
+        turns_on = autoactivate and not group.is_autoactivated
+        options = [*(("--setautoactivation", "y") if turns_on else ()), *_words("--deltag", tags)]
+        if options:
+            await self._run(["vgchange", *_scope(device), *options, "--", group.name], _CHANGE_TIMEOUT_S)
+
+    async def create_probe_volume(self, device: str, vg_name: str, tag: str) -> None:
+        """The LV exists, inactive, with the tag of who made it."""
         await self._run(
             ["lvcreate", *_scope(device), "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
-             "--extents", "1", "--name", PROBE_LV, "--", vg_name], _CHANGE_TIMEOUT_S,
+             "--size", f"{PROBE_LV_BYTES // 1024**2}m", "--addtag", tag, "--name", PROBE_LV, "--", vg_name], _CHANGE_TIMEOUT_S,
         )  # fmt: skip
 
-    async def create_thin_pool(self, device: str, vg_name: str) -> None:
-        """The pool exists and takes 95 % of what is free; the rest is for its metadata to grow."""
+    async def create_thin_pool(self, device: str, vg_name: str, tag: str) -> None:
+        """The pool exists, inactive, with the tag of who made it, and takes 95 % of what is free; the rest is for its metadata to grow."""
         await self._run(
-            [
-                "lvcreate",
-                *_scope(device),
-                "--yes",
-                "--type",
-                "thin-pool",
-                "--extents",
-                "95%FREE",
-                "--name",
-                THIN_POOL_LV,
-                "--",
-                vg_name,
-            ],
-            _CHANGE_TIMEOUT_S,
-        )
+            ["lvcreate", *_scope(device), "--yes", "--type", "thin-pool", "--extents", "95%FREE",
+             "--addtag", tag, "--name", THIN_POOL_LV, "--", vg_name], _CHANGE_TIMEOUT_S,
+        )  # fmt: skip
         await self._run(
             ["lvchange", *_scope(device), "--activate", "n", "--", f"{vg_name}/{THIN_POOL_LV}"], _CHANGE_TIMEOUT_S
         )
@@ -180,30 +183,22 @@ class Lvm:
             ["lvchange", *_scope(device), "--activate", "y", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S
         )
 
-    async def deactivate_group(self, device: str, vg_name: str) -> None:
-        """None of the VG's LVs is active here. Raises AgentFault in_use while one is open."""
-        await self._run(["vgchange", *_scope(device), "--activate", "n", "--", vg_name], _CHANGE_TIMEOUT_S)
+    async def deactivate(self, device: str, lv_uuids: Sequence[str]) -> None:
+        """These LVs are inactive here, and no others. Raises AgentFault in_use while one is open."""
+        chosen = " || ".join(f"lv_uuid={uuid}" for uuid in lv_uuids)
+        await self._run(["lvchange", *_scope(device), "--activate", "n", "--select", chosen], _CHANGE_TIMEOUT_S)
 
     async def remove_mapping(self, name: str) -> None:
         """The dm device is gone, without a look at the disk below: for one that is dead, or whose metadata another host has changed."""
         await self._run(["dmsetup", "remove", "--", name], _CHANGE_TIMEOUT_S)
 
     async def _report(self, tool: str, device: str, section: str, columns: str, *names: str) -> list[dict[str, str]]:
-        argv = [
-            tool,
-            *_scope(device),
-            "--reportformat",
-            "json",
-            "--units",
-            "b",
-            "--nosuffix",
-            "--options",
-            columns,
-            *names,
-        ]
+        how = ("--reportformat", "json", "--units", "b", "--nosuffix", "--options", columns)
+        argv = [tool, *_scope(device), *how, *names]
         result = await self._run(argv, _REPORT_TIMEOUT_S)
         # With exit 0 and an empty list, as for a blank device (seen with 2.03.16): a device that is gone must not look blank.
-        if "Device not found" in result.stderr:
+        # Likewise for the VG of another host's system ID, or of a lock manager: it is there and must not look absent.
+        if "Device not found" in result.stderr or "Cannot access VG" in result.stderr:
             raise tool_fault(result)
         return [row for part in _decoded(result, _Report).report for row in part.get(section, [])]
 
@@ -217,6 +212,10 @@ class Lvm:
 def mapper_name(vg_name: str, lv_name: str) -> str:
     """The dm name of an LV: hyphens doubled within, one between (lvm2, build_dm_name)."""
     return f"{vg_name.replace('-', '--')}-{lv_name.replace('-', '--')}"
+
+
+def _words(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
 
 
 def _scope(device: str) -> tuple[str, ...]:

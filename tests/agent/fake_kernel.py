@@ -67,15 +67,15 @@ class FakeIscsi:
         self.sysfs = folder / "sys"
         self.config_dir = folder / "etc/iscsi"
         self.lock_dir = folder / "lock/iscsi"
-        (self.sysfs / "class/iscsi_session").mkdir(parents=True)
-        (self.sysfs / "class/scsi_host/host3").mkdir(parents=True)
+        for name in ("class/iscsi_session", "class/block", "class/scsi_host/host3"):
+            (self.sysfs / name).mkdir(parents=True)
         (self.sysfs / "class/scsi_host/host3/scan").touch()
         (self.config_dir / "nodes").mkdir(parents=True)
 
-    def record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "default") -> Path:
+    def record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "stowage") -> Path:
         return self.config_dir / "nodes" / iqn / f"{host},{port},{tpgt}" / iface
 
-    def make_record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "default") -> None:
+    def make_record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "stowage") -> None:
         """As `-o new` leaves it (a part of what open-iscsi 2.1.8 writes)."""
         path = self.record(iqn, host, port, tpgt, iface)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class FakeIscsi:
         )
 
     def login(
-        self, iqn: str, host: str, port: int, iface: str = "default", number: int = 1, state: str = "LOGGED_IN"
+        self, iqn: str, host: str, port: int, iface: str = "stowage", number: int = 1, state: str = "LOGGED_IN"
     ) -> None:
         device_dir = self.sysfs / f"devices/platform/host3/session{number}"
         device_dir.mkdir(parents=True)
@@ -110,25 +110,51 @@ class FakeIscsi:
         scsi_dir = self.sysfs / f"devices/platform/host3/session{number}/target3:0:0/3:0:0:{lun}"
         block_dir = scsi_dir / "block" / name
         (block_dir / "holders").mkdir(parents=True)
+        (block_dir / "device").symlink_to(scsi_dir)
+        (self.sysfs / "class/block" / name).symlink_to(block_dir)
         (scsi_dir / "wwid").write_text(wwid + "\n")
         (scsi_dir / "delete").touch()
         (block_dir / "size").write_text(f"{sectors}\n")
         (block_dir / "ro").write_text("0\n")
         return block_dir
 
+    def add_partition(self, block_dir: Path, number: int = 1) -> Path:
+        part = block_dir / f"{block_dir.name}{number}"
+        (part / "holders").mkdir(parents=True)
+        (part / "partition").write_text(f"{number}\n")
+        (self.sysfs / "class/block" / part.name).symlink_to(part)
+        return part
+
     def add_holder(self, block_dir: Path, dm_name: str, number: int = 0, uuid: str = "LVM-x") -> Path:
+        """A dm device upon the disk, or upon one more disk if it is there already."""
         folder = self.sysfs / f"devices/virtual/block/dm-{number}"
-        (folder / "dm").mkdir(parents=True)
-        (folder / "holders").mkdir()
-        (folder / "dm/name").write_text(dm_name + "\n")
-        (folder / "dm/uuid").write_text(uuid + "\n")
-        (block_dir / "holders" / f"dm-{number}").symlink_to(folder)
+        if not folder.exists():
+            for name in ("dm", "holders", "slaves"):
+                (folder / name).mkdir(parents=True)
+            (folder / "dm/name").write_text(dm_name + "\n")
+            (folder / "dm/uuid").write_text(uuid + "\n")
+            (self.sysfs / "class/block" / folder.name).symlink_to(folder)
+        (block_dir / "holders" / folder.name).symlink_to(folder)
+        (folder / "slaves" / block_dir.name).symlink_to(block_dir)
         return folder
 
     def drop_holders(self, block_dir: Path) -> None:
         for link in (block_dir / "holders").iterdir():
+            (self.sysfs / "class/block" / link.name).unlink()
             shutil.rmtree(link.resolve())
             link.unlink()
+
+    def drop_mapping(self, number: int = 0) -> None:
+        """Whatever it lies on."""
+        for link in self.sysfs.glob(f"**/holders/dm-{number}"):
+            link.unlink()
+        (self.sysfs / f"class/block/dm-{number}").unlink()
+        shutil.rmtree(self.sysfs / f"devices/virtual/block/dm-{number}")
+
+    def drop_disk(self, block_dir: Path) -> None:
+        """As its `delete` does; what was mapped upon it stays."""
+        (self.sysfs / "class/block" / block_dir.name).unlink()
+        shutil.rmtree(block_dir.parents[1])
 
     def logout(self, number: int = 1) -> None:
         for folder in (
@@ -137,3 +163,6 @@ class FakeIscsi:
             f"devices/platform/host3/session{number}",
         ):
             shutil.rmtree(self.sysfs / folder)
+        for link in (self.sysfs / "class/block").iterdir():
+            if not link.exists():
+                link.unlink()

@@ -1,16 +1,19 @@
-"""iscsiadm: the exact command lines, the node record with its secrets, the lock, and sessions by sysfs."""
+"""iscsiadm: the exact command lines, the node record with its secrets, and sessions by sysfs."""
 
-import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agent.errors import AgentFault
-from agent.iscsiadm import Iscsi, Node, Portal
+from agent.iscsiadm import Iscsi
+from agent.node_records import NodeRecords
+from agent.portals import Node, Portal
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.fake_kernel import FakeIscsi
+from tests.agent.locks import leave_lock
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
 
 IQN = "iqn.2026-01.org.example:vms"
@@ -19,7 +22,7 @@ CHAP = Credentials(
     {"username": "chap", "password": "chap-canary 0", "mutual_username": "them", "mutual_password": "mutual-canary"}
 )
 NONE = Credentials({})
-BASE = ("iscsiadm", "-m", "node", "-T", IQN, "-p", "10.0.0.9:3260,1", "-I", "default")
+BASE = ("iscsiadm", "-m", "node", "-T", IQN, "-p", "10.0.0.9:3260,1", "-I", "stowage")
 DISCOVER = ("iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", "10.0.0.9:3260", "-o", "nonpersistent")
 
 
@@ -42,46 +45,16 @@ def words_of(world: FakeIscsi) -> dict[str, str]:
     return {name: value for name, separator, value in pairs if separator}
 
 
-@pytest.mark.parametrize(
-    ("text", "portal", "shown"),
-    [
-        ("10.0.0.9", Portal("10.0.0.9", 3260), "10.0.0.9:3260"),
-        ("10.0.0.9:3261", Portal("10.0.0.9", 3261), "10.0.0.9:3261"),
-        ("san.example:860", Portal("san.example", 860), "san.example:860"),
-        ("[fd00::9]", Portal("fd00::9", 3260), "[fd00::9]:3260"),
-        ("[fd00::9]:860", Portal("fd00::9", 860), "[fd00::9]:860"),
-    ],
-)
-def test_portal_is_parsed_and_shown(text: str, portal: Portal, shown: str) -> None:
-    assert Portal.parse(text) == portal
-    assert str(portal) == shown
-
-
-async def test_find_target_prefers_the_configured_portal(world: FakeIscsi) -> None:
-    found = await iscsi_with(world, replay("successes", "sendtargets", DISCOVER)).find_target(
-        IQN, Portal("10.0.0.9", 3260)
-    )
-    assert found == NODE
-    argv = tuple("san.example:3260" if word == "10.0.0.9:3260" else word for word in DISCOVER)
-    by_name = await iscsi_with(world, replay("successes", "sendtargets", argv)).find_target(
-        IQN, Portal("san.example", 3260)
-    )
-    assert by_name == NODE
-
-
 async def test_discover_reads_addresses_of_version_6(world: FakeIscsi) -> None:
     nodes = await iscsi_with(world, replay("successes", "sendtargets", DISCOVER)).discover(Portal("10.0.0.9", 3260))
     assert nodes[2] == Node(IQN, Portal("fd00::9", 3260), 2)
 
 
-async def test_find_target_that_is_not_offered_is_target_not_found(world: FakeIscsi) -> None:
-    for step in (
-        replay("successes", "sendtargets", DISCOVER),
-        Step(DISCOVER, 21, stderr="iscsiadm: No portals found\n"),
-    ):
-        with pytest.raises(AgentFault) as caught:
-            await iscsi_with(world, step).find_target("iqn.2026-01.org.example:nope", Portal("10.0.0.9", 3260))
-        assert caught.value.fault.code is FaultCode.TARGET_NOT_FOUND
+async def test_find_target_of_a_portal_that_offers_nothing_is_target_not_found(world: FakeIscsi) -> None:
+    step = Step(DISCOVER, 21, stderr="iscsiadm: No portals found\n")
+    with pytest.raises(AgentFault) as caught:
+        await iscsi_with(world, step).find_target(IQN, Portal("10.0.0.9", 3260))
+    assert caught.value.fault.code is FaultCode.TARGET_NOT_FOUND
 
 
 async def test_login_writes_the_secrets_into_the_record_and_never_into_argv(world: FakeIscsi) -> None:
@@ -97,8 +70,8 @@ async def test_login_writes_the_secrets_into_the_record_and_never_into_argv(worl
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().startswith("# BEGIN RECORD") and path.read_text().endswith("# END RECORD\n")
     assert not any("canary" in word for call in commands.calls for word in call)
-    assert os.listdir(path.parent) == ["default"] and os.listdir(world.config_dir) == ["nodes"]
-    assert os.listdir(world.lock_dir) == ["lock"]
+    assert os.listdir(path.parent) == ["stowage"] and sorted(os.listdir(world.config_dir)) == ["ifaces", "nodes"]
+    assert os.listdir(world.lock_dir) == []
 
 
 async def test_login_without_chap_takes_old_secrets_out_of_the_record(world: FakeIscsi) -> None:
@@ -153,48 +126,54 @@ async def test_login_with_half_of_the_mutual_pair_runs_nothing(world: FakeIscsi,
     assert caught.value.fault.code is FaultCode.AUTH_FAILED and "canary" not in str(caught.value)
 
 
-async def test_write_record_waits_for_the_lock_that_iscsiadm_holds(world: FakeIscsi) -> None:
-    world.lock_dir.mkdir(parents=True)
-    (world.lock_dir / "lock").touch()
-    os.link(world.lock_dir / "lock", world.lock_dir / "lock.write")
-    task = asyncio.create_task(iscsi_with(world, makes_record(world)).write_record(NODE, CHAP))
-    done, _ = await asyncio.wait({task}, timeout=0.1)
-    assert not done and "canary" not in world.record(IQN, "10.0.0.9", 3260, 1).read_text()
-    (world.lock_dir / "lock.write").unlink()
-    await asyncio.wait_for(task, 5)
-    assert "canary" in world.record(IQN, "10.0.0.9", 3260, 1).read_text()
+async def test_logout_without_the_record_of_its_iface_is_no_success(world: FakeIscsi) -> None:
+    with pytest.raises(AgentFault):
+        await iscsi_with(world, replay("iscsiadm", "no_iface", (*BASE, "--logout"))).logout(NODE)
 
 
-async def test_write_record_with_a_lock_that_stays_is_timed_out_and_leaves_it(
-    world: FakeIscsi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.iscsiadm._LOCK_TIMEOUT_S", 0.05)
-    world.lock_dir.mkdir(parents=True)
-    for name in ("lock", "lock.write"):
-        (world.lock_dir / name).touch()
-    with pytest.raises(AgentFault) as caught:
-        await iscsi_with(world, makes_record(world)).write_record(NODE, CHAP)
-    assert caught.value.fault.code is FaultCode.TIMED_OUT and "lock.write" in caught.value.fault.remedy
-    assert (world.lock_dir / "lock.write").exists()
+async def test_iface_has_a_record_while_a_command_needs_it_and_no_longer(world: FakeIscsi) -> None:
+    record = world.config_dir / "ifaces/stowage"
+    seen: list[str] = []
+    new = Step((*BASE, "-o", "new"), effect=lambda: world.make_record(IQN, "10.0.0.9", 3260, 1))
+    steps = [new, *(Step((*BASE, *operation)) for operation in (("--login",), ("--logout",), ("-o", "delete")))]
+    watched = [Step(step.argv, effect=noting(step, seen, record)) for step in steps]
+    iscsi = iscsi_with(world, *watched)
+    await iscsi.login(NODE, CHAP)
+    assert not record.exists()
+    await iscsi.logout(NODE)
+    await iscsi.delete_record(NODE)
+    assert seen == ["iface.iscsi_ifacename = stowage\niface.transport_name = tcp\n"] * 4
+    assert os.listdir(world.config_dir / "ifaces") == []
 
 
-async def test_delete_record_removes_a_draft_that_a_kill_left(world: FakeIscsi) -> None:
-    draft = world.config_dir / f".stowage-default-{IQN}"
-    draft.write_text("node.session.auth.password = canary\n")
-    await iscsi_with(world, Step((*BASE, "-o", "delete"), 21, stderr="iscsiadm: No records found\n")).delete_record(
-        NODE
-    )
-    assert not draft.exists()
+def noting(step: Step, seen: list[str], record: Path) -> Callable[[], None]:
+    def note() -> None:
+        seen.append(record.read_text())
+        step.effect()
+
+    return note
 
 
-async def test_make_iface_makes_one_for_tcp(world: FakeIscsi) -> None:
-    base = ("iscsiadm", "-m", "iface", "-I", "stowage-1")
-    steps = (Step((*base, "-o", "new")), Step((*base, "-o", "update", "-n", "iface.transport_name", "-v", "tcp")))
-    await iscsi_with(world, *steps).make_iface("stowage-1")
-    await iscsi_with(world, Step((*base, "-o", "delete"), 21)).delete_iface("stowage-1")
+async def test_iface_that_two_commands_need_stays_until_the_last_has_ended(world: FakeIscsi) -> None:
+    records = NodeRecords((world.config_dir,), world.lock_dir)
+    async with records.iface("stowage"):
+        async with records.iface("stowage"):
+            pass
+        assert (world.config_dir / "ifaces/stowage").exists()
+    assert not (world.config_dir / "ifaces/stowage").exists()
+
+
+async def test_each_command_first_removes_a_lock_that_a_killed_agent_left(world: FakeIscsi) -> None:
+    leave_lock(world.lock_dir)
+
+    def is_free() -> None:
+        assert not (world.lock_dir / "lock.write").exists()
+
+    await iscsi_with(world, Step((*BASE, "--logout"), 21, effect=is_free)).logout(NODE)
 
 
 def test_session_is_told_apart_by_target_iface_and_portal(world: FakeIscsi) -> None:
+    world.login(IQN, "10.0.0.9", 3260, "default", number=4)
     world.login(IQN, "10.0.0.9", 3260, number=1)
     world.login(IQN, "10.0.0.9", 3260, "stowage-1", number=2)
     world.login(IQN, "10.0.0.10", 3260, number=3)
@@ -209,4 +188,5 @@ def test_session_is_told_apart_by_target_iface_and_portal(world: FakeIscsi) -> N
         )
     ]
     assert [session and session.name for session in found] == ["session1", "session2", "session3", None]
+    assert iscsi.session(Node(IQN, NODE.portal, 1, "default")) is not None
     assert found[0] is not None and (found[0].host, found[0].state) == ("host3", "LOGGED_IN")

@@ -1,6 +1,7 @@
 """LVM: the exact command lines, and what real reports of lvm2 2.03.16 and wipefs 2.38 (a loop device, 2026-11-23) mean."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from tests.agent.recorded_commands import RecordedCommands, Step, replay
 
 SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
 REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix", "--options")
-VGS = ("vgs", *SCOPE, *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count")
+VGS = ("vgs", *SCOPE, *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation")
 PVS = ("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use")
-LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_size,lv_active,data_percent", "--", "vg_vms")
+LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent", "--", "vg_vms")
+QUIET = VolumeGroup("vg_vms", "u-1", 62914560, 58720256, (), 1, False)
+LOUD = replace(QUIET, is_autoactivated=True)
 WIPEFS = ("wipefs", "--no-act", "--json", "--", "/dev/sdb")
 
 
@@ -36,11 +39,11 @@ def signatures(*found: tuple[str, str]) -> str:
 async def test_volume_groups_reads_the_report() -> None:
     row = {
         "vg_name": "vg_vms", "vg_uuid": "EAJJxm-e0jP", "vg_size": "62914560", "vg_free": "58720256",
-        "vg_tags": "stowage_backend_1,stowage_fleet_f", "pv_count": "1",
+        "vg_tags": "stowage_backend_1,stowage_fleet_f", "pv_count": "1", "vg_autoactivation": "enabled",
     }  # fmt: skip
     (group,) = await Lvm(RecordedCommands(Step(VGS, stdout=report("vg", row)))).volume_groups("/dev/sdb")
     assert group == VolumeGroup(
-        "vg_vms", "EAJJxm-e0jP", 62914560, 58720256, ("stowage_backend_1", "stowage_fleet_f"), 1
+        "vg_vms", "EAJJxm-e0jP", 62914560, 58720256, ("stowage_backend_1", "stowage_fleet_f"), 1, True
     )
 
 
@@ -61,11 +64,14 @@ async def test_volume_groups_of_garbage_is_failed(stdout: str) -> None:
 
 async def test_logical_volumes_reads_the_report() -> None:
     rows = (
-        {"lv_name": "disk", "lv_size": "4194304", "lv_active": "", "data_percent": ""},
-        {"lv_name": "stowage_pool", "lv_size": "41943040", "lv_active": "active", "data_percent": "12.50"},
+        {"lv_name": "disk", "lv_uuid": "u-1", "lv_size": "4194304", "lv_tags": "a,b", "data_percent": ""},
+        {"lv_name": "stowage_pool", "lv_uuid": "u-2", "lv_size": "41943040", "lv_tags": "", "data_percent": "12.50"},
     )
     found = await Lvm(RecordedCommands(Step(LVS, stdout=report("lv", *rows)))).logical_volumes("/dev/sdb", "vg_vms")
-    assert found == (LogicalVolume("disk", 4194304, False, None), LogicalVolume("stowage_pool", 41943040, True, 12.5))
+    assert found == (
+        LogicalVolume("disk", "u-1", 4194304, ("a", "b"), None),
+        LogicalVolume("stowage_pool", "u-2", 41943040, (), 12.5),
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,26 +119,27 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
         (
             "create_group", ("vg_vms", ("a", "b")),
             [
-                ("pvcreate", *SCOPE, "--yes", "--", "/dev/sdb"),
-                ("vgcreate", *SCOPE, "--yes", "--setautoactivation", "n", "--addtag", "a", "--addtag", "b", "--", "vg_vms", "/dev/sdb"),
+                ("pvcreate", *SCOPE, "--", "/dev/sdb"),
+                ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n", "--addtag", "a", "--addtag", "b", "--", "vg_vms", "/dev/sdb"),
             ],
         ),
-        ("add_tags", ("vg_vms", ("a", "b")), [("vgchange", *SCOPE, "--addtag", "a", "--addtag", "b", "--", "vg_vms")]),
-        ("remove_tags", ("vg_vms", ("a",)), [("vgchange", *SCOPE, "--deltag", "a", "--", "vg_vms")]),
+        ("mark_group", (QUIET, ("a", "b")), [("vgchange", *SCOPE, "--addtag", "a", "--addtag", "b", "--", "vg_vms")]),
+        ("mark_group", (LOUD, ("a",)), [("vgchange", *SCOPE, "--setautoactivation", "n", "--addtag", "a", "--", "vg_vms")]),
+        ("mark_group", (QUIET, ()), []),
         (
-            "create_probe_volume", ("vg_vms",),
+            "create_probe_volume", ("vg_vms", "t"),
             [("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
-              "--extents", "1", "--name", "stowage_probe", "--", "vg_vms")],
+              "--size", "4m", "--addtag", "t", "--name", "stowage_probe", "--", "vg_vms")],
         ),
         (
-            "create_thin_pool", ("vg_vms",),
+            "create_thin_pool", ("vg_vms", "t"),
             [
-                ("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--extents", "95%FREE", "--name", "stowage_pool", "--", "vg_vms"),
+                ("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--extents", "95%FREE", "--addtag", "t", "--name", "stowage_pool", "--", "vg_vms"),
                 ("lvchange", *SCOPE, "--activate", "n", "--", "vg_vms/stowage_pool"),
             ],
         ),
         ("activate", ("vg_vms", "disk"), [("lvchange", *SCOPE, "--activate", "y", "--", "vg_vms/disk")]),
-        ("deactivate_group", ("vg_vms",), [("vgchange", *SCOPE, "--activate", "n", "--", "vg_vms")]),
+        ("deactivate", (("u-1", "u-2"),), [("lvchange", *SCOPE, "--activate", "n", "--select", "lv_uuid=u-1 || lv_uuid=u-2")]),
         ("remove_volume", ("vg_vms", "disk"), [("lvremove", *SCOPE, "--yes", "--", "vg_vms/disk")]),
     ],
 )  # fmt: skip
@@ -142,10 +149,44 @@ async def test_change_calls_exactly(method: str, args: tuple[Any, ...], calls: l
     commands.assert_done()
 
 
-async def test_deactivate_group_with_an_open_volume_is_in_use() -> None:
-    step = replay("lvm", "lv_open", ("vgchange", *SCOPE, "--activate", "n", "--", "vg_vms"))
+@pytest.mark.parametrize(
+    ("group", "autoactivate", "options"),
+    [
+        (QUIET, True, ("--setautoactivation", "y", "--deltag", "a")),
+        (LOUD, True, ("--deltag", "a")),
+        (QUIET, False, ("--deltag", "a")),
+    ],
+)
+async def test_unmark_group_turns_on_what_is_off_alone(
+    group: VolumeGroup, autoactivate: bool, options: tuple[str, ...]
+) -> None:
+    """vgchange 2.03.16 ends with 5 and changes nothing where the property has the value already."""
+    commands = RecordedCommands(Step(("vgchange", *SCOPE, *options, "--", "vg_vms")))
+    await Lvm(commands).unmark_group("/dev/sdb", group, ("a",), autoactivate=autoactivate)
+    commands.assert_done()
+
+
+async def test_volume_groups_of_another_hosts_system_id_is_not_an_empty_list() -> None:
+    """vgs 2.03.16 ends with 0 and an empty list then."""
+    step = Step(
+        VGS, stdout=report("vg"), stderr="  Cannot access VG vg_x with system ID other with unknown local system ID.\n"
+    )
     with pytest.raises(AgentFault) as caught:
-        await Lvm(RecordedCommands(step)).deactivate_group("/dev/sdb", "vg_vms")
+        await Lvm(RecordedCommands(step)).volume_groups("/dev/sdb")
+    assert caught.value.fault.code is FaultCode.FOREIGN_DATA and "--systemid" in caught.value.fault.remedy
+
+
+async def test_remove_mapping_that_is_open_is_in_use() -> None:
+    step = replay("lvm", "mapping_busy", ("dmsetup", "remove", "--", "vg_vms-disk"))
+    with pytest.raises(AgentFault) as caught:
+        await Lvm(RecordedCommands(step)).remove_mapping("vg_vms-disk")
+    assert caught.value.fault.code is FaultCode.IN_USE
+
+
+async def test_deactivate_of_an_open_volume_is_in_use() -> None:
+    step = replay("lvm", "lv_open", ("lvchange", *SCOPE, "--activate", "n", "--select", "lv_uuid=u-1"))
+    with pytest.raises(AgentFault) as caught:
+        await Lvm(RecordedCommands(step)).deactivate("/dev/sdb", ["u-1"])
     assert caught.value.fault.code is FaultCode.IN_USE
 
 

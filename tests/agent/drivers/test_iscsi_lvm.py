@@ -1,285 +1,106 @@
-"""iscsi_lvm from login to release, with recorded tools, a fake sysfs, and a real block file as the probe LV."""
+"""iscsi_lvm from login to release, with recorded tools, a fake sysfs, and a real file as the probe LV."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.drivers.base import ProbeReport, Workspace
-from agent.drivers.iscsi_lvm import IscsiLvm
 from agent.errors import AgentFault
-from agent.iscsiadm import Iscsi
-from agent.lvm import Lvm
-from agent.scsi import Disks
 from agent.workers import WorkerPool
-from schemas.agent_rpc import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
-from tests.agent.drivers.conftest import make_space
-from tests.agent.fake_kernel import FakeIscsi
-from tests.agent.recorded_commands import RecordedCommands, Step, replay
+from tests.agent.recorded_commands import Step, replay
+from tests.agent.san import (
+    ADDS_TAGS,
+    CHAP,
+    DM_NAME,
+    DM_UUID,
+    IQN,
+    MAKES_POOL,
+    MAKES_PROBE_LV,
+    OTHER_BACKEND,
+    OTHER_TAGS,
+    POOL,
+    PROBE,
+    REMOVES_TAGS,
+    SCOPE,
+    TAGS,
+    TRIAL_IFACE,
+    San,
+    content,
+    fault_of,
+    lvs,
+    target_for,
+    vgs,
+)
 
-BACKEND = "01900000-0000-7000-8000-000000000001"
-OTHER_BACKEND = "01900000-0000-7000-8000-000000000002"
-FLEET = "01900000-0000-7000-8000-00000000ffff"
-IQN = "iqn.2026-01.org.example:vms"
-CHAP = Credentials({"username": "chap", "password": "chap-canary"})
-IFACE = "stowage-000000000001"
-TAGS = (f"stowage_backend_{BACKEND}", f"stowage_fleet_{FLEET}")
-SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
-REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix", "--options")
-DM_NAME = "vg_vms-stowage_probe"
-MAKES_PROBE_LV = Step(
-    ("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
-     "--extents", "1", "--name", "stowage_probe", "--", "vg_vms")
-)  # fmt: skip
-
-
-def target_for(backend_id: str = BACKEND, version: int = 1, **config: Any) -> Target:
-    config = {"portal": "10.0.0.9", "target_iqn": IQN, "vg_name": "vg_vms", **config}
-    return Target(
-        backend_id=backend_id, fleet_id=FLEET, kind="iscsi_lvm", config=config, generation=1, credential_version=version
-    )
-
-
-class FakeBlocks:
-    """Workers that touch no device of this machine: blocks are a file, sysfs is the fake one. on_scan and on_delete: what the kernel does then."""
-
-    def __init__(self, pool: WorkerPool, file: Path) -> None:
-        self._pool = pool
-        self._file = file
-        self._file.write_bytes(bytes(4 * 1024 * 1024))
-        self.opened: list[str] = []
-        self.on_scan: Callable[[], object] = lambda: None
-        self.on_delete: Callable[[], object] = lambda: None
-        self.fault: AgentFault | None = None
-
-    async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
-        if job == "write_sysfs":
-            answer = await self._pool.run(job, args, key=key, timeout_s=timeout_s)
-            (self.on_scan if args["path"].endswith("scan") else self.on_delete)()
-            return answer
-        if self.fault is not None:
-            raise self.fault
-        self.opened.append(args["device"])
-        return await self._pool.run(job, {**args, "device": str(self._file)}, key=key, timeout_s=timeout_s)
-
-
-class San:
-    """Steps of a target with one LUN, and what each does to the fake host."""
-
-    def __init__(self, host: FakeIscsi) -> None:
-        self.host = host
-        self.block_dir = Path()
-
-    def discover(self, portal: str = "10.0.0.9:3260") -> Step:
-        return replay(
-            "successes",
-            "sendtargets",
-            ("iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", portal, "-o", "nonpersistent"),
-        )
-
-    def node(self, *operation: str, iface: str = "default") -> tuple[str, ...]:
-        return ("iscsiadm", "-m", "node", "-T", IQN, "-p", "10.0.0.9:3260,1", "-I", iface, *operation)
-
-    def new_record(self, iface: str = "default") -> Step:
-        return Step(
-            self.node("-o", "new", iface=iface), effect=lambda: self.host.make_record(IQN, "10.0.0.9", 3260, 1, iface)
-        )
-
-    def login(self, iface: str = "default", number: int = 1) -> Step:
-        return Step(
-            self.node("--login", iface=iface), effect=lambda: self.host.login(IQN, "10.0.0.9", 3260, iface, number)
-        )
-
-    def logout(self, iface: str = "default", number: int = 1) -> Step:
-        return Step(self.node("--logout", iface=iface), effect=lambda: self.host.logout(number))
-
-    def delete_record(self, iface: str = "default") -> Step:
-        return Step(
-            self.node("-o", "delete", iface=iface),
-            effect=lambda: self.host.record(IQN, "10.0.0.9", 3260, 1, iface).unlink(),
-        )
-
-    def hold(self, dm_name: str) -> None:
-        self.host.add_holder(self.block_dir, dm_name)
-
-    def add_disk(self, lun: int = 0, wwid: str = "naa.6001405") -> None:
-        self.block_dir = self.host.add_disk(lun, wwid=wwid)
-
-
-def vgs(
-    *tags: str,
-    name: str = "vg_vms",
-    uuid: str = "uuid-1",
-    pv_count: int = 1,
-    is_there: bool = True,
-    device: str = "/dev/sdb",
-) -> Step:
-    rows = [
-        {
-            "vg_name": name,
-            "vg_uuid": uuid,
-            "vg_size": "100000000",
-            "vg_free": "60000000",
-            "vg_tags": ",".join(tags),
-            "pv_count": str(pv_count),
-        }
-    ]
-    argv = ("vgs", "--devices", device, *SCOPE[2:], *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count")
-    return Step(argv, stdout=json.dumps({"report": [{"vg": rows if is_there else []}]}))
-
-
-def lvs(*names: str, pool_percent: str = "") -> Step:
-    rows = [
-        {
-            "lv_name": name,
-            "lv_size": "20000000",
-            "lv_active": "",
-            "data_percent": pool_percent if name == "stowage_pool" else "",
-        }
-        for name in names
-    ]
-    return Step(
-        ("lvs", *SCOPE, *REPORT, "lv_name,lv_size,lv_active,data_percent", "--", "vg_vms"),
-        stdout=json.dumps({"report": [{"lv": rows}]}),
-    )
-
-
-def content(*types: str, vg_name: str = "") -> tuple[Step, Step]:
-    found = [{"device": "sdb", "offset": "0x218", "type": type_, "uuid": None, "label": None} for type_ in types]
-    pvs = (
-        [{"pv_name": "/dev/sdb", "vg_name": vg_name, "pv_in_use": "used" if vg_name else ""}]
-        if "LVM2_member" in types
-        else []
-    )
-    return (
-        Step(("wipefs", "--no-act", "--json", "--", "/dev/sdb"), stdout=json.dumps({"signatures": found})),
-        Step(("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use"), stdout=json.dumps({"report": [{"pv": pvs}]})),
-    )
+WWID = "naa.6001405"
+WIPE = Step(("wipefs", "--all", "--force", "--", "/dev/sdb"))
+LEFT_TOO = ", its autoactivation off, and the 4 MiB volume stowage_probe, which may be removed when no host uses it"
+ALREADY_ACTIVE = Step(("lvchange", *SCOPE, "--activate", "y", "--", f"vg_vms/{PROBE}"))
 
 
 @pytest.fixture
-def san(tmp_path: Path) -> San:
-    return San(FakeIscsi(tmp_path))
+def san(tmp_path: Path, workers: WorkerPool) -> Iterator[San]:
+    san = San(tmp_path, workers)
+    yield san
+    san.commands.assert_done()
 
 
-@pytest.fixture
-def commands() -> Iterator[RecordedCommands]:
-    commands = RecordedCommands()
-    yield commands
-    commands.assert_done()
-
-
-@pytest.fixture
-def blocks(workers: WorkerPool, tmp_path: Path, san: San) -> FakeBlocks:
-    blocks = FakeBlocks(workers, tmp_path / "blocks")
-    blocks.on_scan = san.add_disk
-    return blocks
-
-
-@pytest.fixture
-def driver(commands: RecordedCommands, blocks: FakeBlocks, san: San) -> IscsiLvm:
-    iscsi = Iscsi(commands, sysfs=san.host.sysfs, config_dirs=(san.host.config_dir,), lock_dir=san.host.lock_dir)
-    return IscsiLvm(commands, blocks, iscsi, Disks(blocks, san.host.sysfs), Lvm(commands))
-
-
-@pytest.fixture
-def space(tmp_path: Path) -> Workspace:
-    return make_space(tmp_path / "state", BACKEND)
-
-
-async def fault_of(awaitable: Any) -> Any:
-    with pytest.raises(AgentFault) as caught:
-        await awaitable
-    return caught.value.fault
-
-
-def activates(san: San) -> Step:
-    return Step(
-        ("lvchange", *SCOPE, "--activate", "y", "--", "vg_vms/stowage_probe"),
-        effect=lambda: san.hold(DM_NAME),
-    )
-
-
-def deactivates(san: San) -> Step:
-    return Step(
-        ("vgchange", *SCOPE, "--activate", "n", "--", "vg_vms"), effect=lambda: san.host.drop_holders(san.block_dir)
-    )
-
-
-async def attach(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, **config: Any
-) -> ProbeReport:
-    """Attached to a VG that is ours already."""
-    commands.then(san.discover(), san.new_record(), san.login(), vgs(*TAGS), lvs("stowage_probe"), activates(san))
-    return await driver.attach(target_for(**config), CHAP, space, establish=False)
-
-
-async def test_attach_logs_in_activates_and_proves(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    report = await attach(driver, commands, san, space)
+async def test_attach_logs_in_activates_and_proves(san: San) -> None:
+    report = await san.attach()
     assert report.latency_ms > 0
     assert report.capacity is not None and (report.capacity.total_bytes, report.capacity.available_bytes) == (
         100000000,
         60000000,
     )
-    assert blocks.opened == ["/dev/sdb", f"/dev/mapper/{DM_NAME}"]
+    assert san.blocks.jobs == [("read_block", "/dev/sdb"), ("write_block", "/dev/dm-0")]
+    assert san.blocks.dm_uuids == [DM_UUID]
     assert (san.host.sysfs / "class/scsi_host/host3/scan").read_text() == "- - 0"
     assert "chap-canary" in san.host.record(IQN, "10.0.0.9", 3260, 1).read_text()
-    assert not any("canary" in word for call in commands.calls for word in call)
-    assert not any(b"canary" in file.read_bytes() for file in space.dir.iterdir())
-    assert await driver.is_attached(target_for(), space)
-    assert not await driver.is_attached(target_for(portal="10.0.0.9:3261"), space)
+    assert not any("canary" in word for call in san.commands.calls for word in call)
+    assert not any(b"canary" in file.read_bytes() for file in san.space.dir.iterdir())
+    assert await san.driver.is_attached(target_for(), san.space)
+    assert not await san.driver.is_attached(target_for(portal="10.0.0.9:3261"), san.space)
 
 
-async def test_attach_again_takes_the_session_that_is_there(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    await attach(driver, commands, san, space)
-    commands.then(
-        vgs(*TAGS), lvs("stowage_probe"), Step(("lvchange", *SCOPE, "--activate", "y", "--", "vg_vms/stowage_probe"))
-    )
-    await driver.attach(target_for(), CHAP, space, establish=False)
+async def test_attach_again_takes_the_session_that_is_there(san: San) -> None:
+    await san.attach()
+    san.then(vgs(*TAGS), lvs(PROBE), ALREADY_ACTIVE)
+    await san.driver.attach(target_for(), CHAP, san.space, establish=False)
 
 
-async def test_attach_with_new_credentials_keeps_the_session_and_records_them(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    await attach(driver, commands, san, space)
-    assert not await driver.is_attached(target_for(version=2), space)
-    commands.then(
-        san.new_record(),
-        vgs(*TAGS),
-        lvs("stowage_probe"),
-        Step(("lvchange", *SCOPE, "--activate", "y", "--", "vg_vms/stowage_probe")),
-    )
-    await driver.attach(
-        target_for(version=2), Credentials({"username": "chap", "password": "newer-secret"}), space, establish=False
-    )
+async def test_attach_after_the_session_was_ended_by_others_removes_what_was_mapped_upon_it(san: San) -> None:
+    """LVM takes the volume for active as long as the mapping of the disk that is gone."""
+    await san.attach()
+    san.host.logout()
+    assert not await san.driver.is_attached(target_for(), san.space)
+    removes = Step(("dmsetup", "remove", "--", DM_NAME), effect=san.host.drop_mapping)
+    san.blocks.on_scan = lambda: san.add_disk(number=2)
+    san.then(san.comes()[:-1], san.login(number=2), vgs(*TAGS), lvs(PROBE), removes, san.activates())
+    await san.driver.attach(target_for(), CHAP, san.space, establish=False)
+    assert await san.driver.is_attached(target_for(), san.space)
+
+
+async def test_attach_with_new_credentials_proves_them_beside_the_session_and_records_them(san: San) -> None:
+    await san.attach()
+    assert not await san.driver.is_attached(target_for(version=2), san.space)
+    san.then(san.beside(), san.new_record(), vgs(*TAGS), lvs(PROBE), ALREADY_ACTIVE)
+    newer = Credentials({"username": "chap", "password": "newer-secret"})
+    await san.driver.attach(target_for(version=2), newer, san.space, establish=False)
     record = san.host.record(IQN, "10.0.0.9", 3260, 1).read_text()
     assert "newer-secret" in record and "chap-canary" not in record
-    assert await driver.is_attached(target_for(version=2), space)
+    assert await san.driver.is_attached(target_for(version=2), san.space)
 
 
-async def test_attach_to_a_vg_that_the_operator_made_adds_the_tags_last(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    commands.then(
-        san.discover(), san.new_record(), san.login(), vgs("theirs"), lvs("disk"),
-        MAKES_PROBE_LV,
-        Step(("vgchange", *SCOPE, "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms")),
-        activates(san),
+async def test_attach_to_a_vg_that_the_operator_made_adds_the_tags_last(san: San) -> None:
+    san.then(
+        san.comes(), vgs("theirs"), lvs("disk"), MAKES_PROBE_LV, lvs("disk", PROBE), san.activates(), ADDS_TAGS
     )  # fmt: skip
-    await driver.attach(target_for(), CHAP, space, establish=True)
-
-
-def ends_session(san: San, blocks: FakeBlocks) -> tuple[Step, ...]:
-    return (san.logout(), san.delete_record())
+    await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+    assert await san.driver.is_attached(target_for(), san.space)
 
 
 @pytest.mark.parametrize(
@@ -293,419 +114,379 @@ def ends_session(san: San, blocks: FakeBlocks) -> tuple[Step, ...]:
             "needs_initialization",
             "volume group other",
         ),
-        ((vgs(f"stowage_backend_{OTHER_BACKEND}", f"stowage_fleet_{FLEET}"),), True, "marker_mismatch", OTHER_BACKEND),
-        ((vgs(), lvs("stowage_probe")), False, "marker_missing", "tags"),
-        ((vgs(*TAGS), lvs()), False, "marker_missing", "stowage_probe"),
+        ((vgs(*OTHER_TAGS),), True, "marker_mismatch", OTHER_BACKEND),
+        ((vgs(),), False, "marker_missing", "tags"),
+        ((vgs(*TAGS), lvs()), False, "marker_missing", PROBE),
+        ((vgs(*TAGS), lvs(PROBE, probe_size=1024**2)), False, "wrong_device", "1048576"),
         ((vgs(*TAGS, pv_count=2),), True, "wrong_device", "2 devices"),
+        ((vgs(*TAGS, is_autoactivated=True),), False, "failed", "by itself"),
     ],
 )
 async def test_attach_that_finds_another_vg_than_ours_logs_out_again(
-    steps: tuple[Step, ...],
-    establish: bool,
-    code: str,
-    words: str,
-    driver: IscsiLvm,
-    commands: RecordedCommands,
-    san: San,
-    space: Workspace,
-    blocks: FakeBlocks,
+    steps: tuple[Step, ...], establish: bool, code: str, words: str, san: San
 ) -> None:
-    commands.then(san.discover(), san.new_record(), san.login(), *steps, *ends_session(san, blocks))
-    fault = await fault_of(driver.attach(target_for(), CHAP, space, establish=establish))
+    san.then(san.comes(), steps, san.goes())
+    fault = await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=establish))
     assert fault.code == code and words in fault.detail
     if code == "marker_mismatch":
         assert f"vgchange --deltag stowage_backend_{OTHER_BACKEND}" in fault.remedy
-    assert list((san.host.config_dir / "nodes").rglob("default")) == []
+    assert list((san.host.config_dir / "nodes").rglob("stowage")) == []
 
 
-async def test_attach_without_the_lun_logs_out_again(
-    driver: IscsiLvm,
-    commands: RecordedCommands,
-    san: San,
-    space: Workspace,
-    blocks: FakeBlocks,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_attach_without_the_lun_logs_out_again(san: San, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.scsi.DISK_TIMEOUT_S", 0.05)
-    blocks.on_scan = lambda: None
-    commands.then(san.discover(), san.new_record(), san.login(), *ends_session(san, blocks))
-    assert (await fault_of(driver.attach(target_for(), CHAP, space, establish=True))).code is FaultCode.LUN_NOT_FOUND
+    san.blocks.on_scan = lambda: None
+    san.then(san.comes(), san.goes())
+    fault = await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=True))
+    assert fault.code is FaultCode.LUN_NOT_FOUND
 
 
-async def test_attach_without_credentials_that_the_target_has_is_needs_credentials(
-    driver: IscsiLvm, commands: RecordedCommands, space: Workspace
-) -> None:
-    assert (
-        await fault_of(driver.attach(target_for(), Credentials({}), space, establish=True))
-    ).code is FaultCode.NEEDS_CREDENTIALS
-    assert commands.calls == []
+async def test_attach_without_credentials_that_the_target_has_is_needs_credentials(san: San) -> None:
+    fault = await fault_of(san.driver.attach(target_for(), Credentials({}), san.space, establish=True))
+    assert fault.code is FaultCode.NEEDS_CREDENTIALS
+    assert san.commands.calls == []
 
 
-async def test_attach_after_the_lun_was_exchanged_is_wrong_device(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    await attach(driver, commands, san, space)
+async def test_attach_after_the_lun_was_exchanged_is_wrong_device(san: San) -> None:
+    await san.attach()
     (san.block_dir.parents[1] / "wwid").write_text("naa.other\n")
-    for awaitable in (driver.probe(target_for(), space), driver.attach(target_for(), CHAP, space, establish=False)):
+    for awaitable in (
+        san.driver.probe(target_for(), san.space),
+        san.driver.attach(target_for(), CHAP, san.space, establish=False),
+    ):
         assert (await fault_of(awaitable)).code is FaultCode.WRONG_DEVICE
-    assert not await driver.is_attached(target_for(), space)
+    assert not await san.driver.is_attached(target_for(), san.space)
 
 
-async def test_probe_writes_first_and_then_looks_at_the_vg(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    await attach(driver, commands, san, space)
-    commands.then(vgs(*TAGS), lvs("stowage_probe"))
-    assert (await driver.probe(target_for(), space)).latency_ms > 0
-    blocks.fault = AgentFault.of(FaultCode.HUNG, "stuck")
-    assert (await fault_of(driver.probe(target_for(), space))).code is FaultCode.HUNG
+async def test_probe_reads_looks_at_the_vg_and_then_writes(san: San) -> None:
+    await san.attach()
+    san.blocks.jobs.clear()
+    san.blocks.on_write = san.commands.assert_done
+    san.then(vgs(*TAGS), lvs(PROBE))
+    assert (await san.driver.probe(target_for(), san.space)).latency_ms > 0
+    assert san.blocks.jobs == [("read_block", "/dev/sdb"), ("write_block", "/dev/dm-0")]
+
+
+async def test_probe_of_a_dead_lun_starts_no_tool(san: San) -> None:
+    await san.attach()
+    san.blocks.faults["read_block"] = AgentFault.of(FaultCode.HUNG, "stuck")
+    assert (await fault_of(san.driver.probe(target_for(), san.space))).code is FaultCode.HUNG
 
 
 @pytest.mark.parametrize(
     ("steps", "code"),
     [
         ((vgs(*TAGS, uuid="uuid-2"),), "wrong_device"),
-        ((vgs(), lvs("stowage_probe")), "marker_missing"),
+        ((vgs(),), "marker_missing"),
+        ((vgs(*TAGS), lvs()), "marker_missing"),
+        ((vgs(*TAGS), lvs(PROBE, probe_uuid="made-anew")), "converging"),
         ((vgs(is_there=False), *content()), "needs_initialization"),
     ],
 )
-async def test_probe_of_a_vg_that_changed_is_noticed(
-    steps: tuple[Step, ...], code: str, driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
+async def test_probe_of_a_vg_that_changed_is_noticed_and_writes_nothing(
+    steps: tuple[Step, ...], code: str, san: San
 ) -> None:
-    await attach(driver, commands, san, space)
-    commands.then(*steps)
-    assert (await fault_of(driver.probe(target_for(), space))).code == code
+    await san.attach()
+    san.blocks.jobs.clear()
+    san.then(steps)
+    assert (await fault_of(san.driver.probe(target_for(), san.space))).code == code
+    assert san.blocks.jobs == [("read_block", "/dev/sdb")]
 
 
-async def test_probe_of_a_session_that_failed_starts_no_tool(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    assert (await fault_of(driver.probe(target_for(), space))).code is FaultCode.CONVERGING
-    await attach(driver, commands, san, space)
+async def test_attach_after_the_probe_lv_was_made_anew_removes_its_old_mapping(san: San) -> None:
+    await san.attach()
+    anew = DM_UUID[:36] + "a" * 32
+    removes = Step(("dmsetup", "remove", "--", DM_NAME), effect=lambda: san.host.drop_holders(san.block_dir))
+    san.then(vgs(*TAGS), lvs(PROBE, probe_uuid="a" * 32), removes, san.activates(anew))
+    await san.driver.attach(target_for(), CHAP, san.space, establish=False)
+    assert san.blocks.dm_uuids == [DM_UUID, anew]
+    assert await san.driver.is_attached(target_for(), san.space)
+
+
+async def test_attach_to_a_vg_that_is_active_by_another_disk_is_in_use(san: San) -> None:
+    san.then(san.comes(), vgs(*TAGS), lvs(PROBE), ALREADY_ACTIVE, san.goes())
+    fault = await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=False))
+    assert fault.code is FaultCode.IN_USE
+    assert [job for job, _ in san.blocks.jobs].count("write_block") == 0
+
+
+async def test_probe_of_a_session_that_failed_starts_no_tool(san: San) -> None:
+    assert (await fault_of(san.driver.probe(target_for(), san.space))).code is FaultCode.CONVERGING
+    await san.attach()
     san.host.set_state("FAILED")
-    assert (await fault_of(driver.probe(target_for(), space))).code is FaultCode.SERVER_UNREACHABLE
-    assert not await driver.is_attached(target_for(), space)
+    assert (await fault_of(san.driver.probe(target_for(), san.space))).code is FaultCode.SERVER_UNREACHABLE
+    assert not await san.driver.is_attached(target_for(), san.space)
 
 
-async def test_release_deactivates_removes_the_disk_logs_out_and_forgets_the_secrets(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    await attach(driver, commands, san, space)
+async def test_release_deactivates_removes_the_disk_logs_out_and_forgets_the_secrets(san: San) -> None:
+    await san.attach()
     delete = san.block_dir.parents[1] / "delete"
     seen: list[str] = []
-    blocks.on_delete = lambda: seen.append(delete.read_text())
-    commands.then(deactivates(san), *ends_session(san, blocks))
-    assert (await driver.release(target_for(), space, remove_marker=False)).left == ()
+    san.blocks.on_delete = lambda: seen.append(delete.read_text())
+    san.then(san.deactivates(), san.goes())
+    assert (await san.driver.release(target_for(), san.space, remove_marker=False)).left == ()
     assert seen == ["1"]
-    assert not san.host.record(IQN, "10.0.0.9", 3260, 1).exists() and os.listdir(space.dir) == []
-    assert (await driver.release(target_for(), space, remove_marker=True)).left == ()
+    assert not san.host.record(IQN, "10.0.0.9", 3260, 1).exists() and os.listdir(san.space.dir) == []
+    assert (await san.driver.release(target_for(), san.space, remove_marker=True)).left == ()
 
 
-ADDS_TAGS = Step(("vgchange", *SCOPE, "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms"))
-REMOVES_TAGS = Step(("vgchange", *SCOPE, "--deltag", TAGS[0], "--deltag", TAGS[1], "--", "vg_vms"))
-REMOVES_PROBE_LV = Step(("lvremove", *SCOPE, "--yes", "--", "vg_vms/stowage_probe"))
-
-
-async def test_release_by_the_host_that_marked_the_vg_removes_tags_and_says_what_is_left(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    commands.then(
-        san.discover(), san.new_record(), san.login(), vgs(), lvs(), MAKES_PROBE_LV, ADDS_TAGS, activates(san),
-        vgs(*TAGS), deactivates(san), lvs("stowage_probe", "disk1", "disk2"), REMOVES_PROBE_LV, REMOVES_TAGS,
-        *ends_session(san, blocks),
+async def test_release_by_the_host_that_marked_the_vg_removes_tags_and_says_what_is_left(san: San) -> None:
+    san.then(
+        san.comes(), vgs(), lvs(), MAKES_PROBE_LV, lvs(PROBE), san.activates(), ADDS_TAGS,
+        san.deactivates(), vgs(*TAGS), REMOVES_TAGS, lvs(PROBE, "disk1", "disk2"), san.goes(),
     )  # fmt: skip
-    await driver.attach(target_for(), CHAP, space, establish=True)
-    report = await driver.release(target_for(), space, remove_marker=True)
-    assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}",)
+    await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}{LEFT_TOO}",)
 
 
-async def test_release_by_another_host_leaves_the_metadata_alone(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    await attach(driver, commands, san, space)
-    commands.then(vgs(*TAGS), deactivates(san), lvs("stowage_probe"), *ends_session(san, blocks))
-    report = await driver.release(target_for(), space, remove_marker=True)
-    assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}",)
+async def test_release_by_another_host_leaves_the_metadata_alone(san: San) -> None:
+    await san.attach()
+    san.then(san.deactivates(), vgs(*TAGS), lvs(PROBE), san.goes())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}{LEFT_TOO}",)
 
 
-async def test_attach_that_marked_the_vg_and_cannot_be_proven_unmarks_it(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    def activate_and_break() -> None:
-        san.hold(DM_NAME)
-        blocks.fault = AgentFault.of(FaultCode.READ_ONLY, "read-only LUN")
-
-    commands.then(
-        san.discover(), san.new_record(), san.login(), vgs(), lvs(), MAKES_PROBE_LV, ADDS_TAGS,
-        Step(activates(san).argv, effect=activate_and_break),
-        vgs(*TAGS), deactivates(san), lvs("stowage_probe"), REMOVES_PROBE_LV, REMOVES_TAGS, *ends_session(san, blocks),
-    )  # fmt: skip
-    assert (await fault_of(driver.attach(target_for(), CHAP, space, establish=True))).code is FaultCode.READ_ONLY
+async def test_release_by_the_host_that_marked_the_vg_without_a_session_says_that_the_tags_stay(san: San) -> None:
+    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS)
+    await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+    san.host.logout()
+    san.then(Step(("dmsetup", "remove", "--", DM_NAME), effect=san.host.drop_mapping), san.delete_record())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert report.left == (f"volume group vg_vms with its tags on LUN 0 of {IQN}, which is not attached on this host",)
 
 
-async def test_release_of_a_vg_in_use_is_in_use_and_keeps_all(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    await attach(driver, commands, san, space)
-    commands.then(replay("lvm", "lv_open", ("vgchange", *SCOPE, "--activate", "n", "--", "vg_vms")))
-    assert (await fault_of(driver.release(target_for(), space, remove_marker=False))).code is FaultCode.IN_USE
-    assert await driver.is_attached(target_for(), space)
+async def test_release_of_a_vg_in_use_is_in_use_and_keeps_all(san: San) -> None:
+    await san.attach()
+    san.then(replay("lvm", "lv_open", san.deactivates().argv))
+    fault = await fault_of(san.driver.release(target_for(), san.space, remove_marker=False))
+    assert fault.code is FaultCode.IN_USE
+    assert await san.driver.is_attached(target_for(), san.space)
 
 
-async def test_release_of_a_dead_target_removes_the_mappings_by_hand(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    await attach(driver, commands, san, space)
+async def test_release_of_a_backend_with_a_vm_disk_in_use_keeps_its_probe_lv_active(san: San) -> None:
+    await san.attach()
+    san.hold("vg_vms-disk", DM_UUID[:36] + "d" * 32, 3)
+    uuid = "dddddd-dddd-dddd-dddd-dddd-dddd-dddddd"
+    san.then(replay("lvm", "lv_open", san.deactivates(uuid).argv))
+    fault = await fault_of(san.driver.release(target_for(), san.space, remove_marker=True))
+    assert fault.code is FaultCode.IN_USE
+    assert await san.driver.is_attached(target_for(), san.space)
+
+
+async def test_release_of_a_dead_target_removes_the_mappings_by_hand(san: San) -> None:
+    await san.attach()
     timed_out = AgentFault.of(FaultCode.TIMED_OUT, "vgs did not end")
-    vgs_step = vgs()
-    commands.then(
-        Step(vgs_step.argv, fault=timed_out),
-        Step(("vgchange", *SCOPE, "--activate", "n", "--", "vg_vms"), fault=timed_out),
+    san.then(
+        Step(san.deactivates().argv, fault=timed_out),
         Step(("dmsetup", "remove", "--", DM_NAME), effect=lambda: san.host.drop_holders(san.block_dir)),
-        *ends_session(san, blocks),
+        Step(vgs().argv, fault=timed_out),
+        san.goes(),
     )
-    report = await driver.release(target_for(), space, remove_marker=True)
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
     assert "timed_out" in report.left[0]
 
 
-async def test_release_leaves_a_session_that_another_backend_uses_to_it(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks, tmp_path: Path
-) -> None:
-    await attach(driver, commands, san, space)
-    first_block_dir = san.block_dir
-    other_space = make_space(tmp_path / "state", OTHER_BACKEND)
-    other = target_for(OTHER_BACKEND, lun=1, vg_name="vg_two")
-    blocks.on_scan = lambda: san.host.add_disk(1, "sdc", "naa.two")
-    empty = vgs(is_there=False, device="/dev/sdc")
-    commands.then(
-        san.discover(), empty,
-        Step(("wipefs", "--no-act", "--json", "--", "/dev/sdc"), stdout='{"signatures": []}'),
-        Step(("pvs", "--devices", "/dev/sdc", *SCOPE[2:], *REPORT, "pv_name,vg_name,pv_in_use"), stdout='{"report": [{"pv": []}]}'),
+async def test_release_of_a_session_that_has_failed_asks_no_lvm(san: San) -> None:
+    await san.attach()
+    san.host.set_state("FAILED")
+    removes = Step(("dmsetup", "remove", "--", DM_NAME), effect=lambda: san.host.drop_holders(san.block_dir))
+    san.then(removes, san.goes())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert "server_unreachable" in report.left[0]
+
+
+async def test_release_of_an_exchanged_lun_writes_nothing_on_it(san: San) -> None:
+    await san.attach()
+    (san.block_dir.parents[1] / "wwid").write_text("naa.other\n")
+    san.then(san.deactivates(), san.goes())
+    report = await san.driver.release(target_for(), san.space, remove_marker=True)
+    assert "wrong_device" in report.left[0]
+
+
+async def test_attach_at_another_portal_detaches_the_old_one_first(san: San, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_: Any, **__: Any) -> list[Any]:
+        return [(2, 1, 6, "", ("10.0.0.9", 0))]
+
+    monkeypatch.setattr("asyncio.BaseEventLoop.getaddrinfo", resolve)
+    await san.attach()
+    san.then(
+        san.deactivates(), san.goes(), san.discover("san.example:3260"), san.comes()[1:],
+        vgs(*TAGS), lvs(PROBE), san.activates(),
     )  # fmt: skip
-    # It did not log in, so its failure leaves the session, and it is remembered as a sharer.
-    assert (
-        await fault_of(driver.attach(other, CHAP, other_space, establish=True))
-    ).code is FaultCode.NEEDS_INITIALIZATION
-    san.block_dir = first_block_dir
-    commands.then(deactivates(san))
-    await driver.release(target_for(), space, remove_marker=False)
-    assert san.host.record(IQN, "10.0.0.9", 3260, 1).exists()
-    commands.then(*ends_session(san, blocks))
-    await driver.release(other, other_space, remove_marker=False)
+    await san.driver.attach(target_for(portal="san.example"), CHAP, san.space, establish=False)
+    assert await san.driver.is_attached(target_for(portal="san.example"), san.space)
 
 
-async def test_release_leaves_a_session_that_was_there_before(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    san.host.login(IQN, "10.0.0.9", 3260)
-    commands.then(san.discover(), vgs(*TAGS), lvs("stowage_probe"), activates(san))
-    await driver.attach(target_for(), CHAP, space, establish=False)
-    commands.then(deactivates(san))
-    await driver.release(target_for(), space, remove_marker=False)
-    assert (san.host.sysfs / "class/iscsi_session/session1").exists()
+def comes_beside(san: San) -> None:
+    san.blocks.on_scan = lambda: san.host.add_disk(0, "sdc", number=2)
 
 
-async def test_attach_at_another_portal_detaches_the_old_one_first(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    await attach(driver, commands, san, space)
-    commands.then(
-        deactivates(san), *ends_session(san, blocks),
-        san.discover("san.example:3260"), san.new_record(), san.login(), vgs(*TAGS), lvs("stowage_probe"), activates(san),
-    )  # fmt: skip
-    await driver.attach(target_for(portal="san.example"), CHAP, space, establish=False)
-    assert await driver.is_attached(target_for(portal="san.example"), space)
-
-
-def trial_steps(san: San, *middle: Step) -> tuple[Step, ...]:
-    iface = ("iscsiadm", "-m", "iface", "-I", IFACE)
-    return (
-        san.discover(), Step((*iface, "-o", "new")), Step((*iface, "-o", "update", "-n", "iface.transport_name", "-v", "tcp")),
-        san.new_record(IFACE), san.login(IFACE, 2), *middle,
-        san.logout(IFACE, 2), san.delete_record(IFACE), Step((*iface, "-o", "delete")),
-    )  # fmt: skip
-
-
-async def test_trial_logs_in_beside_the_session_in_use_and_leaves_nothing(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    await attach(driver, commands, san, space)
-    blocks.on_scan = lambda: san.host.add_disk(0, "sdc", number=2)
-    commands.then(*trial_steps(san, vgs(*TAGS, device="/dev/sdc")))
-    report = await driver.trial(target_for(version=2), Credentials({"username": "chap", "password": "newer"}), space)
+async def test_trial_logs_in_beside_the_session_in_use_and_leaves_nothing(san: San) -> None:
+    await san.attach()
+    comes_beside(san)
+    san.then(san.discover(), san.beside(vgs(*TAGS, device="/dev/sdc")))
+    newer = Credentials({"username": "chap", "password": "newer"})
+    report = await san.driver.trial(target_for(version=2), newer, san.space)
     assert report.latency_ms > 0 and report.capacity is not None
     assert "newer" not in san.host.record(IQN, "10.0.0.9", 3260, 1).read_text()
-    assert await driver.is_attached(target_for(), space)
-    assert os.listdir(space.dir) == ["iscsi.json"]
+    assert await san.driver.is_attached(target_for(), san.space)
+    assert os.listdir(san.space.dir) == ["iscsi.json"]
 
 
-async def test_trial_with_a_wrong_password_is_auth_failed_and_leaves_nothing(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    iface = ("iscsiadm", "-m", "iface", "-I", IFACE)
-    commands.then(
-        san.discover(), Step((*iface, "-o", "new")), Step((*iface, "-o", "update", "-n", "iface.transport_name", "-v", "tcp")),
-        san.new_record(IFACE), replay("iscsiadm", "wrong_chap", san.node("--login", iface=IFACE)),
-        Step(san.node("--logout", iface=IFACE), 21), san.delete_record(IFACE),
-        Step(san.node("-o", "delete", iface=IFACE), 21), Step((*iface, "-o", "delete")),
+async def test_trial_of_a_vg_that_activates_itself_removes_what_came_upon_its_own_disk(san: San) -> None:
+    def add() -> None:
+        block_dir = san.host.add_disk(0, "sdc", number=2)
+        san.host.add_holder(block_dir, "vg_vms-disk", 7, DM_UUID[:36] + "d" * 32)
+
+    san.blocks.on_scan = add
+    removes = Step(("dmsetup", "remove", "--", "vg_vms-disk"), effect=lambda: san.host.drop_mapping(7))
+    san.then(san.discover(), san.beside(vgs(is_autoactivated=True, device="/dev/sdc"), removes))
+    await san.driver.trial(target_for(), CHAP, san.space)
+    assert os.listdir(san.space.dir) == []
+
+
+async def test_trial_whose_disk_somebody_uses_is_in_use_and_ends_later(san: San) -> None:
+    comes_beside(san)
+    san.blocks.busy = "/dev/sdc"
+    san.then(san.discover(), san.beside(vgs(device="/dev/sdc"))[:3])
+    assert (await fault_of(san.driver.trial(target_for(), CHAP, san.space))).code is FaultCode.IN_USE
+    assert san.has_session(2)
+    san.blocks.busy = ""
+    san.then(san.beside()[2:])
+    await san.driver.clean_trial(target_for(), san.space)
+    assert os.listdir(san.space.dir) == []
+
+
+async def test_trial_with_a_wrong_password_is_auth_failed_and_leaves_nothing(san: San) -> None:
+    san.then(
+        san.discover(), san.new_record(TRIAL_IFACE),
+        replay("iscsiadm", "wrong_chap", san.node("--login", iface=TRIAL_IFACE)),
+        Step(san.node("--logout", iface=TRIAL_IFACE), 21), san.delete_record(TRIAL_IFACE),
+        Step(san.node("-o", "delete", iface=TRIAL_IFACE), 21),
     )  # fmt: skip
-    assert (await fault_of(driver.trial(target_for(), CHAP, space))).code is FaultCode.AUTH_FAILED
-    assert os.listdir(space.dir) == []
+    assert (await fault_of(san.driver.trial(target_for(), CHAP, san.space))).code is FaultCode.AUTH_FAILED
+    assert os.listdir(san.space.dir) == []
 
 
-async def test_inspect_shows_what_is_there_and_logs_out(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    commands.then(
-        san.discover(),
-        san.new_record(),
-        san.login(),
-        *content("LVM2_member", vg_name="other"),
-        vgs(name="other"),
-        *ends_session(san, blocks),
-    )
-    found = await driver.inspect(target_for(), CHAP, space)
-    assert (found.wwid, found.size_bytes, found.foreign_vg, found.is_blank) == ("naa.6001405", 1024**3, "other", False)
+async def test_inspect_shows_what_is_there_and_logs_out(san: San) -> None:
+    san.then(san.comes(), content("LVM2_member", vg_name="other"), vgs(name="other"), san.goes())
+    found = await san.driver.inspect(target_for(), CHAP, san.space)
+    assert (found.wwid, found.size_bytes, found.foreign_vg, found.is_blank) == (WWID, 1024**3, "other", False)
     assert found.signatures == ("LVM2_member at 0x218",)
 
 
 def creates() -> tuple[Step, ...]:
+    tags = ("--addtag", TAGS[0], "--addtag", TAGS[1])
+    options = ("--systemid", "", "--setautoactivation", "n", *tags, "--", "vg_vms", "/dev/sdb")
     return (
-        Step(("pvcreate", *SCOPE, "--yes", "--", "/dev/sdb")),
-        Step(
-            (
-                "vgcreate",
-                *SCOPE,
-                "--yes",
-                "--setautoactivation",
-                "n",
-                "--addtag",
-                TAGS[0],
-                "--addtag",
-                TAGS[1],
-                "--",
-                "vg_vms",
-                "/dev/sdb",
-            )
-        ),
+        Step(("pvcreate", *SCOPE, "--", "/dev/sdb")),
+        Step(("vgcreate", *SCOPE, *options)),
         vgs(*TAGS),
         lvs(),
         MAKES_PROBE_LV,
     )
 
 
-async def test_initialize_of_a_blank_lun_makes_the_vg_and_attaches(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    commands.then(
-        san.discover(), san.new_record(), san.login(), vgs(is_there=False), *content(), *creates(), activates(san)
-    )
-    assert (await driver.initialize(target_for(), CHAP, space, wwid="naa.6001405", force=False)).latency_ms > 0
-    assert await driver.is_attached(target_for(), space)
+async def test_initialize_of_a_blank_lun_makes_the_vg_and_attaches(san: San) -> None:
+    san.then(san.comes(), vgs(is_there=False), content(), creates(), lvs(PROBE), san.activates())
+    report = await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
+    assert report.latency_ms > 0
+    assert await san.driver.is_attached(target_for(), san.space)
 
 
-async def test_initialize_with_thin_makes_the_pool_too(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    commands.then(
-        san.discover(), san.new_record(), san.login(), vgs(is_there=False), *content(), *creates(),
-        Step(("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--extents", "95%FREE", "--name", "stowage_pool", "--", "vg_vms")),
-        Step(("lvchange", *SCOPE, "--activate", "n", "--", "vg_vms/stowage_pool")),
-        activates(san), lvs("stowage_probe", "stowage_pool", pool_percent="50.00"),
+async def test_initialize_with_thin_makes_the_pool_too(san: San) -> None:
+    san.then(
+        san.comes(), vgs(is_there=False), content(), creates(), MAKES_POOL,
+        lvs(PROBE, POOL, pool_percent="50.00"), san.activates(),
     )  # fmt: skip
-    report = await driver.initialize(target_for(thin=True), CHAP, space, wwid="naa.6001405", force=False)
+    report = await san.driver.initialize(target_for(thin=True), CHAP, san.space, wwid=WWID, force=False)
     assert report.capacity is not None and report.capacity.available_bytes == 60000000 + 10000000
 
 
-async def test_initialize_twice_finds_its_own_work_and_completes_it(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    commands.then(san.discover(), san.new_record(), san.login(), vgs(*TAGS), *creates()[2:], activates(san))
-    await driver.initialize(target_for(), CHAP, space, wwid="naa.6001405", force=False)
+async def test_initialize_twice_finds_its_own_work_and_completes_it(san: San) -> None:
+    san.then(san.comes(), vgs(*TAGS), creates()[2:], lvs(PROBE), san.activates())
+    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
 
 
-async def test_initialize_after_a_kill_between_pvcreate_and_vgcreate_goes_on(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace
-) -> None:
-    wipe = Step(("wipefs", "--all", "--force", "--", "/dev/sdb"))
-    commands.then(
-        san.discover(),
-        san.new_record(),
-        san.login(),
-        vgs(is_there=False),
-        *content("LVM2_member"),
-        wipe,
-        *creates(),
-        activates(san),
-    )
-    await driver.initialize(target_for(), CHAP, space, wwid="naa.6001405", force=False)
+async def test_initialize_after_a_kill_between_pvcreate_and_vgcreate_goes_on(san: San) -> None:
+    san.then(
+        san.comes(), vgs(is_there=False), content("LVM2_member"), WIPE, creates(), lvs(PROBE), san.activates()
+    )  # fmt: skip
+    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
 
 
-async def test_initialize_of_foreign_data_needs_force(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    commands.then(
-        san.discover(),
-        san.new_record(),
-        san.login(),
-        vgs(is_there=False),
-        *content("gpt", "PMBR"),
-        *ends_session(san, blocks),
-    )
-    fault = await fault_of(driver.initialize(target_for(), CHAP, space, wwid="naa.6001405", force=False))
+async def test_initialize_of_foreign_data_needs_force(san: San) -> None:
+    san.then(san.comes(), vgs(is_there=False), content("gpt", "PMBR"), san.goes())
+    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False))
     assert fault.code is FaultCode.FOREIGN_DATA and "gpt" in fault.detail
-    wipe = Step(("wipefs", "--all", "--force", "--", "/dev/sdb"))
-    commands.then(
-        san.discover(),
-        san.new_record(),
-        san.login(),
-        vgs(is_there=False),
-        *content("gpt", "PMBR"),
-        wipe,
-        *creates(),
-        activates(san),
-    )
-    await driver.initialize(target_for(), CHAP, space, wwid="naa.6001405", force=True)
+    san.then(
+        san.comes(), vgs(is_there=False), content("gpt", "PMBR"), WIPE, creates(), lvs(PROBE), san.activates()
+    )  # fmt: skip
+    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True)
+
+
+async def test_initialize_of_a_lun_that_is_mounted_by_another_session_is_in_use_even_with_force(san: San) -> None:
+    """The operator's own session shows the same LUN as sdz; wipefs --force would not care."""
+
+    def add() -> None:
+        san.add_disk()
+        san.host.login(IQN, "10.0.0.9", 3260, "default", 9)
+        san.host.add_partition(san.host.add_disk(0, "sdz", number=9))
+
+    san.blocks.on_scan = add
+    for san.blocks.busy in ("/dev/sdz", "/dev/sdz1"):
+        san.then(san.comes(), vgs(is_there=False), content("ext4"), san.goes())
+        fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+        assert fault.code is FaultCode.IN_USE and san.blocks.busy in fault.detail
+        san.host.logout(9)
+
+
+async def test_initialize_of_a_lun_on_which_an_array_runs_names_it(san: San) -> None:
+    def add() -> None:
+        san.add_disk()
+        other = san.host.add_disk(0, "sdz", number=9)
+        array = san.host.sysfs / "devices/virtual/block/md127"
+        (array / "holders").mkdir(parents=True)
+        (other / "holders/md127").symlink_to(array)
+
+    san.blocks.on_scan = add
+    san.then(san.comes(), vgs(is_there=False), content("ext4"), san.goes())
+    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+    assert fault.code is FaultCode.IN_USE and "md127" in fault.detail
+
+
+async def test_initialize_where_a_signature_appeared_since_is_foreign_data(san: San) -> None:
+    pvcreate = replay("lvm", "signature_appeared", creates()[0].argv)
+    san.then(san.comes(), vgs(is_there=False), content(), pvcreate, san.goes())
+    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+    assert fault.code is FaultCode.FOREIGN_DATA
 
 
 @pytest.mark.parametrize("force", [True, False])
-async def test_initialize_of_another_backends_vg_is_refused_even_with_force(
-    force: bool, driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    others = vgs(f"stowage_backend_{OTHER_BACKEND}", f"stowage_fleet_{FLEET}", name="elsewhere")
-    commands.then(san.discover(), san.new_record(), san.login(), others, *ends_session(san, blocks))
-    assert (
-        await fault_of(driver.initialize(target_for(), CHAP, space, wwid="naa.6001405", force=force))
-    ).code is FaultCode.MARKER_MISMATCH
+async def test_initialize_of_another_backends_vg_is_refused_even_with_force(force: bool, san: San) -> None:
+    san.then(san.comes(), vgs(*OTHER_TAGS, name="elsewhere"), san.goes())
+    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=force))
+    assert fault.code is FaultCode.MARKER_MISMATCH
 
 
-async def test_initialize_of_another_lun_than_confirmed_is_wrong_device(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
-    commands.then(san.discover(), san.new_record(), san.login(), *ends_session(san, blocks))
-    assert (
-        await fault_of(driver.initialize(target_for(), CHAP, space, wwid="naa.other", force=True))
-    ).code is FaultCode.WRONG_DEVICE
+async def test_initialize_of_another_lun_than_confirmed_is_wrong_device(san: San) -> None:
+    san.then(san.comes(), san.goes())
+    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid="naa.other", force=True))
+    assert fault.code is FaultCode.WRONG_DEVICE
 
 
-async def test_multipath_map_is_what_is_opened(
-    driver: IscsiLvm, commands: RecordedCommands, san: San, space: Workspace, blocks: FakeBlocks
-) -> None:
+async def test_multipath_map_is_what_is_opened(san: San) -> None:
     def add() -> None:
         san.add_disk()
-        san.host.add_holder(san.block_dir, "mpatha", 5, uuid="mpath-36001405")
+        san.hold("mpatha", "mpath-36001405", 5)
 
-    blocks.on_scan = add
+    san.blocks.on_scan = add
     argv = tuple("/dev/dm-5" if word == "/dev/sdb" else word for word in vgs().argv)
-    commands.then(
-        san.discover(),
-        san.new_record(),
-        san.login(),
-        Step(argv, fault=AgentFault.of(FaultCode.IO_ERROR, "x")),
-        *ends_session(san, blocks),
-    )
-    assert (await fault_of(driver.attach(target_for(), CHAP, space, establish=True))).code is FaultCode.IO_ERROR
-    assert blocks.opened == ["/dev/dm-5"]
+    san.then(san.comes(), Step(argv, fault=AgentFault.of(FaultCode.IO_ERROR, "x")), san.goes())
+    fault = await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=True))
+    assert fault.code is FaultCode.IO_ERROR
+    assert san.blocks.jobs == [("read_block", "/dev/dm-5"), ("find_busy", "/dev/dm-5"), ("find_busy", "/dev/dm-5")]
 
 
 @pytest.mark.parametrize(
@@ -713,16 +494,13 @@ async def test_multipath_map_is_what_is_opened(
     [{"portal": "-o"}, {"portal": "1.2.3.4:99999"}, {"portal": "a b"}, {"portal": "nas\n"}, {"target_iqn": "--logout"}, {"target_iqn": "iqn.2026-01.a,b"},
      {"vg_name": "-y"}, {"vg_name": "a/b"}, {"vg_name": "a b"}, {"vg_name": ".."}, {"lun": -1}, {"lun": "0"}],
 )  # fmt: skip
-async def test_attach_with_words_that_could_reach_argv_runs_nothing(
-    config: dict[str, Any], driver: IscsiLvm, commands: RecordedCommands, space: Workspace
-) -> None:
-    assert (
-        await fault_of(driver.attach(target_for(**config), CHAP, space, establish=True))
-    ).code is FaultCode.KIND_UNSUPPORTED
-    assert commands.calls == []
+async def test_attach_with_words_that_could_reach_argv_runs_nothing(config: dict[str, Any], san: San) -> None:
+    fault = await fault_of(san.driver.attach(target_for(**config), CHAP, san.space, establish=True))
+    assert fault.code is FaultCode.KIND_UNSUPPORTED
+    assert san.commands.calls == []
 
 
-async def test_discover_lists_each_target_once(driver: IscsiLvm, commands: RecordedCommands, san: San) -> None:
-    commands.then(san.discover())
-    items = await driver.discover({"portal": "10.0.0.9"})
+async def test_discover_lists_each_target_once(san: San) -> None:
+    san.then(san.discover())
+    items = await san.driver.discover({"portal": "10.0.0.9"})
     assert [item.config["target_iqn"] for item in items] == ["iqn.2026-01.org.example:other", IQN]

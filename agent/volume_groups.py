@@ -1,0 +1,318 @@
+"""The VG of a backend: whose it is, what an add makes in it, and the proof of a write in its LV `stowage_probe`.
+
+The marker is two tags of the VG. An add makes, in this order, probe LV, thin pool, a proven write, and the tags last: until
+they are there, no other host can have come to it, so what this very call made it takes back when it fails. From then on
+other hosts may use the probe LV, and it is never removed: a host whose mapping of it is stale would write into whatever
+lies there by then.
+
+    untagged ── making noted ── LVs made ── write proven ── tags noted ── tagged        kill: found by the note, undone if untagged
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from agent import markers
+from agent.drivers.base import ProbeReport, Workers, Workspace
+from agent.errors import AgentFault
+from agent.jobs import BLOCK_BYTES
+from agent.lun_memory import LunMemory
+from agent.lvm import PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
+from agent.probes import PROBE_TIMEOUT_S, job_key, report_of
+from agent.scsi import Disk, Disks, Mapping, dm_uuid_of
+from schemas.agent_rpc import Target
+from schemas.backends import Capability
+from schemas.faults import FaultCode
+from schemas.kinds import IscsiLvmConfig
+
+log = logging.getLogger(__name__)
+
+CAPABILITIES = (Capability.EXTERNAL, Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)
+_PROBE_BLOCKS = PROBE_LV_BYTES // BLOCK_BYTES
+_TAGS = "tags"
+_AUTOACTIVATION = "autoactivation"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend's VG as one call sees it."""
+
+    config: IscsiLvmConfig
+    target: Target
+    space: Workspace
+    disk: Disk
+
+    def __str__(self) -> str:
+        return f"LUN {self.config.lun} of {self.config.target_iqn}"
+
+    @property
+    def memory(self) -> LunMemory:
+        return LunMemory(self.space.dir)
+
+
+class VolumeGroups:
+    """Looks for, makes, proves and gives back VGs."""
+
+    def __init__(self, lvm: Lvm, disks: Disks, workers: Workers, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+        self._lvm = lvm
+        self._disks = disks
+        self._workers = workers
+        self._timeout_s = timeout_s
+
+    async def find(self, place: Place) -> VolumeGroup:
+        """The configured VG on the disk, not another backend's. Raises AgentFault needs_initialization with what is there instead."""
+        group = await self._named(place)
+        if group is None:
+            content = await self._lvm.content(place.disk.device)
+            found = f"volume group {content.vg_name}" if content.vg_name else ", ".join(content.signatures)
+            raise AgentFault.of(
+                FaultCode.NEEDS_INITIALIZATION,
+                f"{place} ({place.disk.wwid}) {'is blank' if content.is_blank else f'holds {found}'}; there is no volume group {place.config.vg_name}",
+            )
+        if group.pv_count != 1:
+            raise AgentFault.of(FaultCode.WRONG_DEVICE, f"volume group {group.name} spans {group.pv_count} devices, and a backend is one LUN",
+                                "Choose a volume group that lies on this LUN alone")  # fmt: skip
+        known_uuid = place.memory.read().get("vg_uuid", "")
+        if known_uuid not in ("", group.uuid):
+            raise AgentFault.of(
+                FaultCode.WRONG_DEVICE, f"volume group {group.name} on {place} is not the one that was attached before"
+            )
+        tags = " ".join(
+            f"--deltag {tag}"
+            for tag in group.tags
+            if tag.startswith("stowage_") and tag.replace("_", "-").replace("-", "").isalnum()
+        )
+        markers.refuse_other(
+            markers.read_tags(group.tags, place.target),
+            place.target,
+            f"volume group {group.name} on {place}",
+            clear_with=f"run vgchange {tags} {group.name}",
+        )
+        return group
+
+    async def attach(self, place: Place, *, establish: bool) -> ProbeReport:
+        """The probe LV is active, proven and remembered; with `establish` a VG without tags is made ours."""
+        group = await self.find(place)
+        if not self._is_ours(place, group):
+            if not establish:
+                raise _lost(place, group, "its tags")
+            return await self._take_over(place, group)
+        # The tags are made last, so an add that was killed had come to its end.
+        place.memory.add(making="")
+        if establish:
+            await self._complete(place, group)
+        elif group.is_autoactivated:
+            raise AgentFault.of(
+                FaultCode.FAILED,
+                f"every host would activate the volumes of {group.name} by itself",
+                f"Run vgchange --setautoactivation n {group.name} on one host",
+            )
+        report, probe = await self._bring_up(place, group)
+        self._remember(place, group, probe)
+        return report
+
+    async def probe(self, place: Place) -> ProbeReport:
+        """The proof on what is attached; nothing is written before VG, LV and mapping are known for ours."""
+        group = await self.find(place)
+        if not self._is_ours(place, group):
+            raise _lost(place, group, "its tags")
+        volumes = await self._lvm.logical_volumes(place.disk.device, group.name)
+        mapping = self._mapping(place, group, _probe_volume(place, group, volumes))
+        if mapping is None:
+            raise AgentFault.of(
+                FaultCode.CONVERGING, f"the volume {PROBE_LV} is not active on this host", is_retryable=True
+            )
+        return self._report(place, group, volumes, await self._write(place, mapping))
+
+    async def look(self, place: Place, group: VolumeGroup, answer: dict[str, Any]) -> ProbeReport:
+        """The report of a trial that read the disk (answer): the LV is writable by one way at a time only."""
+        if place.memory.read().get("vg_uuid", "") != "":
+            markers.refuse_missing(markers.read_tags(group.tags, place.target), f"volume group {group.name}")
+        volumes = await self._lvm.logical_volumes(place.disk.device, group.name) if place.config.thin else ()
+        return self._report(place, group, volumes, answer)
+
+    async def create(self, place: Place, *, force: bool) -> None:
+        """Our VG is on the disk. Raises AgentFault foreign_data or in_use rather than overwrite; made by an earlier try: done."""
+        for group in await self._lvm.volume_groups(place.disk.device):
+            answer = markers.read_tags(group.tags, place.target)
+            markers.refuse_other(answer, place.target, f"volume group {group.name} on {place}",
+                                 clear_with="remove its stowage tags with vgchange --deltag")  # fmt: skip
+            if group.name == place.config.vg_name and answer["marker"] == "ours":
+                return
+        content = await self._lvm.content(place.disk.device)
+        if not content.is_blank and not force:
+            found = f"volume group {content.vg_name}" if content.vg_name else ", ".join(content.signatures)
+            raise AgentFault.of(FaultCode.FOREIGN_DATA, f"{place} ({place.disk.wwid}) holds {found}")
+        await self._disks.refuse_used_lun(place.disk, job_key(place.target))
+        if content.signatures:
+            await self._lvm.wipe(place.disk.device)
+        place.memory.add(marked="yes")
+        await self._lvm.create_group(place.disk.device, place.config.vg_name, markers.tags_for(place.target))
+
+    async def give_back(self, place: Place, *, remove_marker: bool) -> tuple[str, ...]:
+        """What an add that was killed had made is gone, and with remove_marker our tags if this host wrote them; what is left on the LUN.
+
+        Only that host: all hosts release at once, and of two that write a VG's metadata one destroys the other's.
+        """
+        group = await self._named(place)
+        if group is None or markers.read_tags(group.tags, place.target)["marker"] == "other":
+            return ()
+        if not self._is_ours(place, group):
+            await self._undo(place)
+        elif remove_marker and place.memory.read().get("marked") == "yes":
+            await self._lvm.unmark_group(place.disk.device, group, markers.tags_for(place.target), autoactivate=False)
+        names = [volume.name for volume in await self._lvm.logical_volumes(place.disk.device, group.name)]
+        return (_left(place, group, names),) if remove_marker else ()
+
+    # An add.
+
+    async def _take_over(self, place: Place, group: VolumeGroup) -> ProbeReport:
+        """A VG without tags is ours, or as it was before."""
+        await self._undo(place)
+        try:
+            await self._complete_volumes(place, group, is_noted=True)
+            report, probe = await self._bring_up(place, group)
+            self._note(place, group, _TAGS, *((_AUTOACTIVATION,) if group.is_autoactivated else ()))
+            place.memory.add(marked="yes")
+            await self._lvm.mark_group(place.disk.device, group, markers.tags_for(place.target))
+        except BaseException:
+            try:
+                await self._undo(place)
+            except AgentFault as error:
+                log.warning("what an add made stays", extra={"vg_name": group.name, "code": str(error.fault.code)})
+            raise
+        place.memory.add(making="")
+        self._remember(place, group, probe)
+        return report
+
+    async def _complete(self, place: Place, group: VolumeGroup) -> None:
+        """A VG with our tags has all that belongs to it: after initialize, or an add that is repeated. Nothing of it is taken back."""
+        await self._complete_volumes(place, group, is_noted=False)
+        await self._lvm.mark_group(place.disk.device, group, ())
+
+    async def _complete_volumes(self, place: Place, group: VolumeGroup, *, is_noted: bool) -> None:
+        device, tag = place.disk.device, markers.tags_for(place.target)[0]
+        # Making a pool activates it.
+        place.memory.add(active_vg=group.uuid)
+        there = {volume.name for volume in await self._lvm.logical_volumes(device, group.name)}
+        if PROBE_LV not in there:
+            if is_noted:
+                self._note(place, group, PROBE_LV)
+            await self._lvm.create_probe_volume(device, group.name, tag)
+        if place.config.thin and THIN_POOL_LV not in there:
+            if is_noted:
+                self._note(place, group, THIN_POOL_LV)
+            await self._lvm.create_thin_pool(device, group.name, tag)
+
+    async def _undo(self, place: Place) -> None:
+        """What the note says is gone from the VG, and so is the note: LVs that bear this backend's tag, and the VG's tags."""
+        uuid, *made = place.memory.read().get("making", "").split() or [""]
+        if not made:
+            return
+        device, tags = place.disk.device, markers.tags_for(place.target)
+        group = await self._named(place)
+        if group is not None and group.uuid == uuid:
+            if _TAGS in made:
+                await self._lvm.unmark_group(device, group, tags, autoactivate=_AUTOACTIVATION in made)
+            for volume in await self._lvm.logical_volumes(device, group.name):
+                # Noted before it was made: if that failed, one of this name is somebody else's.
+                if volume.name in made and tags[0] in volume.tags:
+                    await self._lvm.remove_volume(device, group.name, volume.name)
+        place.memory.add(making="", marked="")
+
+    def _note(self, place: Place, group: VolumeGroup, *made: str) -> None:
+        before = place.memory.read().get("making", group.uuid)
+        place.memory.add(making=" ".join((before, *made)))
+
+    def _remember(self, place: Place, group: VolumeGroup, probe: LogicalVolume) -> None:
+        place.memory.add(wwid=place.disk.wwid, vg_uuid=group.uuid, probe_uuid=probe.uuid)
+
+    # The proof.
+
+    async def _bring_up(self, place: Place, group: VolumeGroup) -> tuple[ProbeReport, LogicalVolume]:
+        """The probe LV is active upon this disk, and a write was proven."""
+        volumes = await self._lvm.logical_volumes(place.disk.device, group.name)
+        probe = _probe_volume(place, group, volumes)
+        place.memory.add(active_vg=group.uuid)
+        name, dm_uuid = mapper_name(group.name, PROBE_LV), dm_uuid_of(group.uuid, probe.uuid)
+        for mapping in self._disks.mappings(place.disk):
+            if mapping.is_of(frozenset((group.uuid,))) and mapping.dm_name == name and mapping.dm_uuid != dm_uuid:
+                # Of a probe LV that somebody removed and made anew; it would keep the new one from its name.
+                await self._lvm.remove_mapping(mapping.dm_name)
+        for mapping in self._disks.dead_mappings(frozenset((group.uuid,))):
+            await self._lvm.remove_mapping(mapping.dm_name)
+        await self._lvm.activate(place.disk.device, group.name, PROBE_LV)
+        found = self._mapping(place, group, probe)
+        if found is None:
+            raise AgentFault.of(
+                FaultCode.IN_USE,
+                f"volume group {group.name} is active on this host by another way than this backend's session",
+                f"Run vgchange --activate n {group.name} on this host",
+                is_retryable=True,
+            )
+        return self._report(place, group, volumes, await self._write(place, found)), probe
+
+    def _is_ours(self, place: Place, group: VolumeGroup) -> bool:
+        return bool(markers.read_tags(group.tags, place.target)["marker"] == "ours")
+
+    def _mapping(self, place: Place, group: VolumeGroup, probe: LogicalVolume) -> Mapping | None:
+        """The kernel's device of this very LV of this very VG, upon this disk."""
+        wanted = dm_uuid_of(group.uuid, probe.uuid)
+        return next((mapping for mapping in self._disks.mappings(place.disk) if mapping.dm_uuid == wanted), None)
+
+    async def _named(self, place: Place) -> VolumeGroup | None:
+        groups = await self._lvm.volume_groups(place.disk.device)
+        return next((group for group in groups if group.name == place.config.vg_name), None)
+
+    async def _write(self, place: Place, mapping: Mapping) -> dict[str, Any]:
+        """latency_ms of a block written to this host's place in the probe LV, read back and compared."""
+        block = int.from_bytes(hashlib.sha256(place.space.host_id.encode()).digest()[:8], "big") % _PROBE_BLOCKS
+        args = {"device": mapping.device, "offset_bytes": block * BLOCK_BYTES, "dm_uuid": mapping.dm_uuid}
+        return await self._workers.run("write_block", args, key=job_key(place.target), timeout_s=self._timeout_s)
+
+    def _report(
+        self, place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...], answer: dict[str, Any]
+    ) -> ProbeReport:
+        return report_of({**answer, **_space(place, group, volumes)}, CAPABILITIES)
+
+
+def _probe_volume(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...]) -> LogicalVolume:
+    """Raises AgentFault marker_missing without one, wrong_device for one in which hosts would write beyond the end."""
+    probe = next((volume for volume in volumes if volume.name == PROBE_LV), None)
+    if probe is None:
+        raise _lost(place, group, f"the volume {PROBE_LV}")
+    if probe.size_bytes < PROBE_LV_BYTES:
+        raise AgentFault.of(
+            FaultCode.WRONG_DEVICE,
+            f"the volume {PROBE_LV} of {group.name} has {probe.size_bytes} bytes and must have {PROBE_LV_BYTES}",
+            f"Run lvextend --size 4m {group.name}/{PROBE_LV} on one host",
+        )
+    return probe
+
+
+def _lost(place: Place, group: VolumeGroup, what: str) -> AgentFault:
+    return AgentFault.of(FaultCode.MARKER_MISSING, f"volume group {group.name} on {place} has lost {what}")
+
+
+def _space(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...]) -> dict[str, int]:
+    """The VG's numbers; what is unused in a thin pool counts as free. Nothing while the pool is inactive here and cannot tell."""
+    available = group.free_bytes
+    if place.config.thin:
+        pool = next((volume for volume in volumes if volume.name == THIN_POOL_LV), None)
+        if pool is None or pool.data_percent is None:
+            return {}
+        available += int(pool.size_bytes * (1 - pool.data_percent / 100))
+    return {
+        "total_bytes": group.size_bytes,
+        "used_bytes": group.size_bytes - available,
+        "available_bytes": available,
+    }
+
+
+def _left(place: Place, group: VolumeGroup, names: list[str]) -> str:
+    count = len([name for name in names if name != PROBE_LV])
+    what = f" with {count} logical {'volume' if count == 1 else 'volumes'}" if count else ""
+    quiet = "" if group.is_autoactivated else ", its autoactivation off"
+    probe = f", and the 4 MiB volume {PROBE_LV}, which may be removed when no host uses it" if PROBE_LV in names else ""
+    return f"volume group {group.name}{what} on {place}{quiet}{probe}"
