@@ -62,7 +62,7 @@ def _refusal(error: Exception) -> Exception | None:
     if isinstance(error, ConfigError):
         return error
     inside = cast("tuple[Exception, ...]", getattr(error, "exceptions", ()))
-    return _refusal(inside[0]) if inside else None
+    return next(filter(None, map(_refusal, inside)), None)
 
 
 def _leave() -> None:

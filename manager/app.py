@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 from aiohttp import web
 
+from manager import address
 from manager.agents import COMMAND_TTL_S, Agents
 from manager.api.application import create_api
 from manager.api.idempotency import Idempotency
@@ -25,27 +26,35 @@ from manager.feed import Feed
 from manager.hosts import Hosts
 from manager.keys import Keys
 from manager.operations import Operations
-from manager.outbox import Relay
+from manager.outbox import Relay, StreamSettings
 from manager.probing import Probing
 from manager.registry import Registry
+from manager.replica import ReplicaName
+from manager.revocations import Revocations
 from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
 from manager.sagas.steps import SagaDef
+from manager.store import events as event_store
 from manager.store import hosts as host_store
 from manager.store.migrate import migrate, newest_version
-from manager.store.pool import Pool, connect, open_pool
+from manager.store.pool import DATABASE_AWAY, Pool, connect, open_pool
 from manager.tokens import Tokens
 from manager.uplink import UplinkListener
 from manager.vault import Vault
 from manager.watch import Watch
 from schemas import subjects
-from schemas.bus import Bus, BusError
+from schemas.bus import Bus
 from schemas.ids import new_id
 
 log = logging.getLogger(__name__)
 
 #: Seconds an unanswering database may take at the start before the manager gives up with a message.
 _DATABASE_S = 30.0
+#: Seconds that a duty has to end before it is asked again.
+_CANCEL_AGAIN_S = 0.5
+#: Seconds after which an event that is not in the stream makes the manager not ready, and for the question itself.
+_EVENTS_LATE_S = 60.0
+_EVENTS_ASKED_S = 2.0
 
 
 @contextlib.asynccontextmanager
@@ -60,10 +69,13 @@ async def running(
 
     definitions and on_line are for tests of the sagas. Raises ConfigError before anything listens.
     """
-    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keys = Keys.load_or_create(config.keys_dir)
-    fleet_id = await _prepared_database(config)
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"state_dir: cannot make {config.state_dir}: {error.strerror}") from error
+    fleet_id, keys = await _prepared_database(config)
     async with contextlib.AsyncExitStack() as stack:
+        name = await stack.enter_async_context(ReplicaName(config.database_url, config.replica))
         pool = await open_pool(config.database_url)
         stack.push_async_callback(_close_pool, pool)
         bus_auth = BusAuth(keys)
@@ -101,23 +113,32 @@ async def running(
         )
         operations = Operations(pool, engine)
         tls, fingerprint = _tls(config)
-        scheme = "https" if tls else "http"
+        sockets = address.bound(config)
+        for bound in sockets:
+            stack.callback(bound.close)
+        port = int(sockets[0].getsockname()[1])
+        revocations = Revocations(pool, bus_auth, system)
         hosts = Hosts(
             pool,
             registry,
             agents,
             bus_auth,
-            system,
+            revocations,
             fleet_id=fleet_id,
             manager_key=keys.sealing.verify_key,
             nats_urls=config.agent_nats_urls or config.nats_urls,
-            public_url=f"{scheme}://{config.listen}",
+            public_url=address.public_url(config, port),
             fingerprint=fingerprint,
         )
         backends = Backends(pool, registry, engine, operations, agents)
         probing = Probing(pool, registry, agents, vault, fleet_id=fleet_id)
         events, tokens = Events(pool, fleet_id), Tokens(pool)
-        relay = Relay(config.database_url, relay_bus, fleet_id)
+        stream = StreamSettings(
+            max_age_s=config.event_stream_max_age_s,
+            max_bytes=config.event_stream_max_bytes,
+            replicas=config.event_stream_replicas,
+        )
+        relay = Relay(config.database_url, relay_bus, fleet_id, stream)
         watch = Watch(pool, registry, relay, settle_s=config.host_silent_s)
         listener = UplinkListener(uplink, pool, registry, hosts, agents, vault, fleet_id=fleet_id)
         stack.push_async_callback(listener.stop)
@@ -138,21 +159,27 @@ async def running(
                 lacks["database"] = "notifications are not heard; the database may be away"
             if not all(each.is_usable for each in (commands, uplink, relay_bus)):
                 lacks["bus"] = "no usable connection to NATS"
+            waiting_s = await _events_wait_s(pool) if feed.is_live else None
+            if waiting_s is None:
+                lacks.setdefault("database", "it does not answer")
+            elif waiting_s > _EVENTS_LATE_S:
+                lacks["events"] = f"the oldest has waited for {waiting_s:.0f} s to come into the stream"
             return lacks
 
-        async def tell_revocations() -> None:
-            try:
-                await hosts.push_revocations()
-            except BusError as error:
-                log.warning("revocations not pushed", extra={"error": repr(error)})
-
-        system.on_connect(tell_revocations)
+        system.on_connect(revocations.connected)
         # Agents answer a nudge with a sync: a manager that starts knows within milliseconds who is there.
         commands.on_connect(agents.nudge_all)
         for each in (system, relay_bus, uplink, commands):
             await each.start(None, wait=False)
 
-        duties = {"feed": feed.run(), "relay": relay.run(), "sagas": engine.run(), "watch": watch.run()}
+        duties = {
+            "replica name": name.keep(),
+            "feed": feed.run(),
+            "relay": relay.run(),
+            "sagas": engine.run(),
+            "watch": watch.run(),
+            "revocations": revocations.run(),
+        }
         await stack.enter_async_context(_kept_running(duties))
         stack.push_async_callback(engine.stop)
 
@@ -171,13 +198,18 @@ async def running(
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        url = await _listen(runner, config, tls)
+        for bound in sockets:
+            await web.SockSite(runner, bound, ssl_context=tls).start()
+        url = address.own_url(config, port)
         log.info("manager serves", extra={"url": url, "replica": config.replica, "fleet_id": fleet_id})
         yield url
 
 
-async def _prepared_database(config: Config) -> str:
-    """The fleet's id, the schema being this code's. Raises ConfigError naming the database's own words."""
+async def _prepared_database(config: Config) -> tuple[str, Keys]:
+    """The fleet's id and its keys, the schema being this code's.
+
+    Raises ConfigError with the database's own words, and for keys that are not the fleet's.
+    """
     deadline = asyncio.get_running_loop().time() + _DATABASE_S
     while True:
         try:
@@ -192,21 +224,29 @@ async def _prepared_database(config: Config) -> str:
     try:
         version = await migrate(connection)
         log.info("database ready", extra={"schema": version, "code_schema": newest_version()})
-        return await host_store.fleet_id(connection, new_id())
+        fleet_id = await host_store.fleet_id(connection, new_id())
+        is_known = await host_store.trusted_keys(connection) is not None
+        keys = Keys.load(config.keys_dir) if is_known else Keys.load_or_create(config.keys_dir)
+        trusted = await host_store.trust_keys(connection, keys.trusted)
+        wrong = sorted(name for name in trusted.keys() | keys.trusted if trusted.get(name) != keys.trusted.get(name))
+        if wrong:
+            raise ConfigError(
+                f"keys_dir: the keys in {config.keys_dir} are not those of this database's fleet: {', '.join(wrong)} differ"
+                f" (its operator is {trusted.get('operator')}). Restore its keys.json from a backup, or copy it from"
+                " another manager; for a new fleet take an empty database"
+            )
+        return fleet_id, keys
     finally:
         await connection.close()
 
 
-async def _listen(runner: ApiRunner, config: Config, tls: ssl.SSLContext | None) -> str:
-    host, port = config.listen_address
-    site = web.TCPSite(runner, host, port, ssl_context=tls)
+async def _events_wait_s(pool: Pool) -> float | None:
+    """Seconds for which the oldest event that the stream may not have has waited; None when the database does not say."""
     try:
-        await site.start()
-    except OSError as error:
-        raise ConfigError(f"listen: cannot listen on {config.listen}: {error.strerror}") from error
-    bound = runner.addresses[0][1]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{shown}:{bound}"
+        async with asyncio.timeout(_EVENTS_ASKED_S), pool.acquire() as connection:
+            return await event_store.oldest_unpublished_s(connection)
+    except DATABASE_AWAY:
+        return None
 
 
 @contextlib.asynccontextmanager
@@ -217,8 +257,13 @@ async def _kept_running(duties: Mapping[str, Coroutine[object, object, None]]) -
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            pending = set(tasks)
+            while pending:
+                # Again and again: nats-py waits with asyncio.wait_for, which on Python 3.11 swallows a cancel that meets
+                # a result (seen 2026-11-25: a duty that went on, and a stop that never ended).
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 async def _close_pool(pool: Pool) -> None:

@@ -58,8 +58,17 @@ _STREAM = subjects.STREAM
 #: Each user publishes to its own inbox for the liveness echo (schemas/bus.py).
 _COMMANDS = _Rights((subjects.COMMANDS, _OWN_INBOX), (_OWN_INBOX,))
 _UPLINK = _Rights((f"{subjects.AGENT_INBOX}.>", _OWN_INBOX), ("stowage.up.>", _OWN_INBOX))
+#: It reads the stream's end, to go on behind it; more of the stream it need not read, but the API's right is whole.
 _RELAY = _Rights(
-    (subjects.EVENTS, f"$JS.API.STREAM.CREATE.{_STREAM}", f"$JS.API.STREAM.UPDATE.{_STREAM}", _OWN_INBOX), (_OWN_INBOX,)
+    (
+        subjects.EVENTS,
+        f"$JS.API.STREAM.CREATE.{_STREAM}",
+        f"$JS.API.STREAM.UPDATE.{_STREAM}",
+        f"$JS.API.STREAM.INFO.{_STREAM}",
+        f"$JS.API.STREAM.MSG.GET.{_STREAM}",
+        _OWN_INBOX,
+    ),
+    (_OWN_INBOX,),
 )
 _SYSTEM = _Rights((_CLAIMS_UPDATE, _OWN_INBOX), (_OWN_INBOX,))
 #: Who may create consumers can have events delivered to any subject of the account, commands included (BUS.md 3.1).
@@ -114,21 +123,23 @@ class BusAuth:
             self._keys.agent_signer, user_public_key, claims, name=host_id, expires_at=int(time.time()) + lifetime_s
         )
 
-    def account_jwt(self, revoked: Mapping[str, float]) -> str:
+    def account_jwt(self, revoked: Mapping[str, int], *, version: int) -> str:
         """The account with its revocations: user public key -> when; JWTs issued until then are refused.
 
-        Entries older than AGENT_LIFETIME_S may be left out: what they refuse has expired.
+        Entries older than AGENT_LIFETIME_S may be left out: what they refuse has expired. version: the date of issue,
+        Unix seconds or so; between servers of a cluster the newer account wins.
         """
-        return _account_jwt(self._keys, revoked, issued_at=int(time.time()))
+        return _account_jwt(self._keys, revoked, issued_at=version)
 
-    async def push_account(self, bus_system: Bus, revoked: Mapping[str, float]) -> None:
+    async def push_account(self, bus_system: Bus, revoked: Mapping[str, int], *, version: int) -> None:
         """The account's JWT with exactly these revocations is sent to all servers, and the first that answers keeps it.
 
-        To be called at the manager's start and at each revocation, with the whole list, read under the
-        lock that also covers this call: a push of an older list would take revocations back. Live connections
+        A server takes any account, older versions too (seen with 2.15.1), so a push of an older list that comes late
+        takes revocations back: whoever pushes looks afterwards whether the list is still the newest. Live connections
         of a revoked identity are ended by the server. Raises BusError.
         """
-        answer = await bus_system.request(_CLAIMS_UPDATE, self.account_jwt(revoked).encode(), timeout_s=_PUSH_S)
+        claims = self.account_jwt(revoked, version=version).encode()
+        answer = await bus_system.request(_CLAIMS_UPDATE, claims, timeout_s=_PUSH_S)
         try:
             outcome = msgspec.json.decode(answer, type=_PushAnswer)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -216,12 +227,12 @@ def sign_claims(
     return signed + "." + _base64url(nkey.sign(issuer_seed, signed.encode()))
 
 
-def _account_jwt(keys: Keys, revoked: Mapping[str, float], *, issued_at: int) -> str:
+def _account_jwt(keys: Keys, revoked: Mapping[str, int], *, issued_at: int) -> str:
     claims = {
         "type": "account",
         "limits": {**_ACCOUNT_LIMITS, **_JETSTREAM_LIMITS},
         "signing_keys": [_agent_template(nkey.public_key(keys.agent_signer))],
-        "revocations": {key: int(at) for key, at in revoked.items()},
+        "revocations": dict(revoked),
     }
     return sign_claims(keys.operator, nkey.public_key(keys.account), claims, name="STOWAGE", issued_at=issued_at)
 

@@ -1,9 +1,12 @@
 """The manager's configuration: one TOML file and `STOWAGE_*` from the environment, decoded once, unknown keys refused."""
 
 import os
+import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -13,6 +16,7 @@ from manager.errors import ConfigError
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`keys_dir` holds the fleet's keys and is shared by all replicas; `state_dir` is this replica's own.
 
+    replica: its name, which no other may have; the machine's where none is given.
     nats_urls: as the manager reaches the bus. agent_nats_urls: as agents do, where that differs.
     tls_cert and tls_key: PEM files; without them the API is plain HTTP, which agents accept on loopback only.
     """
@@ -22,7 +26,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keys_dir: Path
     state_dir: Path
     listen: str = "127.0.0.1:8080"
-    replica: str = "manager-1"
+    #: The API as hosts and people reach it, for the command to join; empty: the address that is bound.
+    public_url: str = ""
+    replica: str = msgspec.field(default_factory=socket.gethostname)
     agent_nats_urls: tuple[str, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -33,6 +39,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     observation_stale_s: float = 100.0
     #: Seconds a replica owns a saga without renewing; a dead replica's sagas are taken over after it.
     lease_s: float = 8.0
+    #: The stream of events, as the first relay makes it; one that exists keeps what its operator gave it. At least an hour,
+    #: for a duplicate window of ten minutes has room in it, and 16 MiB.
+    event_stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    event_stream_max_age_s: Annotated[float, msgspec.Meta(ge=3600)] = 24 * 3600.0
+    event_stream_max_bytes: Annotated[int, msgspec.Meta(ge=16 * 1024**2)] = 1024**3
 
     @property
     def listen_address(self) -> tuple[str, int]:
@@ -49,7 +60,7 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
         raw: dict[str, object] = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not even UTF-8
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for field in msgspec.structs.fields(Config):
         word = environment.get("STOWAGE_" + field.name.upper())
@@ -62,6 +73,10 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: listen must be HOST:PORT, not {raw.get('listen')!r}") from error
+    if config.public_url and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", config.public_url):
+        raise ConfigError(f"{path}: public_url must be http(s)://HOST[:PORT][/PATH], not {config.public_url!r}")
+    if not config.replica:
+        raise ConfigError(f"{path}: replica must not be empty")
     if (config.tls_cert is None) != (config.tls_key is None):
         raise ConfigError(f"{path}: tls_cert and tls_key go together")
     return config

@@ -12,16 +12,16 @@ import nacl.signing
 
 from manager.actor import Actor
 from manager.agents import Agents, offline_fault
-from manager.bus_auth import AGENT_LIFETIME_S, BusAuth
+from manager.bus_auth import BusAuth
 from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
 from manager.registry import Registry
+from manager.revocations import Revocations
 from manager.store import events
 from manager.store import hosts as store
 from manager.store.hosts import HostRow
 from manager.store.pool import Connection, Pool, transaction
 from schemas import nkey
 from schemas.agent_rpc import Discover, Discovered, Discovery
-from schemas.bus import Bus, BusError
 from schemas.events import EventType
 from schemas.hosts import EnrolReply, EnrolRequest, Host, enrol_message
 from schemas.ids import HostId, new_id
@@ -31,8 +31,8 @@ from schemas.validation import validate_config
 
 log = logging.getLogger(__name__)
 
-#: Seconds by which a revocation is dated ahead.
-_FOR_GOOD_S = 10 * 365 * 24 * 3600
+#: Seconds in which the caller of a revocation learns that the bus knows it; above one push.
+_TOLD_S = 6.0
 _TOKEN = re.compile(
     r"stj1\.([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{64}|-)"
 )
@@ -55,7 +55,7 @@ class Hosts:
         registry: Registry,
         agents: Agents,
         bus_auth: BusAuth,
-        system_bus: Bus,
+        revocations: Revocations,
         *,
         fleet_id: str,
         manager_key: nacl.signing.VerifyKey,
@@ -67,7 +67,7 @@ class Hosts:
         self._registry = registry
         self._agents = agents
         self._bus_auth = bus_auth
-        self._system_bus = system_bus
+        self._revocations = revocations
         self._fleet_id = fleet_id
         self._manager_key = manager_key
         self._nats_urls = tuple(nats_urls)
@@ -140,7 +140,7 @@ class Hosts:
     async def revoke(self, ref: str, actor: Actor) -> None:
         """The host is out: its bus identity ends at once, its cells are gone. What it has mounted stays mounted there.
 
-        When the bus cannot be told now, another revocation (of this host too) or the next start of a manager tells it.
+        When the bus cannot be told now, the caller learns that, and it is told as soon as it can be.
         """
         host = self.get(ref)
         async with transaction(self._pool) as connection:
@@ -149,28 +149,14 @@ class Hosts:
                 await _append_event(connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id)
         # Told again to who asks again: the first telling may have failed.
         await self._registry.refresh_hosts()
-        try:
-            await self.push_revocations()
-        except BusError as error:
-            log.error("the bus was not told of a revocation", extra={"host_id": host.id, "error": repr(error)})
+        if not await self._revocations.told(_TOLD_S):
+            log.error("the bus was not told of a revocation yet", extra={"host_id": host.id})
             raise Refused.because(
                 ProblemCode.INTERNAL,
-                f"{host.name} is revoked here, but the bus could not be told; revoke it again by its id {host.id}",
-            ) from error
-        log.info("host revoked", extra={"host_id": host.id, "host": host.name})
-
-    async def push_revocations(self) -> None:
-        """Every bus server knows all revocations. Raises BusError."""
-        async with transaction(self._pool) as connection:
-            await store.hold_revocations(connection)
-            revoked = await store.revoked_keys(connection)
-            now = dt.datetime.now(dt.UTC).timestamp()
-            # A revoked key never returns, so whatever was or will be minted for it is refused, whichever clock dated it.
-            # After two lifetimes nothing minted for it can be valid, and the entry goes.
-            await self._bus_auth.push_account(
-                self._system_bus,
-                {key: now + _FOR_GOOD_S for key, at in revoked.items() if at > now - 2 * AGENT_LIFETIME_S},
+                f"{host.name} is revoked here, but the bus does not know it yet and is told again until it does;"
+                f" to see whether it does, revoke it again by its id {host.id}",
             )
+        log.info("host revoked", extra={"host_id": host.id, "host": host.name})
 
     async def discover(self, ref: str, kind: str, config: dict[str, object], actor: Actor) -> tuple[Discovered, ...]:
         """What a server offers to that host."""

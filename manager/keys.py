@@ -33,6 +33,8 @@ _ROLES = {
     "system": Role.USER,
     "auditor": Role.USER,
 }
+#: Of these the public halves are in nats.conf and on the hosts. The others are the manager's own affair.
+_TRUSTED = ("operator", "account", "system_account", "agent_signer")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -59,13 +61,34 @@ class Keys:
     def load_or_create(cls, folder: Path) -> "Keys":
         """The keys of the folder; what is missing is made. Managers that start at once agree.
 
-        Raises ConfigError: not readable, readable by others, or broken (it is never replaced).
+        For the first start of a fleet. Raises ConfigError: not readable, readable by others, or broken (it is never replaced).
         """
+        return cls._kept_in(folder, is_new=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Keys":
+        """The keys of the folder, of a fleet that has some. Nothing that others trust is made anew.
+
+        Raises ConfigError as load_or_create, and for a file that is missing or lacks such a key.
+        """
+        return cls._kept_in(folder, is_new=False)
+
+    @property
+    def trusted(self) -> dict[str, str]:
+        """Name -> public key of those that the bus and the hosts know: with others in their place nobody takes our word."""
+        public = {name: nkey.public_key(getattr(self, name)) for name in _TRUSTED}
+        return public | {"sealing": bytes(self.sealing.verify_key).hex()}
+
+    @classmethod
+    def _kept_in(cls, folder: Path, *, is_new: bool) -> "Keys":
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if is_new:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            elif not folder.is_dir():
+                raise _missing(folder / _FILE, "it is missing")
             folder.chmod(0o700)
             with _locked(folder):
-                return cls._from(_complete(folder))
+                return cls._from(_complete(folder, is_new=is_new))
         except OSError as error:
             raise ConfigError(f"cannot keep the manager's keys in {folder}: {error.strerror}") from error
 
@@ -118,15 +141,25 @@ def _locked(folder: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _complete(folder: Path) -> dict[str, str]:
+def _complete(folder: Path, *, is_new: bool) -> dict[str, str]:
     path = folder / _FILE
     found = _read(path)
+    lost = [name for name in (*_TRUSTED, "sealing") if name not in found]
+    if lost and not is_new:
+        raise _missing(path, f"it lacks {', '.join(lost)}" if found else "it is missing")
     missing = {name: nkey.new_seed(role) for name, role in _ROLES.items()}
     missing |= {name: secrets.token_hex(32) for name in ("sealing", "mac")}
     complete = missing | found
     if complete != found:
         write_private(path, msgspec.json.format(msgspec.json.encode(complete), indent=2))
     return complete
+
+
+def _missing(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{path} does not hold the keys that this fleet trusts: {what}. Restore it from a backup, or copy it from another"
+        " manager; with new keys every host has to join again"
+    )
 
 
 def _read(path: Path) -> dict[str, str]:

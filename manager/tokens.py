@@ -17,8 +17,9 @@ import msgspec
 
 from manager.actor import Actor, Role
 from manager.errors import ConfigError, Refused
+from manager.keys import write_private
 from manager.store import tokens as store
-from manager.store.pool import Pool, transaction
+from manager.store.pool import Connection, Pool, transaction
 from manager.store.tokens import TokenRow
 from schemas.ids import is_id, new_id
 from schemas.problems import FieldError, ProblemCode
@@ -127,14 +128,16 @@ class Tokens:
             return [_shown(row) for row in await store.page(connection, after=after, limit=limit)]
 
     async def revoke(self, token_id: str, actor: Actor) -> None:
-        """The token opens nothing any more. Refused for the last admin token."""
+        """The token opens nothing any more. Refused for the last admin token that never expires."""
         row = await self._row(token_id)
         async with transaction(self._pool) as connection:
             is_revoked = await store.revoke(connection, token_id)
         if not is_revoked:
             await self._row(token_id)  # gone meanwhile: not_found
             raise Refused.because(
-                ProblemCode.WRONG_STATE, f"{row.name} is the last admin token; create another before revoking it"
+                ProblemCode.WRONG_STATE,
+                f"{row.name} is the last admin token: no other without an expiry would be left; create one before"
+                " revoking it",
             )
         self.forget(token_id)
         log.info("token revoked", extra={"token_id": token_id, "actor": actor.name})
@@ -142,38 +145,46 @@ class Tokens:
     async def ensure_admin(self, path: Path) -> Path | None:
         """Where an admin token that works lies; None when there are admin tokens, but not in this file.
 
-        The file first, then the row: a crash between leaves a file whose token the next start makes
-        valid, never a token that nobody holds. Raises ConfigError when the file cannot be used.
+        Where none works any more, in the file or out of it, a new one is made and the file replaced. The file first,
+        then the row: a crash between leaves a file whose token the next start makes valid, never a token that nobody
+        holds. Raises ConfigError when the file cannot be used.
         """
-        text = _read_file(path)
-        if text is None:
-            async with self._pool.acquire() as connection:
-                if await store.has_live_admin(connection):
-                    return None
-            text = _write_file(path, f"stw_{new_id()}_{secrets.token_urlsafe(32)}")
+        async with transaction(self._pool) as connection:
+            await store.hold_admins(connection)
+            text = _read_file(path)
+            if text is not None and await self._is_admin_now(connection, path, text):
+                return path
+            if await store.has_live_admin(connection):
+                if text is not None:
+                    log.warning("the token in the admin token file is not valid", extra={"path": str(path)})
+                return None
+            if text is not None:
+                log.warning("no admin token is valid any more; a new one is made", extra={"path": str(path)})
+            fresh = f"stw_{new_id()}_{secrets.token_urlsafe(32)}"
+            _write_file(path, fresh)
+            if not await self._is_admin_now(connection, path, fresh):
+                raise ConfigError(f"the new token in {path} could not be made valid")
+        return path
+
+    async def _is_admin_now(self, connection: Connection, path: Path, text: str) -> bool:
+        """Whether the token of the file opens the door; one that the database has never seen does from now on."""
         match = _TOKEN.fullmatch(text)
         if match is None:
             raise ConfigError(f"{path} holds no token; remove the file to have one made")
-        token_id, digest, row = match[1], _digest(match[2]), None
-        async with self._pool.acquire() as connection:
-            # The second name is for a second manager, with a folder of its own, that starts at the same moment.
-            for name in ("admin", f"admin-{token_id[-12:]}"):
-                row = await store.insert(
-                    connection,
-                    token_id=token_id,
-                    name=name,
-                    role=Role.ADMIN,
-                    secret_hash=digest,
-                    created_by="system",
-                    expires_at=None,
-                )
-                row = row or await store.get(connection, token_id)
-                if row is not None:
-                    break
-        if row is None or not _is_live(row) or row.role is not Role.ADMIN or row.secret_hash != digest:
-            log.warning("the token in the admin token file is not valid", extra={"path": str(path)})
-            return None
-        return path
+        token_id, digest = match[1], _digest(match[2])
+        row = await store.get(connection, token_id)
+        # The second name is for when somebody has taken the first.
+        for name in ("admin", f"admin-{token_id[-12:]}"):
+            row = row or await store.insert(
+                connection,
+                token_id=token_id,
+                name=name,
+                role=Role.ADMIN,
+                secret_hash=digest,
+                created_by="system",
+                expires_at=None,
+            )
+        return row is not None and _is_live(row) and row.role is Role.ADMIN and row.secret_hash == digest
 
     async def _recall(self, token_id: str) -> _Remembered | None:
         found = self._remembered.get(token_id)
@@ -243,26 +254,8 @@ def _read_file(path: Path) -> str | None:
         return file.read(512).decode("ascii", "replace").strip()
 
 
-def _write_file(path: Path, text: str) -> str:
-    """The token that the file holds in the end: ours, or that of whoever made the file first."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _write_file(path: Path, text: str) -> None:
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode() + b"\n")
-            file.flush()
-            os.fsync(descriptor)
-        try:
-            os.link(draft, path)  # fails where a rename would overwrite
-        except FileExistsError:
-            return _read_file(path) or text
-        finally:
-            draft.unlink()
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_private(path, text.encode() + b"\n")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
-    return text

@@ -47,8 +47,8 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "manager": (
         ("errors", "actor", "health", "observations", "pace", "turns"),
         ("config", "keys", "problems", "store.*"),
-        ("bus_auth", "outbox", "registry", "tokens"),
-        ("agents", "watch", "embedded.*"),
+        ("address", "bus_auth", "outbox", "registry", "replica", "tokens"),
+        ("agents", "watch", "revocations", "embedded.*"),
         ("hosts", "vault", "host_choice"),
         ("uplink", "sagas.*", "probing"),
         ("operations",),

@@ -2,6 +2,7 @@
 
 children    starting a process that dies with us, and stopping it in time
 identity    which unprivileged user runs the servers, found out by trying
+foreign     files in the folders of that user, who may have put links there
 lock        one `stowage up` a data folder, and nothing left of the one before
 stopping    the signals that ask for an end
 ports       which TCP ports are free

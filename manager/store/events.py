@@ -10,6 +10,9 @@ from manager.store.pool import Connection
 from schemas.events import CloudEvent, EventType, chain_hash
 from schemas.ids import new_id
 
+#: Bytes of an event's data. A message on the bus may have 1 MB, and nobody shall have to look at each event's size.
+DATA_MAX_BYTES = 64 * 1024
+
 #: How many events one sealing transaction and one publishing round take.
 BATCH = 200
 
@@ -33,10 +36,19 @@ async def append(
     request_id: str,
     data: dict[str, Any],
 ) -> None:
-    """The event, in the caller's transaction: it exists if and only if the change does. collection: "storage_backends" or "hosts"."""
+    """The event, in the caller's transaction: it exists if and only if the change does. collection: "storage_backends" or "hosts".
+
+    Data over DATA_MAX_BYTES has counts in the place of its largest parts, and the id of the operation that shows them whole.
+    """
+    subject = f"{collection}/{subject_id}"
+    if len(msgspec.json.encode(data)) > DATA_MAX_BYTES:
+        operation_id = await connection.fetchval(
+            "SELECT id FROM operation WHERE subject = $1 ORDER BY created_at DESC LIMIT 1", subject
+        )
+        data = _bounded(data) | {"operation_id": operation_id}
     await connection.execute(
         "INSERT INTO event (id, type, subject, subject_id, actor, request_id, data) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        new_id(), type, f"{collection}/{subject_id}", subject_id, actor, request_id, data,
+        new_id(), type, subject, subject_id, actor, request_id, data,
     )  # fmt: skip
 
 
@@ -81,6 +93,28 @@ async def mark_published(connection: Connection, ids: Sequence[str]) -> None:
     await connection.execute("UPDATE event SET published_at = now() WHERE id = ANY($1)", list(ids))
 
 
+async def mark_published_up_to(connection: Connection, *, id: str, sequence: int, hash: str) -> bool:
+    """Whether this sealed event is one of ours; it and all before it count as published then."""
+    is_ours = await connection.fetchval(
+        "SELECT true FROM event WHERE id = $1 AND sequence = $2 AND hash = $3", id, sequence, hash
+    )
+    if is_ours is None:
+        return False
+    await connection.execute(
+        "UPDATE event SET published_at = now() WHERE published_at IS NULL AND sequence <= $1", sequence
+    )
+    return True
+
+
+async def oldest_unpublished_s(connection: Connection) -> float:
+    """Seconds since the oldest event that the stream may not have; 0 when it has all."""
+    age_s = await connection.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - time)::float8 FROM event WHERE published_at IS NULL"
+        " ORDER BY sequence LIMIT 1"
+    )
+    return max(0.0, float(age_s or 0.0))
+
+
 async def page(
     connection: Connection,
     fleet_id: str,
@@ -105,6 +139,19 @@ async def page(
 
 async def last_sequence(connection: Connection) -> int:
     return int(await connection.fetchval("SELECT chain_sequence FROM fleet"))
+
+
+def _bounded(data: dict[str, Any]) -> dict[str, Any]:
+    """The data with {"omitted": count, "bytes": size} in the place of its largest parts."""
+    sizes = {key: len(msgspec.json.encode(value)) for key, value in data.items()}
+    bounded = dict(data)
+    for key in sorted(sizes, key=lambda key: sizes[key], reverse=True):
+        if len(msgspec.json.encode(bounded)) <= DATA_MAX_BYTES:
+            break
+        value = data[key]
+        count = len(value) if isinstance(value, list | dict | tuple) else 1  # pyright: ignore[reportUnknownArgumentType]
+        bounded[key] = {"omitted": count, "bytes": sizes[key]}
+    return bounded
 
 
 def _event(record: dict[str, Any], fleet_id: str) -> CloudEvent:

@@ -11,9 +11,6 @@ from schemas.hosts import AgentFacts
 #: Seconds in which a lost enrolment reply may be asked for again with the same keys.
 REPLAY_S = 600
 
-#: Advisory lock over reading the revocations and pushing them.
-_PUSH_LOCK = 7_310_005
-
 _COLUMNS = (
     "id, name, identity_key, sealing_key, labels, kinds, agent_version, protocol_min, protocol_max,"
     " joined_at, last_seen_at, revoked_at"
@@ -87,27 +84,35 @@ async def touch(connection: Connection, host_ids: list[str]) -> None:
 
 
 async def revoke(connection: Connection, host_id: str) -> HostRow | None:
-    """The host as it is now, revoked with all its cells gone; None when it was revoked before."""
+    """The host as it is now, revoked with all its cells gone; None when it was revoked before.
+
+    The bus account has a newer version, by the database's clock if that is ahead of the last one.
+    """
     record = await connection.fetchrow(
         f"UPDATE host SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING {_COLUMNS}", host_id
     )
     if record is None:
         return None
     await connection.execute("DELETE FROM backend_host WHERE host_id = $1", host_id)
+    await connection.execute(
+        "UPDATE fleet SET account_version = greatest(account_version + 1, extract(epoch FROM clock_timestamp())::bigint)"
+    )
     return _row(record)
 
 
-async def hold_revocations(connection: Connection) -> None:
-    """Nobody else pushes revocations until the transaction ends: an older list must never land last."""
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", _PUSH_LOCK)
+async def account(connection: Connection, *, newer_than_s: int) -> tuple[int, dict[str, int]]:
+    """(the version of the bus account, identity key -> when it was revoked in Unix seconds), of one moment.
 
-
-async def revoked_keys(connection: Connection) -> dict[str, int]:
-    """identity key -> when it was revoked (Unix seconds): the account's revocation list."""
-    records = await connection.fetch(
-        "SELECT identity_key, ceil(extract(epoch FROM revoked_at))::bigint AS at FROM host WHERE revoked_at IS NOT NULL"
+    newer_than_s: older revocations are left out.
+    """
+    record = await connection.fetchrow(
+        "SELECT account_version, (SELECT coalesce("
+        " jsonb_object_agg(identity_key, ceil(extract(epoch FROM revoked_at))::bigint), '{}') FROM host"
+        " WHERE revoked_at > now() - make_interval(secs => $1)) AS revoked FROM fleet",
+        float(newer_than_s),
     )
-    return {r["identity_key"]: r["at"] for r in records}
+    assert record is not None, "the fleet's row is made at start"
+    return record["account_version"], record["revoked"]
 
 
 async def insert_join_token(
@@ -150,3 +155,17 @@ async def fleet_id(connection: Connection, fresh: str) -> str:
     """The fleet's id; `fresh` becomes it where there is none yet."""
     await connection.execute("INSERT INTO fleet (id) VALUES ($1) ON CONFLICT DO NOTHING", fresh)
     return str(await connection.fetchval("SELECT id FROM fleet"))
+
+
+async def trusted_keys(connection: Connection) -> dict[str, str] | None:
+    """The public keys that this fleet trusts, by name; None when no manager has said yet."""
+    found: dict[str, str] | None = await connection.fetchval("SELECT trusted_keys FROM fleet")
+    return found
+
+
+async def trust_keys(connection: Connection, keys: dict[str, str]) -> dict[str, str]:
+    """The keys that this fleet trusts; these become them where there are none yet."""
+    await connection.execute("UPDATE fleet SET trusted_keys = $1 WHERE trusted_keys IS NULL", keys)
+    found = await trusted_keys(connection)
+    assert found is not None, "the fleet's row is made at start"
+    return found

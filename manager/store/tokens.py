@@ -8,7 +8,8 @@ import msgspec
 from manager.actor import Role
 from manager.store.pool import Connection
 
-#: Advisory lock: two revocations never each take the other's token for the last admin's.
+#: Advisory lock: two revocations never each take the other's token for the last admin's, nor do two managers that start
+#: each make a first one.
 _LAST_ADMIN_LOCK = 7_310_010
 
 _COLUMNS = "id, name, role, secret_hash, created_by, created_at, expires_at, last_used_at, revoked_at"
@@ -68,19 +69,26 @@ async def page(connection: Connection, *, after: str | None, limit: int) -> list
     return [_row(r) for r in records]
 
 
+async def hold_admins(connection: Connection) -> None:
+    """Nobody else takes away or makes up the last admin token until the transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LAST_ADMIN_LOCK)
+
+
 async def has_live_admin(connection: Connection) -> bool:
     return bool(await connection.fetchval(f"SELECT EXISTS (SELECT FROM api_token WHERE role = 'admin' AND {_LIVE})"))
 
 
 async def revoke(connection: Connection, token_id: str) -> bool:
-    """Whether it was revoked just now. Not if it is the last live admin token: somebody must be able to come in.
+    """Whether it was revoked just now. Not if no other admin token would be left that never expires: somebody must be
+    able to come in, also next month. One that has expired already opens nothing, and goes.
 
     Must run in a transaction of its own: the lock is held to its end.
     """
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LAST_ADMIN_LOCK)
+    await hold_admins(connection)
     done = await connection.execute(
-        "UPDATE api_token SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL AND (role <> 'admin'"
-        f" OR EXISTS (SELECT FROM api_token other WHERE other.id <> $1 AND other.role = 'admin' AND {_LIVE}))",
+        "UPDATE api_token SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL"
+        " AND (role <> 'admin' OR expires_at <= now() OR EXISTS (SELECT FROM api_token other"
+        " WHERE other.id <> $1 AND other.role = 'admin' AND other.revoked_at IS NULL AND other.expires_at IS NULL))",
         token_id,
     )
     return bool(done == "UPDATE 1")

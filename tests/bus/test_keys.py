@@ -69,6 +69,44 @@ def test_load_or_create_key_missing_is_made_and_the_others_kept(tmp_path: Path) 
     assert Keys.load_or_create(tmp_path).auditor == after.auditor
 
 
+def test_load_without_a_file_or_a_folder_is_refused_and_makes_none(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError, match=r"keys\.json does not hold .* missing"):
+            Keys.load(folder)
+    assert not (tmp_path / "keys.json").exists()
+    assert not (tmp_path / "none").exists()
+
+
+def test_load_with_a_key_missing_that_nobody_else_knows_makes_it(tmp_path: Path) -> None:
+    before = Keys.load_or_create(tmp_path)
+    path = tmp_path / "keys.json"
+    texts = json.loads(path.read_text())
+    del texts["relay"]
+    path.write_text(json.dumps(texts))
+    after = Keys.load(tmp_path)
+    assert after.trusted == before.trusted
+    assert after.relay != before.relay
+
+
+@pytest.mark.parametrize("name", ["operator", "account", "system_account", "agent_signer", "sealing"])
+def test_load_with_a_trusted_key_missing_is_refused_and_the_file_left(tmp_path: Path, name: str) -> None:
+    Keys.load_or_create(tmp_path)
+    path = tmp_path / "keys.json"
+    texts = json.loads(path.read_text())
+    del texts[name]
+    path.write_text(json.dumps(texts))
+    with pytest.raises(ConfigError, match=f"lacks {name}"):
+        Keys.load(tmp_path)
+    assert json.loads(path.read_text()) == texts
+
+
+def test_trusted_keys_hold_no_secret(tmp_path: Path) -> None:
+    keys = Keys.load_or_create(tmp_path)
+    secrets = set(json.loads((tmp_path / "keys.json").read_text()).values())
+    assert set(keys.trusted) == {"operator", "account", "system_account", "agent_signer", "sealing"}
+    assert not secrets & set(keys.trusted.values())
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b'{"operator": "SOAAAA"}', b'{"mac": "00"}', b'{"operator": 7}', b"\xff", b'{"mac": "zz"}'],

@@ -197,13 +197,17 @@ _ALLOWED_AND_NOT: list[tuple[str, list[str], list[str], list[str]]] = [
     ),
     (
         "relay",
-        ["stowage.event.a.b"],
+        ["stowage.event.a.b", "$JS.API.STREAM.INFO." + _STREAM, "$JS.API.STREAM.MSG.GET." + _STREAM],
         [
             "stowage.cmd.x.probe",
             "stowage.up.x.beat",
             "_INBOX_a.x.y",
             "$JS.API.INFO",
             "$JS.API.STREAM.CREATE.OTHER",
+            "$JS.API.STREAM.INFO.OTHER",
+            "$JS.API.STREAM.MSG.GET.OTHER",
+            "$JS.API.DIRECT.GET." + _STREAM,
+            "$JS.API.STREAM.NAMES",
             "$JS.API.STREAM.DELETE." + _STREAM,
             "$JS.API.STREAM.PURGE." + _STREAM,
             "$JS.API.STREAM.MSG.DELETE." + _STREAM,

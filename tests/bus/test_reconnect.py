@@ -182,7 +182,7 @@ async def test_bus_identity_revoked_dropped_at_once_and_tries_on_without_spinnin
         await _echoing(host, victim)
         await _echoing(neighbour, other)
 
-        await server.auth.push_account(system, {victim.public_key: time.time()})
+        await server.auth.push_account(system, {victim.public_key: int(time.time())}, version=2)
 
         assert await until(lambda: not host.is_usable, timeout_s=1) < 1
         before = proxy.accepted
@@ -191,7 +191,7 @@ async def test_bus_identity_revoked_dropped_at_once_and_tries_on_without_spinnin
         assert 1 <= proxy.accepted - before <= 8
         assert (neighbour.is_usable, neighbour.stats.reconnects) == (True, 0)
 
-        await server.auth.push_account(system, {})
+        await server.auth.push_account(system, {}, version=3)
         await agent_bus(make_bus, server.url, victim).start(5)
 
 
@@ -201,7 +201,7 @@ async def test_revocation_server_restarted_with_its_old_preload_still_holds(
     victim = server.enrol()
     system = make_bus(server.url, server.creds.system)
     await system.start(5)
-    await server.auth.push_account(system, {victim.public_key: time.time()})
+    await server.auth.push_account(system, {victim.public_key: int(time.time())}, version=2)
     server.stop(signal.SIGKILL)
     server.start()
     with pytest.raises(BusDown, match="uthorization"):

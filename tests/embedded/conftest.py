@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,9 @@ from manager.embedded.postgres import Postgres
 from tests.embedded.stack import Stack
 
 MakePostgres = Callable[[Path], Postgres]
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+NOBODY = pwd.getpwnam("nobody")
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from manager.embedded.errors import StartError
 from manager.embedded.layout import Layout, agent_names, default_data_dir, toml, write_private
 from schemas.ids import HOST_NAME
+from tests.embedded.conftest import NOBODY, as_root
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,29 @@ def test_data_folder_that_exists_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o750)
     Layout(tmp_path / "data").create()
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o750
+
+
+@as_root
+def test_data_folder_of_another_user_is_refused_by_both_names(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    os.chown(tmp_path / "data", NOBODY.pw_uid, NOBODY.pw_gid)
+    with pytest.raises(StartError, match=r"belongs to nobody, and this runs as root.*chown root"):
+        Layout(tmp_path / "data").create()
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@as_root
+def test_data_folder_that_others_may_write_to_is_refused_to_root(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o1777)
+    with pytest.raises(StartError, match="chmod go-w"):
+        Layout(tmp_path / "data").create()
+
+
+def test_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(StartError, match="no folder"):
+        Layout(tmp_path / "data").create()
 
 
 def test_logs_rotated_begin_anew_but_our_own(tmp_path: Path) -> None:

@@ -71,3 +71,14 @@ def test_lock_released_is_free_again_at_once(tmp_path: Path) -> None:
 def test_holder_of_a_folder_never_used_is_nobody(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     assert children.tail(tmp_path / "log") == ""
+
+
+@pytest.mark.parametrize("name", ["lock", "lock.children"])
+def test_lock_that_is_a_link_is_refused_and_what_it_names_kept(name: str, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / name).symlink_to("victim")
+    with pytest.raises(StartError, match=f"cannot open .*/{name}"):
+        DataLock(tmp_path)
+    assert (tmp_path / "victim").read_text() == "kept"
+    (tmp_path / name).unlink()
+    DataLock(tmp_path).release()

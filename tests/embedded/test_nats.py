@@ -1,5 +1,6 @@
 """The embedded nats-server: its port, its end, and two on one folder."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +78,27 @@ def test_nats_with_a_wrong_configuration_says_where_to_look(open_dir: Path) -> N
         _make(open_dir, extra="no_such_key: 1\n").start()
     assert refused.value.log == open_dir / "nats.log"
     assert "no_such_key" in (open_dir / "nats.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["nats.conf", "port"])
+def test_nats_with_a_link_in_its_folder_writes_through_none(name: str, server: Nats, open_dir: Path) -> None:
+    """The folder belongs to the servers' user, who may put there what he likes."""
+    victim = open_dir / "victim"
+    victim.write_text("kept")
+    (open_dir / "nats" / name).symlink_to(victim)
+    server.start()
+    assert _answers(server)
+    assert (victim.read_text(), victim.stat().st_uid) == ("kept", os.geteuid())
+
+
+def test_nats_whose_ports_file_is_a_pipe_or_a_link_does_not_wait_for_it(
+    server: Nats, open_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats, "_READY_TIMEOUT_S", 1)
+    folder = open_dir / "nats"
+    os.mkfifo(folder / "nats-server_1.ports")
+    (folder / "nats-server_2.ports").symlink_to(open_dir / "nats.log")
+    server.start()
+    assert _answers(server)
+    assert (open_dir / "nats.log").exists()
+    assert len(list(folder.glob("*.ports"))) == 1

@@ -6,6 +6,7 @@ import signal
 import stat
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -13,9 +14,7 @@ import pytest
 from manager.embedded import children
 from manager.embedded.errors import StartError
 from manager.embedded.postgres import Postgres
-from tests.embedded.conftest import MakePostgres
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+from tests.embedded.conftest import NOBODY, MakePostgres, as_root
 
 
 async def _write(server: Postgres) -> None:
@@ -31,6 +30,10 @@ async def _read(server: Postgres) -> str:
         return str(await connection.fetchval("SELECT what FROM kept"))
     finally:
         await connection.close()
+
+
+def _socket_dir_of(server: Postgres) -> Path:
+    return Path(parse_qs(urlsplit(server.url()).query)["host"][0])
 
 
 async def test_postgres_stopped_and_started_again_keeps_its_rows(open_dir: Path, make_postgres: MakePostgres) -> None:
@@ -139,7 +142,8 @@ async def test_postgres_in_a_folder_with_a_very_long_path_gets_a_short_socket(
     first = make_postgres(folder)
     first.start()
     await _write(first)
-    socket_dir = Path((folder / "postgres" / "socket_dir").read_text())
+    socket_dir = _socket_dir_of(first)
+    assert len(str(socket_dir)) < 60
     assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
     assert first.process is not None
     first.process.kill()
@@ -147,9 +151,88 @@ async def test_postgres_in_a_folder_with_a_very_long_path_gets_a_short_socket(
     second = make_postgres(folder)
     second.start()
     assert await _read(second) == "a row"
-    assert not socket_dir.exists()
+    assert _socket_dir_of(second) == socket_dir
     second.stop()
-    assert not Path((folder / "postgres" / "socket_dir").read_text()).exists()
+    assert not socket_dir.exists()
+
+
+def test_postgres_in_a_folder_with_a_very_long_path_deletes_no_folder_that_a_file_names(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    """As it did where an earlier version had written `socket_dir` into the folder of the servers' user."""
+    folder = open_dir / ("x" * 60) / ("y" * 60)
+    (folder / "postgres").mkdir(mode=0o700, parents=True)
+    (open_dir / "victim").mkdir()
+    (folder / "postgres" / "socket_dir").write_text(str(open_dir / "victim"))
+    make_postgres(folder)
+    assert (open_dir / "victim").exists()
+
+
+async def test_postgres_whose_access_rules_were_in_its_folder_lets_us_in(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    """A data folder as the versions before made it."""
+    first = make_postgres(open_dir)
+    first.start()
+    await _write(first)
+    first.stop()
+    (open_dir / "postgres.hba").unlink()
+    shutil.rmtree(open_dir / "postgres.socket")
+    (open_dir / "postgres" / "socket").mkdir()
+    (open_dir / "postgres" / "data" / "pg_hba.conf").write_text("local all stowage scram-sha-256\n")
+    second = make_postgres(open_dir)
+    second.start()
+    assert await _read(second) == "a row"
+
+
+async def test_postgres_whose_pid_file_is_a_link_keeps_what_it_names(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    first = make_postgres(open_dir)
+    first.start()
+    await _write(first)
+    first.stop()
+    victim = open_dir / "victim"
+    victim.write_text("0\n")
+    (open_dir / "postgres" / "data" / "postmaster.pid").symlink_to(victim)
+    second = make_postgres(open_dir)
+    second.start()
+    assert await _read(second) == "a row"
+    assert victim.read_text() == "0\n"
+
+
+def test_postgres_whose_data_is_a_link_is_refused_and_nothing_there_touched(
+    open_dir: Path, make_postgres: MakePostgres
+) -> None:
+    server = make_postgres(open_dir)
+    victim = open_dir / "victim"
+    victim.mkdir()
+    for name in ("PG_VERSION", "postmaster.pid"):
+        (victim / name).write_text("0\n")
+    (open_dir / "postgres" / "data").symlink_to(victim)
+    with pytest.raises(StartError, match="is a link or a file"):
+        server.start()
+    assert len(list(victim.iterdir())) == 2
+
+
+@as_root
+def test_postgres_files_in_the_folder_of_its_user_are_all_his(open_dir: Path, make_postgres: MakePostgres) -> None:
+    """So root has written nothing there, and no link could have led it elsewhere."""
+    server = make_postgres(open_dir)
+    server.start()
+    owners = {path.lstat().st_uid for path in (open_dir / "postgres").rglob("*")}
+    assert owners == {(open_dir / "postgres").stat().st_uid}
+    assert (open_dir / "postgres.socket").stat().st_uid in owners
+    assert stat.S_IMODE((open_dir / "postgres.hba").stat().st_mode) == 0o400
+
+
+@as_root
+def test_postgres_data_of_a_third_user_is_refused(open_dir: Path, make_postgres: MakePostgres) -> None:
+    server = make_postgres(open_dir)
+    (open_dir / "postgres" / "data").mkdir()
+    os.chown(open_dir / "postgres" / "data", NOBODY.pw_uid + 1, NOBODY.pw_gid)
+    with pytest.raises(StartError, match=f"belongs to user {NOBODY.pw_uid + 1}"):
+        server.start()
 
 
 @as_root

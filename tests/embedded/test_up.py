@@ -14,6 +14,7 @@ import pytest
 
 from manager.embedded import children
 from manager.embedded.lock import holder
+from tests.embedded.conftest import NOBODY, as_root
 from tests.embedded.stack import START_TIMEOUT_S, Stack
 from tests.processes import runs
 
@@ -169,6 +170,29 @@ def test_up_with_spoilt_keys_says_so_without_a_trace(stack: Stack) -> None:
     assert done.returncode == 1
     assert "keys.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_up_whose_keys_are_gone_says_what_to_restore_and_makes_none(stack: Stack) -> None:
+    stack.up()
+    assert stack.command("down").returncode == 0
+    (stack.data / "keys" / "keys.json").unlink()
+    done = stack.command("up", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert "keys.json" in done.stderr and "Restore it from a backup" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (stack.data / "keys" / "keys.json").exists()
+
+
+@as_root
+@pytest.mark.parametrize("extra", [(), ("--detach",)])
+def test_up_on_a_data_folder_of_another_user_is_refused(extra: tuple[str, ...], stack: Stack) -> None:
+    stack.data.mkdir()
+    os.chown(stack.data, NOBODY.pw_uid, NOBODY.pw_gid)
+    done = stack.command("up", "--listen", "127.0.0.1:0", *extra)
+    assert done.returncode == 1
+    assert "belongs to nobody" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(stack.data.iterdir()) == []
 
 
 def test_detached_up_returns_when_ready_and_down_ends_it_once(stack: Stack) -> None:

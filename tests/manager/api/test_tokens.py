@@ -69,6 +69,23 @@ async def test_last_admin_token_cannot_be_revoked(api: Api) -> None:
     assert (await api.call("DELETE", admin, role="admin")).status == 204
 
 
+async def test_last_admin_token_beside_one_that_expires_cannot_be_revoked(pool: Pool) -> None:
+    tokens = Tokens(pool)
+    last = _id(await _create(tokens, "last", "admin"))
+    soon = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    passing = _id(await _create(tokens, "passing", "admin", expires_at=soon))
+    with pytest.raises(Refused, match="without an expiry"):
+        await tokens.revoke(last, SYSTEM)
+    await tokens.revoke(passing, SYSTEM)
+
+
+async def test_expired_admin_token_beside_none_that_stays_can_be_revoked(pool: Pool) -> None:
+    tokens = Tokens(pool)
+    gone = _id(await _create(tokens, "gone", "admin", expires_at=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)))
+    await pool.execute("UPDATE api_token SET expires_at = now() - interval '1 minute'")
+    await tokens.revoke(gone, SYSTEM)
+
+
 async def test_two_admins_that_revoke_each_other_leave_one(pool: Pool) -> None:
     tokens = Tokens(pool)
     ids = [_id(await _create(tokens, name, "admin")) for name in ("a", "b")]
@@ -206,6 +223,29 @@ async def test_ensure_admin_never_revives_a_revoked_token(pool: Pool, tmp_path: 
     await tokens.revoke(_id(text), SYSTEM)
     assert await tokens.ensure_admin(path) is None
     assert await tokens.authenticate(text, "r") is None
+
+
+@pytest.mark.parametrize("end", ["revoked_at = now()", "expires_at = now() - interval '1 minute'", "role = 'viewer'"])
+async def test_ensure_admin_where_no_admin_is_left_makes_a_new_one(pool: Pool, tmp_path: Path, end: str) -> None:
+    """Or nobody could ever come in again."""
+    path = tmp_path / "admin.token"
+    tokens = Tokens(pool)
+    await tokens.ensure_admin(path)
+    old = path.read_text().strip()
+    await pool.execute(f"UPDATE api_token SET {end}")
+    tokens.forget()
+
+    assert await tokens.ensure_admin(path) == path
+
+    text = path.read_text().strip()
+    actor = await tokens.authenticate(text, "r")
+    assert actor is not None and actor.role is Role.ADMIN
+    assert text != old
+    found = await tokens.authenticate(old, "r")
+    assert found is None or found.role is not Role.ADMIN
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert await tokens.ensure_admin(path) == path
+    assert path.read_text().strip() == text
 
 
 async def test_ensure_admin_refuses_a_file_that_is_no_token(pool: Pool, tmp_path: Path) -> None:

@@ -1,0 +1,187 @@
+"""What a manager refuses to start with: keys that are not its fleet's, a name that another lives under."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from manager import replica
+from manager.errors import ConfigError
+from manager.keys import Keys
+from manager.replica import ReplicaName
+from tests.bus.nats_server import RawPeer
+from tests.fleet.fleet import Fleet, until
+
+_NAME_SESSIONS = (
+    "SELECT pid, application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
+    " AND classid = 7311 AND granted"
+)
+
+
+async def _refusal(stowage: Fleet, name: str = "manager-1") -> str:
+    """Why the manager did not start. A refusal among its tasks comes in a group."""
+    with pytest.raises((ConfigError, ExceptionGroup)) as refused:
+        await stowage.manager(name)
+    assert isinstance(refused.value, ConfigError), refused.value
+    return str(refused.value)
+
+
+async def test_manager_whose_keys_are_gone_refuses_and_makes_no_others(stowage: Fleet) -> None:
+    await stowage.child_manager()
+    stowage.signal("manager-1", signal.SIGKILL)
+    path = stowage.folder / "keys" / "keys.json"
+    kept = path.read_bytes()
+    path.unlink()
+
+    refusal = await _refusal(stowage)
+
+    assert "keys.json" in refusal and "missing" in refusal and "Restore" in refusal
+    assert not path.exists()
+    path.write_bytes(kept)
+    path.chmod(0o600)
+    await stowage.manager()
+
+
+async def test_manager_with_another_fleets_keys_refuses_and_names_them(stowage: Fleet) -> None:
+    await stowage.child_manager()
+    stowage.signal("manager-1", signal.SIGKILL)
+    operator = Keys.load(stowage.folder / "keys").trusted["operator"]
+    path = stowage.folder / "keys" / "keys.json"
+    path.unlink()
+    Keys.load_or_create(stowage.folder / "keys")
+
+    refusal = await _refusal(stowage)
+
+    assert "account, agent_signer, operator, sealing, system_account differ" in refusal
+    assert operator in refusal
+
+
+async def test_manager_with_one_trusted_key_lost_refuses_and_leaves_the_file(stowage: Fleet) -> None:
+    await stowage.child_manager()
+    stowage.signal("manager-1", signal.SIGKILL)
+    path = stowage.folder / "keys" / "keys.json"
+    texts = json.loads(path.read_text())
+    del texts["sealing"]
+    path.write_text(json.dumps(texts))
+
+    assert "lacks sealing" in await _refusal(stowage)
+    assert "sealing" not in json.loads(path.read_text())
+
+
+async def test_manager_on_a_database_of_an_earlier_version_adopts_its_keys(stowage: Fleet) -> None:
+    await stowage.child_manager()
+    stowage.signal("manager-1", signal.SIGKILL)
+    await stowage.sql("UPDATE fleet SET trusted_keys = NULL")
+
+    await stowage.manager()
+
+    (row,) = await stowage.sql("SELECT trusted_keys FROM fleet")
+    assert json.loads(row["trusted_keys"]) == Keys.load(stowage.folder / "keys").trusted
+
+
+async def test_manager_whose_name_another_lives_under_refuses_and_names_it(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_PREDECESSOR_S", 0.3)
+    await stowage.child_manager("manager-1")
+    (row,) = await stowage.sql(_NAME_SESSIONS)
+
+    refusal = await _refusal(stowage)
+
+    assert "manager named 'manager-1' runs already" in refusal
+    assert row["application_name"].removeprefix("stowage-manager ") in refusal
+    assert str(os.getpid()) not in refusal
+    await stowage.manager("manager-2")
+
+
+async def test_manager_killed_and_started_again_at_once_serves_soon(stowage: Fleet) -> None:
+    await stowage.child_manager("manager-1")
+    stowage.signal("manager-1", signal.SIGKILL)
+    began = time.monotonic()
+    await stowage.child_manager("manager-1")
+    assert time.monotonic() - began < replica._PREDECESSOR_S / 2  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_manager_whose_session_the_database_ended_takes_its_name_again(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_ALIVE_S", 0.05)
+    await stowage.manager()
+    (row,) = await stowage.sql(_NAME_SESSIONS)
+    await stowage.sql("SELECT pg_terminate_backend($1)", row["pid"])
+
+    async def is_taken_again() -> bool:
+        return [found["pid"] for found in await stowage.sql(_NAME_SESSIONS)] not in ([], [row["pid"]])
+
+    await until(is_taken_again, "the name to be taken again")
+
+
+async def test_name_that_another_took_meanwhile_ends_the_one_that_lost_it(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manager that was frozen for long, when its successor works already."""
+    monkeypatch.setattr(replica, "_ALIVE_S", 0.05)
+    monkeypatch.setattr(replica, "_PREDECESSOR_S", 0.3)
+    monkeypatch.setattr(replica, "_AGAIN_S", 0.5)
+    async with ReplicaName(stowage.database_url, "one") as first:
+        (row,) = await stowage.sql(_NAME_SESSIONS)
+        await stowage.sql("SELECT pg_terminate_backend($1)", row["pid"])
+        async with ReplicaName(stowage.database_url, "one"):
+            with pytest.raises(ConfigError, match="'one' runs already"):
+                await first.keep()
+
+
+async def test_join_command_shows_the_address_that_is_bound_or_the_configured_one(stowage: Fleet) -> None:
+    bound = await stowage.manager("manager-1")
+    other = await stowage.manager("manager-2", public_url="https://stowage.example.org/")
+    for api, url in ((bound, bound.url), (other, "https://stowage.example.org")):
+        answer = await api("POST", "/v1/hosts/join_tokens", {})
+        assert answer.body["command"] == f"stowage-agent join {url} {answer.body['token']}"
+
+
+async def test_readiness_says_that_events_wait_once_they_do_for_a_minute(stowage: Fleet) -> None:
+    api = await stowage.manager()
+    stowage.nats.stop()
+    await stowage.sql(
+        "INSERT INTO event (id, type, subject, subject_id, actor, request_id, data)"
+        " VALUES (gen_random_uuid(), 'backend.updated', 's', gen_random_uuid(), 'test', 'r', '{}')"
+    )
+    assert "events" not in (await api("GET", "/readyz")).body["missing"]
+    await stowage.sql("UPDATE event SET time = now() - interval '90 seconds' WHERE published_at IS NULL")
+
+    answer = await api("GET", "/readyz")
+
+    assert answer.status == 503
+    assert "the oldest has waited for 9" in answer.body["missing"]["events"]
+    stowage.nats.start()
+
+    async def is_ready() -> bool:
+        return (await api("GET", "/readyz")).status == 200
+
+    await until(is_ready, "the events to be in the stream")
+
+
+async def test_revocation_while_the_bus_is_away_reaches_it_when_it_returns(stowage: Fleet) -> None:
+    """Nobody asks again, and the replica that was asked is dead by then."""
+    await stowage.child_manager("manager-2")
+    api = await stowage.child_manager("manager-1")
+    await stowage.agent("hv1")
+    creds = stowage.states["hv1"].bus_creds_file
+    await stowage.stop_agent("hv1")
+    stowage.nats.stop()
+    answer = await api("DELETE", "/v1/hosts/hv1")
+    assert answer.status == 500
+    assert "is told again until it does" in answer.body["detail"]
+    stowage.signal("manager-1", signal.SIGKILL)
+    stowage.nats.start()
+
+    async def is_refused() -> bool:
+        try:
+            await (await RawPeer.connect(stowage.nats.port, creds)).close()
+        except PermissionError:
+            return True
+        return False
+
+    await until(is_refused, "the bus to know the revocation")
