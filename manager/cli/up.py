@@ -74,7 +74,7 @@ def up(data_dir: Path | None, listen: tuple[str, int], agents: int, managers: in
         str(managers),
     ]
     ready = detached.start(layout, arguments)
-    click.echo(banner(ready["url"], layout.data, layout.admin_token, is_detached=True))
+    click.echo(banner(ready["url"], layout.data, layout.admin_token, notes=ready["notes"], is_detached=True))
 
 
 @click.command()

@@ -46,6 +46,11 @@ class ManagerClient:
         items = self._expect(200, "GET", "/v1/hosts", None)["items"]
         return {str(host["name"]) for host in items if host["state"] == "online"}
 
+    def revoked_hosts(self) -> set[str]:
+        """The ids of the hosts that were sent away."""
+        items = self._expect(200, "GET", "/v1/hosts?state=revoked&limit=500", None)["items"]
+        return {str(host["id"]) for host in items}
+
     def add_default_backend(self, root_dir: Path) -> None:
         """The first backend exists. One that an interrupted first start has made counts."""
         body = {"name": "local", "kind": "local_file", "config": {"root_dir": str(root_dir)}, "is_default": True}

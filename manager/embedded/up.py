@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ class _Start:
         self._check = stop_signals.check
         self._supervisor = Supervisor(layout.logs, stop_signals=stop_signals, on_restart=self._write_ready)
         self._clients: list[ManagerClient] = []
+        self._notes: list[str] = []
         self._services: dict[str, Service] = {}
 
     def run(self) -> NoReturn:
@@ -138,8 +140,7 @@ class _Start:
         options, layout = self._options, self._layout
         for name in manager_names(options.managers):
             is_first = name == "manager"
-            port = options.port if is_first and options.port else free_port(options.host)
-            _check_free(options.host, port)
+            port = _usable_port(options.host, options.port if is_first else 0)
             folder = layout.manager(name)
             folder.mkdir(mode=0o700, exist_ok=True)
             address = f"[{options.host}]" if ":" in options.host else options.host
@@ -161,11 +162,17 @@ class _Start:
 
     def _start_agents(self) -> None:
         layout, client = self._layout, self._clients[0]
-        names = agent_names(self._options.agents)
-        for name in names:
+        revoked = client.revoked_hosts()
+        names: list[str] = []
+        for name in agent_names(self._options.agents):
             folder = layout.agent(name)
             if not (folder / "agent.toml").exists():
                 self._join(name, folder, client)
+            elif _host_id(folder / "agent.toml") in revoked:
+                # It would knock at the bus for ever, and every start would wait for it.
+                self._notes.append(f"agent {name} is revoked and stays down; to let it join anew, remove {folder}")
+                continue
+            names.append(name)
             argv = ["agent", "run", "--state-dir", str(folder), "--nats-url", self._nats.url]
             argv += [word for reserved in layout.reserved() for word in ("--reserve", str(reserved))]
             self._start_child(f"agent {name}", f"agent-{name}", argv, rest_after_kill_s=_AGENT_REST_S)
@@ -180,8 +187,7 @@ class _Start:
             late = f"agents did not come online in {_ONLINE_TIMEOUT_S} s: {', '.join(sorted(missing))}"
             if is_first_start:
                 raise StartError(late, log=layout.log(f"agent-{min(missing)}"))
-            # One may have been revoked on purpose; that must not keep the others down.
-            log.warning("agents are not online", extra={"hosts": sorted(missing)})
+            self._notes.append(f"{late}; their logs are in {layout.logs}")
         if is_first_start:
             client.add_default_backend(layout.volumes)
             write_private(layout.first_start_done, "")
@@ -257,6 +263,7 @@ class _Start:
             "token_file": str(self._layout.admin_token),
             "nats_url": self._nats.url,
             "database_url": self._postgres.url(),
+            "notes": self._notes,
             "pids": {
                 "supervisor": os.getpid(),
                 "postgres": pids["postgres"],
@@ -275,11 +282,12 @@ class _Start:
 
     def _banner(self, took_s: float) -> str:
         url, data = self._clients[0].url, self._layout.data
-        return banner(url, data, self._layout.admin_token) + f"\n(ready after {took_s:.1f} s)"
+        shown = banner(url, data, self._layout.admin_token, notes=self._notes)
+        return f"{shown}\n(ready after {took_s:.1f} s)"
 
 
-def banner(url: str, data: Path, token_file: Path, *, is_detached: bool = False) -> str:
-    """What a person needs to go on."""
+def banner(url: str, data: Path, token_file: Path, *, notes: Sequence[str] = (), is_detached: bool = False) -> str:
+    """What a person needs to go on, and what is not as it should be."""
     # As it can be typed: in a checkout nothing is on the PATH.
     stowage = Path(sys.executable).with_name("stowage")
     command = f"{shlex.quote(str(stowage))} down --data-dir {shlex.quote(str(data))}"
@@ -290,13 +298,26 @@ def banner(url: str, data: Path, token_file: Path, *, is_detached: bool = False)
         f"  data         {data}\n"
         f"  try          curl -H {header} {url}/v1/storage_backends\n"
         f"  stop         {command if is_detached else 'Ctrl-C, or: ' + command}"
+        + "".join(f"\n  note         {note}" for note in notes)
     )
 
 
-def _check_free(host: str, port: int) -> None:
+def _host_id(agent_toml: Path) -> str:
+    """Empty for a file that is not as `join` writes it; the agent itself says what is wrong with it."""
     try:
+        return str(tomllib.loads(agent_toml.read_text(encoding="utf-8")).get("host_id", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises StartError when nobody can listen there."""
+    try:
+        if port == 0:
+            return free_port(host)
         if not is_free(host, port):
             raise StartError(f"{host}:{port} is taken; choose another with --listen HOST:PORT (port 0: a free one)")
+        return port
     except OSError as error:
         raise StartError(
             f"cannot listen on {host}: {error.strerror}; choose an address of this machine with --listen"

@@ -61,6 +61,14 @@ class Stack:
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)
 
+    def revoke(self, host: str) -> None:
+        ready = self.ready()
+        token = Path(ready["token_file"]).read_text().strip()
+        url = f"{ready['url']}/v1/hosts/{host}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"}, method="DELETE")
+        with urllib.request.urlopen(request, timeout=10) as response:
+            assert response.status == 204
+
     def end(self) -> None:
         assert self.command("down").returncode == 0
         for process in self._running:

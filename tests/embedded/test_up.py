@@ -147,6 +147,27 @@ def test_up_on_a_taken_port_names_it_and_leaves_nothing(stack: Stack) -> None:
     assert holder(stack.data) is None
 
 
+@pytest.mark.parametrize("host", ["256.0.0.1", "192.0.2.1"])
+@pytest.mark.parametrize("port", [0, 8099])
+def test_up_on_an_address_of_no_machine_or_another_says_so_without_a_trace(host: str, port: int, stack: Stack) -> None:
+    done = stack.command("up", "--listen", f"{host}:{port}")
+    assert done.returncode == 1
+    assert f"cannot listen on {host}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert holder(stack.data) is None
+
+
+def test_up_with_a_revoked_agent_starts_without_it_and_says_so(stack: Stack) -> None:
+    ready = stack.up("--agents", "2")
+    name = list(ready["pids"]["agents"])[1]
+    stack.revoke(name)
+    assert stack.command("down").returncode == 0
+    done = stack.command("up", "--detach", "--listen", "127.0.0.1:0", "--agents", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"agent {name} is revoked and stays down" in done.stdout
+    assert name not in stack.ready()["pids"]["agents"]
+
+
 @pytest.mark.parametrize("listen", ["8080", "host:", "127.0.0.1:99999", "127.0.0.1:x"])
 def test_up_with_a_malformed_address_is_wrong_usage(listen: str, stack: Stack) -> None:
     done = stack.command("up", "--listen", listen)
@@ -207,5 +228,7 @@ def test_detached_up_returns_when_ready_and_down_ends_it_once(stack: Stack) -> N
     assert select.select([supervisor], [], [], 0)[0]
     os.close(supervisor)
     assert _all_end(_all_pids(ready), 0)
+    (stack.data / "ready.json").write_text("{}")  # as a supervisor that was killed leaves it
     second = stack.command("down")
+    assert not (stack.data / "ready.json").exists()
     assert (second.returncode, "nothing runs" in second.stdout) == (0, True)

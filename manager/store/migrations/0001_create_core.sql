@@ -12,6 +12,12 @@ CREATE TABLE fleet (
   id            uuid PRIMARY KEY,
   is_only       boolean NOT NULL DEFAULT true UNIQUE CHECK (is_only),
   created_at    timestamptz NOT NULL DEFAULT now(),
+  -- The version of the bus account with its revocations, which is the date of issue in its JWT (Unix seconds). Every
+  -- revocation raises it, whichever clock its manager goes by: of two accounts the servers of a cluster keep the newer.
+  account_version bigint NOT NULL DEFAULT extract(epoch FROM now())::bigint,
+  -- The public keys that the bus and the hosts of this fleet trust, by name; null until a manager has adopted its own. A
+  -- manager with other keys would mint identities that nobody takes, so it refuses to start.
+  trusted_keys  jsonb,
   -- the head of the event chain; the relay moves it with a guarded update, so a stale leader seals nothing
   chain_sequence bigint NOT NULL DEFAULT 0,
   chain_hash    text NOT NULL DEFAULT repeat('0', 64)
