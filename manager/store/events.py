@@ -8,7 +8,7 @@ import msgspec
 
 from manager.store.pool import Connection
 from schemas.events import CloudEvent, EventType, chain_hash
-from schemas.ids import new_id
+from schemas.ids import is_id, new_id
 
 #: Bytes of an event's data. A message on the bus may have 1 MB, and nobody shall have to look at each event's size.
 DATA_MAX_BYTES = 64 * 1024
@@ -127,12 +127,15 @@ async def page(
     since: dt.datetime | None = None,
 ) -> list[CloudEvent]:
     """Sealed events of a higher sequence than `after`, oldest first. subject: "storage_backends/<id>" or the bare id."""
+    # By the id, which has an index, whenever the subject ends in one.
+    last = (subject or "").rpartition("/")[2]
+    subject_id, whole = (last, subject if subject != last else None) if is_id(last) else (None, subject)
     records = await connection.fetch(
         f"SELECT {_COLUMNS} FROM event WHERE sequence > $1"
-        " AND ($3::text IS NULL OR subject = $3 OR subject_id::text = $3) AND ($4::text IS NULL OR type = $4)"
+        " AND ($3::uuid IS NULL OR subject_id = $3) AND ($7::text IS NULL OR subject = $7) AND ($4::text IS NULL OR type = $4)"
         " AND ($5::text IS NULL OR actor = $5) AND ($6::timestamptz IS NULL OR time >= $6)"
         " ORDER BY sequence LIMIT $2",
-        after, limit, subject, type, actor, since,
+        after, limit, subject_id, type, actor, since, whole,
     )  # fmt: skip
     return [_event(dict(r), fleet_id) for r in records]
 

@@ -1,0 +1,53 @@
+"""The audit log's filters on a real database."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from manager.store import events
+from manager.store.migrate import migrate
+from manager.store.pool import Connection, connect
+from schemas.events import EventType
+from schemas.ids import new_id
+
+FLEET, ONE, OTHER = new_id(), new_id(), new_id()
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[Connection]:
+    """With three sealed events: of one backend, of another, and of a host that has the first one's id."""
+    connection = await connect(database)
+    await migrate(connection)
+    await connection.execute("INSERT INTO fleet (id) VALUES ($1)", FLEET)
+    for type_, collection, subject_id in (
+        (EventType.BACKEND_CREATED, "storage_backends", ONE),
+        (EventType.BACKEND_CREATED, "storage_backends", OTHER),
+        (EventType.HOST_JOINED, "hosts", ONE),
+    ):
+        async with connection.transaction():
+            await events.append(
+                connection, type=type_, collection=collection, subject_id=subject_id, actor="token:a", request_id="r", data={}
+            )  # fmt: skip
+    assert await events.seal(connection, FLEET) == 3
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("subject", "sequences"),
+    [
+        (None, ["1", "2", "3"]),
+        (ONE, ["1", "3"]),
+        (f"storage_backends/{ONE}", ["1"]),
+        (f"hosts/{ONE}", ["3"]),
+        (new_id(), []),
+        ("storage_backends", []),
+        ("storage_backends/tank", []),
+        ("", []),
+    ],
+)
+async def test_events_are_filtered_by_id_or_by_whole_subject(
+    connection: Connection, subject: str | None, sequences: list[str]
+) -> None:
+    found = await events.page(connection, FLEET, after=0, limit=10, subject=subject)
+    assert [event.sequence for event in found] == sequences
