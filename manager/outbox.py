@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import asyncpg
 import msgspec
 
+from manager.event_stream import EventStream, StreamEnd
 from manager.store import events
 from manager.store.pool import Connection, connect, is_alone, say_alive
 from schemas import subjects
-from schemas.bus import Bus, BusError, StreamEnd
+from schemas.bus import Bus, BusError
 from schemas.events import CloudEvent
 from schemas.ids import is_id
 
@@ -42,7 +43,7 @@ class Relay:
     def __init__(self, database_url: str, bus: Bus, fleet_id: str, stream: StreamSettings) -> None:
         """stream: how the stream is made where there is none yet."""
         self._url = database_url
-        self._bus = bus
+        self._events = EventStream(bus)
         self._fleet_id = fleet_id
         self._stream = stream
         self._wake = asyncio.Event()
@@ -102,7 +103,7 @@ class Relay:
                     (subjects.event(s.event.type, s.subject_id), _payload(s.event, end.message_bytes), s.event.id)
                     for s in batch
                 ]
-                published = await self._bus.publish_events(messages, after=end.sequence)
+                published = await self._events.publish(messages, after=end.sequence)
                 await events.mark_published(connection, [s.event.id for s in batch[: len(published.acks)]])
                 failure = published.failure
                 self._end = replace(end, sequence=end.sequence + len(batch))
@@ -117,14 +118,12 @@ class Relay:
 
     async def _caught_up(self, connection: Connection) -> StreamEnd:
         """Where the stream ends, everything up to its last event being marked as published. Raises BusError."""
-        await self._bus.ensure_stream(
-            subjects.STREAM,
-            [subjects.EVENTS],
+        await self._events.ensure(
             max_age_s=self._stream.max_age_s,
             max_bytes=self._stream.max_bytes,
             replicas=self._stream.replicas,
         )
-        end = await self._bus.stream_end(subjects.STREAM)
+        end = await self._events.end()
         if end.payload is not None:
             last = _place(end.payload)
             if last is None or not await events.mark_published_up_to(

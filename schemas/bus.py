@@ -17,18 +17,16 @@ import math
 import random
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from nats import errors
 from nats.aio.msg import Msg
 
 from schemas.bus_client import CredsError, Identity, SafeClient, creds_text
 
 __all__ = [
-    "Ack",
     "Bus",
     "BusDown",
     "BusError",
@@ -38,8 +36,6 @@ __all__ = [
     "CredsError",
     "Message",
     "NoResponders",
-    "Published",
-    "StreamEnd",
     "creds_text",
 ]
 
@@ -57,18 +53,8 @@ _PUBLISH_WAIT_S = 5.0
 _FLUSH_S = 5.0
 #: More than a connection takes to be discarded.
 _CLOSE_S = 3.0
-_STREAM_S = 5.0
 #: Bytes written by us and not taken by the socket: beyond it the other end is as good as gone.
 _MAX_UNSENT_BYTES = 8 * 1024 * 1024
-#: Events under way at once; `sync_interval: always` gives 4 to 5 thousand a second from 64 on (BUS.md 6).
-_EVENTS_IN_FLIGHT = 256
-#: Bytes of them: below what counts as a server that does not take what is sent.
-_EVENT_BYTES_IN_FLIGHT = 4 * 1024 * 1024
-#: What a message's headers may take of the limit on its size.
-_HEADER_BYTES = 1024
-_STREAM_EXISTS = 10058
-_STREAM_NOT_FOUND = 10059
-_MESSAGE_NOT_FOUND = 10037
 _MOST_ERROR_SORTS = 10_000
 
 
@@ -99,34 +85,6 @@ class Message:
     subject: str
     reply: str
     data: bytes
-
-
-@dataclass(frozen=True)
-class Ack:
-    """Stored and synced. is_duplicate: it had been already, under the same message id."""
-
-    sequence: int
-    is_duplicate: bool
-
-
-@dataclass(frozen=True)
-class Published:
-    """acks: of the first events of a row, in its order. failure: why the next one has none; None when all have."""
-
-    acks: list[Ack]
-    failure: BusError | None
-
-
-@dataclass(frozen=True)
-class StreamEnd:
-    """sequence: the stream's, of its last message ever, 0 before the first. payload: of the last one that it still holds.
-
-    message_bytes: what a payload may have for the connection and the stream.
-    """
-
-    sequence: int
-    payload: bytes | None
-    message_bytes: int
 
 
 @dataclass(frozen=True)
@@ -242,9 +200,31 @@ class Bus:
         dropped = self._dropped + (self._opening.dropped if self._opening is not None else 0)
         return BusStats(reconnects=max(0, self._connections - 1), rebuilds=self._rebuilds, dropped_messages=dropped)
 
-    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
+    async def request(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> bytes:
         """The first answer's bytes. Raises NoResponders, BusTimeout, BusDown, BusRefused."""
-        return await self._request(subject, payload, timeout_s=timeout_s, headers=None)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        client = await self._usable_client(timeout_s)
+        try:
+            # From the check in _usable_client to the write there is no pause: closed below means closed while waiting.
+            reply = await client.request(subject, payload, timeout=deadline - loop.time(), headers=headers)
+        except errors.NoRespondersError as error:
+            raise NoResponders(f"nobody listens on {subject}") from error
+        except errors.TimeoutError as error:
+            raise BusTimeout(f"no answer on {subject} within {timeout_s} s") from error
+        except errors.ConnectionClosedError as error:
+            raise BusTimeout(f"the connection ended while waiting for an answer on {subject}") from error
+        except (errors.OutboundBufferLimitError, OSError) as error:
+            raise BusDown(f"cannot send {subject}: the connection is gone") from error
+        except errors.Error as error:
+            raise BusRefused(f"cannot send {subject}: {error}") from error
+        return reply.data
+
+    async def max_payload(self, timeout_s: float) -> int:
+        """Bytes that the server takes in one message. Raises BusDown."""
+        return (await self._usable_client(timeout_s)).max_payload
 
     async def publish(self, subject: str, payload: bytes) -> None:
         """Handed to the connection; no more is known of its fate. Raises BusDown, BusRefused."""
@@ -277,133 +257,6 @@ class Bus:
             _, pending = await asyncio.wait(pending, timeout=_CLOSE_S)
         await asyncio.gather(*others, return_exceptions=True)
         self._tasks = []
-
-    async def ensure_stream(
-        self,
-        name: str,
-        stream_subjects: Sequence[str],
-        *,
-        max_age_s: float = 24 * 3600,
-        duplicate_window_s: float = 600,
-        max_bytes: int = 1024**3,
-        replicas: int = 1,
-    ) -> None:
-        """The stream exists: made with this configuration, or as it is but for its subjects and duplicate window.
-
-        The rest of an existing one is its operator's. Raises as `request`; BusRefused with the server's reason.
-        """
-        ours: dict[str, object] = {
-            "subjects": list(stream_subjects),
-            "duplicate_window": round(duplicate_window_s * 1e9),
-        }
-        made = {
-            "name": name,
-            "retention": "limits",
-            "storage": "file",
-            "discard": "old",
-            "max_age": round(max_age_s * 1e9),
-            "max_bytes": max_bytes,
-            "num_replicas": replicas,
-            "deny_delete": True,
-        }
-        answer = await self._ask_stream(f"$JS.API.STREAM.INFO.{name}", b"", None)
-        if answer.error is not None and answer.error.err_code == _STREAM_NOT_FOUND:
-            answer = await self._ask_stream(f"$JS.API.STREAM.CREATE.{name}", msgspec.json.encode(made | ours), None)
-            if answer.error is not None and answer.error.err_code == _STREAM_EXISTS:  # made by another at this moment
-                answer = await self._ask_stream(f"$JS.API.STREAM.INFO.{name}", b"", None)
-        age = answer.config.get("max_age")
-        if isinstance(age, int) and 0 < age < duplicate_window_s * 1e9:
-            ours["duplicate_window"] = age  # the server refuses a window longer than that
-        if answer.error is None and any(answer.config.get(key) != value for key, value in ours.items()):
-            config = msgspec.json.encode(answer.config | ours)
-            answer = await self._ask_stream(f"$JS.API.STREAM.UPDATE.{name}", config, None)
-        if answer.error is not None:
-            raise BusRefused(f"stream {name}: {answer.error.description}")
-
-    async def stream_end(self, name: str) -> StreamEnd:
-        """Where the stream ends now. Raises as `request`; BusRefused with the server's reason, as when there is none."""
-        client = await self._usable_client(_STREAM_S)
-        found = await self._ask_stream(f"$JS.API.STREAM.INFO.{name}", b"", None)
-        if found.error is not None:
-            raise BusRefused(f"stream {name}: {found.error.description}")
-        own_limit = found.config.get("max_msg_size")
-        limits = [client.max_payload, *([own_limit] if isinstance(own_limit, int) and own_limit > 0 else [])]
-        payload = None
-        if found.state.messages:
-            wanted = msgspec.json.encode({"seq": found.state.last_seq})
-            last = await self._ask_stream(f"$JS.API.STREAM.MSG.GET.{name}", wanted, None)
-            # One that has expired meanwhile is as one that had before.
-            if last.error is not None and last.error.err_code != _MESSAGE_NOT_FOUND:
-                raise BusRefused(f"the end of stream {name}: {last.error.description}")
-            payload = last.message.data if last.message is not None else None
-        return StreamEnd(found.state.last_seq, payload, min(limits) - _HEADER_BYTES)
-
-    async def publish_event(self, subject: str, payload: bytes, message_id: str, *, after: int | None = None) -> Ack:
-        """Stored once in a stream; the same message_id again within the duplicate window is acknowledged and dropped.
-
-        after: refused unless it comes right behind this sequence of the stream. Raises BusTimeout (it may be stored),
-        NoResponders (no stream takes the subject), BusDown, BusRefused.
-        """
-        headers = {"Nats-Msg-Id": message_id}
-        if after is not None:
-            headers["Nats-Expected-Last-Sequence"] = str(after)
-        answer = await self._ask_stream(subject, payload, headers)
-        if answer.error is not None:
-            raise BusRefused(f"{subject} was not stored: {answer.error.description}")
-        return Ack(sequence=answer.seq, is_duplicate=answer.duplicate)
-
-    async def publish_events(self, events: Sequence[tuple[str, bytes, str]], *, after: int) -> Published:
-        """Each (subject, payload, message id) stored, in this order, right behind the sequence `after` of the stream.
-
-        They are under way together, each with the place that it takes: where one fails, none that follows is stored.
-        Whether the failed one is stored, the stream's end says. Another who publishes must give an event the same
-        place, or one of ours may meet its place among the other's. Raises BusDown and BusRefused (a payload over
-        the server's limit) before anything is sent.
-        """
-        client = await self._usable_client(_STREAM_S)
-        for subject, payload, _ in events:
-            if len(payload) > client.max_payload:
-                raise BusRefused(f"cannot publish {subject}: {len(payload)} bytes are over the limit")
-        acks: list[Ack] = []
-        for together in _in_flight(events):
-            first = after + len(acks)
-            batch = (self.publish_event(*event, after=first + place) for place, event in enumerate(together))
-            # All answers are awaited, also after a failure: what is still under way could come behind what we know.
-            for outcome in await asyncio.gather(*batch, return_exceptions=True):
-                if isinstance(outcome, BusError):
-                    return Published(acks, outcome)
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                acks.append(outcome)
-        return Published(acks, None)
-
-    async def _request(
-        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None
-    ) -> bytes:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        client = await self._usable_client(timeout_s)
-        try:
-            # From the check in _usable_client to the write there is no pause: closed below means closed while waiting.
-            reply = await client.request(subject, payload, timeout=deadline - loop.time(), headers=headers)
-        except errors.NoRespondersError as error:
-            raise NoResponders(f"nobody listens on {subject}") from error
-        except errors.TimeoutError as error:
-            raise BusTimeout(f"no answer on {subject} within {timeout_s} s") from error
-        except errors.ConnectionClosedError as error:
-            raise BusTimeout(f"the connection ended while waiting for an answer on {subject}") from error
-        except (errors.OutboundBufferLimitError, OSError) as error:
-            raise BusDown(f"cannot send {subject}: the connection is gone") from error
-        except errors.Error as error:
-            raise BusRefused(f"cannot send {subject}: {error}") from error
-        return reply.data
-
-    async def _ask_stream(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> "_StreamAnswer":
-        answer = await self._request(subject, payload, timeout_s=_STREAM_S, headers=headers)
-        try:
-            return msgspec.json.decode(answer, type=_StreamAnswer)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BusTimeout(f"an unreadable answer on {subject}") from error
 
     async def _usable_client(self, timeout_s: float) -> SafeClient:
         if not self.is_usable and not self._fail_fast:
@@ -549,39 +402,3 @@ class _Subscription:
     handler: Handler
     slots: asyncio.Semaphore
     client: SafeClient | None = None
-
-
-def _in_flight(events: Sequence[tuple[str, bytes, str]]) -> Iterator[Sequence[tuple[str, bytes, str]]]:
-    """The events in order, in rows that may be under way at once."""
-    first, size = 0, 0
-    for place, (_, payload, _) in enumerate(events):
-        if place > first and (place - first == _EVENTS_IN_FLIGHT or size + len(payload) > _EVENT_BYTES_IN_FLIGHT):
-            yield events[first:place]
-            first, size = place, 0
-        size += len(payload)
-    yield events[first:]
-
-
-class _StreamError(msgspec.Struct, frozen=True, kw_only=True):
-    err_code: int = 0
-    description: str = ""
-
-
-class _StreamState(msgspec.Struct, frozen=True, kw_only=True):
-    messages: int = 0
-    last_seq: int = 0
-
-
-class _StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
-    data: bytes = b""
-
-
-class _StreamAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An ack, or what the stream's API says: of the stream (config, state) or of a message in it."""
-
-    seq: int = 0
-    duplicate: bool = False
-    error: _StreamError | None = None
-    config: dict[str, object] = {}
-    state: _StreamState = _StreamState()
-    message: _StoredMessage | None = None

@@ -45,7 +45,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "manager": (
-        ("errors", "actor", "health", "observations", "pace", "turns"),
+        ("errors", "actor", "health", "observations", "event_stream", "pace", "turns"),
         ("config", "keys", "problems", "store.*"),
         ("address", "bus_auth", "outbox", "registry", "replica", "tokens"),
         ("agents", "watch", "revocations", "embedded.*"),

@@ -14,17 +14,17 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from manager.actor import Actor
 from manager.agents import Agents
 from manager.errors import Fenced, Refused, StaleFence
 from manager.registry import Registry
-from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
+from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain, type_Sql
 from manager.store import operations as journal
 from manager.store.operations import OperationRow, StepLine
-from manager.store.pool import DATABASE_AWAY, Connection, Pool, transaction
+from manager.store.pool import DATABASE_AWAY, Pool, transaction
 from manager.vault import Vault
 from schemas.credentials import Credentials
 from schemas.ids import new_id
@@ -385,7 +385,7 @@ class Engine:
         run: Run,
         line: StepLine,
         *,
-        sql: "Callable[[Connection, Run, dict[str, Any]], Awaitable[dict[str, Any] | None]] | None",
+        sql: type_Sql | None,
         state: OperationState,
         step: int,
         output: dict[str, Any] | None = None,
@@ -416,7 +416,7 @@ class Engine:
         run: Run,
         line: StepLine,
         *,
-        sql: "Callable[[Connection, Run, dict[str, Any]], Awaitable[dict[str, Any] | None]] | None",
+        sql: type_Sql | None,
         state: OperationState,
         step: int,
         error: Problem | None = None,

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from manager import bus_auth
+from manager.event_stream import EventStream
 from schemas import nkey, subjects
 from schemas.bus import Message
 from schemas.ids import HostId, new_id
@@ -269,8 +270,8 @@ async def test_auditor_durable_consumer_reads_events_and_acks(server: NatsServer
     """By hand what scripts' consumer does with nats-py: create, fetch, acknowledge."""
     relay = make_bus(server.url, server.creds.relay)
     await relay.start(5)
-    await relay.ensure_stream(_STREAM, [subjects.EVENTS])
-    await relay.publish_event("stowage.event.backend.created.x", b"an event", "1")
+    await EventStream(relay).ensure()
+    await EventStream(relay).publish_one("stowage.event.backend.created.x", b"an event", "1")
     config = {"stream_name": _STREAM, "config": {"durable_name": "audit", "name": "audit", "ack_policy": "explicit"}}
     peer = await RawPeer.connect(server.port, server.creds.auditor)
     create = f"$JS.API.CONSUMER.CREATE.{_STREAM}.audit".encode()

@@ -58,10 +58,12 @@ class LossyBus(Bus):
             return
         await super().publish(subject, payload)
 
-    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
+    async def request(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> bytes:
         if self._weather.strikes("lost", self._weather.lose):
             raise BusTimeout(f"no answer on {subject}: lost in the storm")
-        return await super().request(subject, payload, timeout_s=timeout_s)
+        return await super().request(subject, payload, timeout_s=timeout_s, headers=headers)
 
     async def _arrive(self, handler: Handler, message: Message) -> None:
         weather = self._weather

@@ -8,9 +8,8 @@ from manager.store import events
 from manager.store.migrate import migrate
 from manager.store.pool import Connection, connect
 from schemas.events import EventType
-from schemas.ids import new_id
 
-FLEET, ONE, OTHER = new_id(), new_id(), new_id()
+FLEET, ONE, OTHER, NONE = (f"01900000-0000-7000-8000-00000000000{n}" for n in range(4))
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ async def connection(database: str) -> AsyncIterator[Connection]:
         (ONE, ["1", "3"]),
         (f"storage_backends/{ONE}", ["1"]),
         (f"hosts/{ONE}", ["3"]),
-        (new_id(), []),
+        (NONE, []),
         ("storage_backends", []),
         ("storage_backends/tank", []),
         ("", []),

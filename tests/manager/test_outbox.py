@@ -12,12 +12,13 @@ import asyncpg
 import msgspec
 import pytest
 
+from manager.event_stream import Ack, EventStream
 from manager.outbox import Relay, StreamSettings
 from manager.store import events, hosts
 from manager.store.migrate import migrate
 from manager.store.pool import connect
 from schemas import subjects
-from schemas.bus import Ack, Bus, BusTimeout
+from schemas.bus import Bus, BusTimeout
 from schemas.events import CloudEvent, EventType, chain_hash, verify_chain
 from schemas.ids import new_id
 from tests.bus.nats_server import NatsServer
@@ -108,10 +109,12 @@ async def test_relay_killed_before_its_mark_and_away_for_long_stores_nothing_twi
     """The stream does not know the ids any more, for they are older than its window."""
     await desk.append(5)
     await events.seal(desk.connection, desk.fleet_id)
-    await desk.bus.ensure_stream(subjects.STREAM, [subjects.EVENTS])
+    await EventStream(desk.bus).ensure()
     for sealed in await events.unpublished(desk.connection, desk.fleet_id):
         subject = subjects.event(sealed.event.type, sealed.subject_id)
-        await desk.bus.publish_event(subject, msgspec.json.encode(sealed.event), f"forgotten {sealed.event.id}")
+        await EventStream(desk.bus).publish_one(
+            subject, msgspec.json.encode(sealed.event), f"forgotten {sealed.event.id}"
+        )
     await desk.append(3)
     async with desk.relay():
         await desk.all_published()
@@ -122,17 +125,19 @@ async def test_relay_one_of_many_under_way_lost_sends_it_and_the_rest_in_order(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await desk.append(300)
-    publish = Bus.publish_event
+    publish = EventStream.publish_one
     lost = 0
 
-    async def lose_one(bus: Bus, subject: str, payload: bytes, message_id: str, *, after: int | None = None) -> Ack:
+    async def lose_one(
+        stream: EventStream, subject: str, payload: bytes, message_id: str, *, after: int | None = None
+    ) -> Ack:
         nonlocal lost
         if b'"sequence":"40"' in payload and not lost:
             lost += 1
             raise BusTimeout("lost")
-        return await publish(bus, subject, payload, message_id, after=after)
+        return await publish(stream, subject, payload, message_id, after=after)
 
-    monkeypatch.setattr(Bus, "publish_event", lose_one)
+    monkeypatch.setattr(EventStream, "publish_one", lose_one)
     async with desk.relay():
         await desk.all_published()
     found = await desk.streamed()
@@ -145,18 +150,20 @@ async def test_relay_an_answer_lost_though_stored_sends_nothing_twice(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await desk.append(50)
-    publish = Bus.publish_event
+    publish = EventStream.publish_one
     is_lost = False
 
-    async def lose_answer(bus: Bus, subject: str, payload: bytes, message_id: str, *, after: int | None = None) -> Ack:
+    async def lose_answer(
+        stream: EventStream, subject: str, payload: bytes, message_id: str, *, after: int | None = None
+    ) -> Ack:
         nonlocal is_lost
-        ack = await publish(bus, subject, payload, f"never seen again {new_id()}", after=after)
+        ack = await publish(stream, subject, payload, f"never seen again {new_id()}", after=after)
         if b'"sequence":"20"' in payload and not is_lost:
             is_lost = True
             raise BusTimeout("lost")
         return ack
 
-    monkeypatch.setattr(Bus, "publish_event", lose_answer)
+    monkeypatch.setattr(EventStream, "publish_one", lose_answer)
     async with desk.relay():
         await desk.all_published()
     assert is_lost
@@ -167,11 +174,11 @@ async def test_relay_an_event_stored_out_of_order_before_stops_nothing(desk: Des
     """What an earlier version could leave: event 2 came before event 1, and the stream still knows its id."""
     await desk.append(3)
     await events.seal(desk.connection, desk.fleet_id)
-    await desk.bus.ensure_stream(subjects.STREAM, [subjects.EVENTS])
+    await EventStream(desk.bus).ensure()
     sealed = await events.unpublished(desk.connection, desk.fleet_id)
     for each in (sealed[1], sealed[0]):
         subject = subjects.event(each.event.type, each.subject_id)
-        await desk.bus.publish_event(subject, msgspec.json.encode(each.event), each.event.id)
+        await EventStream(desk.bus).publish_one(subject, msgspec.json.encode(each.event), each.event.id)
     async with desk.relay():
         await desk.all_published()
     assert _numbers(await desk.streamed()) == [2, 1, 3]
