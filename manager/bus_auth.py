@@ -26,7 +26,6 @@ from schemas.ids import HostId, is_id
 from schemas.nkey import Role
 
 AGENT_LIFETIME_S = 7 * 24 * 3600
-_AGENT_REPLY_TTL_S = 600
 _AGENT_SUBSCRIPTIONS = 64
 _PUSH_S = 5.0
 _CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
@@ -244,9 +243,9 @@ def _agent_template(signer: str) -> dict[str, object]:
         "key": signer,
         "role": "agent",
         "template": {
-            "pub": {"allow": ["stowage.up.{{name()}}.>", own_inbox]},
+            # No `resp`: an agent may answer in its own place of a manager's inbox, and nowhere else (subjects.answers).
+            "pub": {"allow": ["stowage.up.{{name()}}.>", own_inbox, subjects.ANSWERS_OF.format(host="{{name()}}")]},
             "sub": {"allow": ["stowage.cmd.{{name()}}.>", own_inbox]},
-            "resp": {"max": 1, "ttl": _AGENT_REPLY_TTL_S * 10**9},
             "subs": _AGENT_SUBSCRIPTIONS,
             "data": _NO_LIMIT,
             "payload": MAX_MESSAGE_BYTES,

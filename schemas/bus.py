@@ -24,6 +24,7 @@ from pathlib import Path
 from nats import errors
 from nats.aio.msg import Msg
 
+from schemas import subjects
 from schemas.bus_client import CredsError, Identity, SafeClient, creds_text
 
 __all__ = [
@@ -209,7 +210,11 @@ class Bus:
         client = await self._usable_client(timeout_s)
         try:
             # From the check in _usable_client to the write there is no pause: closed below means closed while waiting.
-            reply = await client.request(subject, payload, timeout=deadline - loop.time(), headers=headers)
+            left_s = deadline - loop.time()
+            if host := subjects.commanded(subject):
+                reply = await client.ask(subject, payload, host=host, timeout_s=left_s, headers=headers)
+            else:
+                reply = await client.request(subject, payload, timeout=left_s, headers=headers)
         except errors.NoRespondersError as error:
             raise NoResponders(f"nobody listens on {subject}") from error
         except errors.TimeoutError as error:

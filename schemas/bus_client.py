@@ -23,7 +23,7 @@ from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
 
-from schemas import nkey
+from schemas import nkey, subjects
 
 #: Seconds for TCP, TLS, INFO and the answer to CONNECT, each. A server under a storm of reconnects takes seconds.
 _HANDSHAKE_STEP_S = 10
@@ -98,6 +98,9 @@ class SafeClient(Client):
         self._on_error = on_error
         self._echo_inbox = ""
         self._echoes: dict[bytes, asyncio.Future[None]] = {}
+        self._inbox = ""
+        #: reply subject -> the answer to a command under way.
+        self._answers: dict[str, asyncio.Future[Msg]] = {}
         self.lost = asyncio.Event()
         self.loss: Exception | None = None
         self.dropped = 0
@@ -142,6 +145,8 @@ class SafeClient(Client):
             tls_handshake_first=tls is not None,
         )
         await self._init_request_sub()
+        await self.subscribe(subjects.answers(inbox_prefix, "*", "*"), cb=self._on_answer)  # pyright: ignore[reportUnknownMemberType]
+        self._inbox = inbox_prefix
         self._echo_inbox = self.new_inbox()
         await self.subscribe(self._echo_inbox, cb=self._on_echo)  # pyright: ignore[reportUnknownMemberType]
 
@@ -150,6 +155,25 @@ class SafeClient(Client):
         await self.subscribe(  # pyright: ignore[reportUnknownMemberType]
             subject, queue, callback, pending_msgs_limit=_PENDING_MESSAGES, pending_bytes_limit=_PENDING_BYTES
         )
+
+    async def ask(
+        self, subject: str, payload: bytes, *, host: str, timeout_s: float, headers: dict[str, str] | None
+    ) -> Msg:
+        """As nats-py's request, but the reply subject names the host that alone may answer there."""
+        inbox = subjects.answers(self._inbox, host, secrets.token_hex(16))
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._answers[inbox] = answer
+        try:
+            await self.publish(subject, payload, reply=inbox, headers=headers)
+            async with asyncio.timeout(timeout_s):
+                reply = await answer
+        except TimeoutError as error:
+            raise errors.TimeoutError from error
+        finally:
+            del self._answers[inbox]
+        if reply.headers and reply.headers.get("Status") == "503":
+            raise errors.NoRespondersError
+        return reply
 
     async def hears_itself(self, timeout_s: float) -> bool:
         """Whether a message to our own inbox came back, which also proves everything sent before it was processed."""
@@ -192,9 +216,18 @@ class SafeClient(Client):
         for request in list(requests.values()):
             if not request.done():
                 request.set_exception(errors.ConnectionClosedError())
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(errors.ConnectionClosedError())
         for echo in self._echoes.values():
             if not echo.done():
                 echo.set_exception(errors.ConnectionClosedError())
+
+    async def _on_answer(self, answer: Msg) -> None:
+        """The first answer counts; a second one, or one that nobody waits for any more, goes."""
+        waiting = self._answers.get(answer.subject)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
 
     async def _on_echo(self, echo: Msg) -> None:
         heard = self._echoes.get(echo.data)

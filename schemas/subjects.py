@@ -13,6 +13,9 @@ UPLINK_QUEUE = "managers"
 AGENT_INBOX = "_INBOX_a"
 MANAGER_INBOX = "_INBOX_m"
 
+_COMMAND = re.compile(r"stowage\.cmd\.([^.*>\s]+)\.[^.*>\s]+")
+#: The word in a manager's inbox under which hosts answer, each below its own id.
+_ANSWERS = "h"
 _UPLINK = re.compile(r"stowage\.up\.([0-9a-f-]{36})\.([a-z]+)")
 
 
@@ -58,6 +61,25 @@ def agent_inbox(host: HostId) -> str:
 
 def manager_inbox(replica: str) -> str:
     return f"{MANAGER_INBOX}.{replica}"
+
+
+def commanded(subject: str) -> HostId | None:
+    """The host that a command's subject names; None for any other subject."""
+    found = _COMMAND.fullmatch(subject)
+    return HostId(found[1]) if found else None
+
+
+def answers(inbox: str, host: str, mark: str) -> str:
+    """The reply subject of one command: only the host that it names may publish there (manager/bus_auth.py).
+
+    Not by the server's `allow_responses`: that lets an agent publish to whatever reply subject a message names which it
+    receives, and it may send itself a message that names another host's command (seen 2026-11-25).
+    """
+    return f"{inbox}.{_ANSWERS}.{host}.{mark}"
+
+
+#: Where an agent may answer commands; `{host}` for the host id, or the word of a template.
+ANSWERS_OF = f"{MANAGER_INBOX}.*.{_ANSWERS}.{{host}}.*"
 
 
 def is_own_inbox(reply: str, host: HostId) -> bool:

@@ -109,7 +109,7 @@ async def test_agent_within_its_own_allowed(shared_server: NatsServer) -> None:
     await peer.close()
 
 
-async def test_agent_second_reply_to_one_request_denied(shared_server: NatsServer, make_bus: MakeBus) -> None:
+async def test_second_answer_to_one_command_is_dropped(shared_server: NatsServer, make_bus: MakeBus) -> None:
     a = shared_server.enrol()
     manager = make_bus(shared_server.url, shared_server.creds.commands)
     await manager.start(5)
@@ -120,7 +120,38 @@ async def test_agent_second_reply_to_one_request_denied(shared_server: NatsServe
     await peer.read_line()
     assert denials(await peer.ask(pub(inbox, b"first"))) == []
     assert await request == b"first"
-    assert len(denials(await peer.ask(pub(inbox, b"second")))) == 1
+    assert denials(await peer.ask(pub(inbox, b"second"))) == []
+    request = asyncio.create_task(manager.request(subjects.command(a.host_id, "probe"), b"", timeout_s=5))
+    inbox = (await peer.read_line()).split(b" ")[3]
+    await peer.read_line()
+    await peer.ask(pub(inbox, b"third"))
+    assert await request == b"third"
+    await peer.close()
+
+
+#: Where agent A would like to answer; {b} is host B's id.
+_FORBIDDEN_TO_ANSWER = [
+    "stowage.cmd.{b}.attach",
+    "stowage.up.{b}.beat",
+    "stowage.event.backend.created.x",
+    "_INBOX_a.{b}.x",
+    "_INBOX_m.r.x",
+    "_INBOX_m.r.h.{b}.x",
+    "_INBOX_m.r.h.{a}.x.y",
+    "$JS.API.STREAM.DELETE." + _STREAM,
+    "$SYS.REQ.CLAIMS.UPDATE",
+]
+
+
+@pytest.mark.parametrize("place", _FORBIDDEN_TO_ANSWER)
+async def test_agent_that_sends_itself_a_message_gains_no_reply_subject(shared_server: NatsServer, place: str) -> None:
+    """With the server's `allow_responses` it would: each message received grants its reply subject, whoever sent it."""
+    a, b = shared_server.enrol(), shared_server.enrol()
+    peer = await RawPeer.connect(shared_server.port, a.creds_file)
+    own, wanted = f"_INBOX_a.{a.host_id}.x", place.format(a=a.host_id, b=b.host_id)
+    lines = await peer.ask(f"SUB {own} 1\r\nPUB {own} {wanted} 0\r\n\r\n".encode())
+    assert any(line.startswith(f"MSG {own} 1 {wanted}".encode()) for line in lines), lines
+    assert len(denials(await peer.ask(pub(wanted.encode())))) == 1
     await peer.close()
 
 

@@ -162,7 +162,7 @@ async def test_bus_jwt_expired_reconnects_with_the_renewed_file(server: NatsServ
     await manager.start(5)
     expires_at = int(time.time()) + 2
     await until(lambda: time.time() > expires_at + 0.1 and not host.is_usable)  # it expired while connected
-    with pytest.raises(BusDown, match="uthorization"):
+    with pytest.raises(BusDown, match="uth"):
         await host.wait_usable(1)  # and is refused at the door
 
     agent.renew()
