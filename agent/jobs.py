@@ -63,7 +63,7 @@ def _is_in_mount(directory: str, root: str) -> bool:
 def write_probe(args: dict[str, Any]) -> dict[str, Any]:
     """4 KiB written, fsynced, read back through a new descriptor, compared and removed; the file system's space.
 
-    args: dir, file_name. The name is the same at every probe of a host: a kill leaves at most one such
+    args: dir, file_name. The name is the same at every probe of a backend by a host: a kill leaves at most one such
     file and the next probe removes it. latency_ms spans create to unlink.
     """
     path = _place(args, args["file_name"])
@@ -113,16 +113,18 @@ def read_marker(args: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         return {"marker": "missing"}
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
             return {"marker": "other", "found": {}}
         raise
     try:
         text = _read_all(descriptor, _MARKER_MAX_BYTES)
+    except IsADirectoryError:
+        return {"marker": "other", "found": {}}
     finally:
         os.close(descriptor)
     try:
         found: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"marker": "other", "found": {}}
     if not isinstance(found, dict):
         return {"marker": "other", "found": {}}

@@ -114,7 +114,7 @@ def _joined_before(state: StateDir, invitation: Invitation, name: str, say: Call
     if (config.manager_url, config.host_name) != (invitation.url, name):
         raise ConfigError(
             f"{state.root} belongs to host {config.host_name} of {config.manager_url};"
-            " use another --state-dir, or remove this one"
+            " use another --state-dir, or move this one aside; remove none below which something is mounted"
         )
     say(f"already joined as host {name} ({config.host_id}); nothing was changed")
     return config

@@ -27,13 +27,13 @@ def content_for(target: Target) -> dict[str, str]:
 
 
 def probe_file(space: Workspace) -> str:
-    """The one name under which this host's probes write."""
-    return f".stowage-probe-{space.host_id}"
+    """The one name under which this host's probes of this backend write; two adds of one place must not share it."""
+    return f".stowage-probe-{space.host_id}-{space.dir.name}"
 
 
 def trial_file(space: Workspace) -> str:
     """The same for trials, which may run beside a probe of the same place."""
-    return f".stowage-trial-{space.host_id}"
+    return f".stowage-trial-{space.host_id}-{space.dir.name}"
 
 
 def tags_for(target: Target) -> tuple[str, str]:

@@ -186,7 +186,9 @@ def server_config(
         f"port: {port}",
         f"ports_file_dir: {_quoted(ports_file_dir)}",
         "max_payload: 1MB",
-        f"jetstream {{ store_dir: {_quoted(data_dir / 'jetstream')}, sync_interval: always }}",
+        # Without max_file_store the server would take 75 % of what is free now, and refuse the stream on a fuller disk:
+        # its size counts as reserved. The stream's own limit bounds what is stored.
+        f"jetstream {{ store_dir: {_quoted(data_dir / 'jetstream')}, max_file_store: 1TB, sync_interval: always }}",
         f"operator: {operator}",
         f"system_account: {system}",
         f"resolver {{ type: full, dir: {_quoted(data_dir / 'accounts')}, allow_delete: false }}",

@@ -6,11 +6,14 @@ root_dir may be a symbolic link: it is resolved at the first attach and the reso
 later moves nothing; what it resolves to must not be a folder of the system or of the agent.
 """
 
+import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from agent.configs import decode_config, held_config, refuse_verb
 from agent.drivers.base import ProbeReport, Workers, Workspace
@@ -42,11 +45,18 @@ class LocalFile:
         self._workers = workers
         self._timeout_s = probe_timeout_s
         self._probes = FolderProbes(workers, probe_timeout_s)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
     ) -> ProbeReport:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
+        async with self._alone(config.root_dir):
+            return await self._attach(config, target, space, establish=establish)
+
+    async def _attach(
+        self, config: LocalFileConfig, target: Target, space: Workspace, *, establish: bool
+    ) -> ProbeReport:
         memory = Memory(space.dir, _MEMORY)
         remembered = memory.read()
         was_attached = remembered.get("attached") == "yes"
@@ -89,6 +99,10 @@ class LocalFile:
         return await self._probes.prove(folder, target, space, _CAPABILITIES, OnMissing.REFUSE)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
+        async with self._alone(str(target.config.get("root_dir", ""))):
+            return await self._release(target, space, remove_marker=remove_marker)
+
+    async def _release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
         memory = Memory(space.dir, _MEMORY)
         remembered = memory.read()
         if not remove_marker:
@@ -108,7 +122,11 @@ class LocalFile:
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
-        await self.clean_trial(target, space)
+        async with self._alone(config.root_dir):
+            return await self._trial(config, target, space)
+
+    async def _trial(self, config: LocalFileConfig, target: Target, space: Workspace) -> ProbeReport:
+        await self._clean_trial(target, space)
         remembered = Memory(space.dir, _MEMORY).read()
         folder, exists = await self._resolve(
             remembered.get("root_dir", config.root_dir), config, target, space, is_trial=True
@@ -121,9 +139,13 @@ class LocalFile:
         try:
             return await self._probes.prove(folder, target, space, _CAPABILITIES, on_missing, is_trial=True)
         finally:
-            await self.clean_trial(target, space)
+            await self._clean_trial(target, space)
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
+        async with self._alone(str(target.config.get("root_dir", ""))):
+            await self._clean_trial(target, space)
+
+    async def _clean_trial(self, target: Target, space: Workspace) -> None:
         memory = Memory(space.dir, _TRIAL_MEMORY)
         folder = memory.read().get("root_dir")
         if folder is None:
@@ -143,6 +165,7 @@ class LocalFile:
     async def checks(self, target: Target) -> tuple[Check, ...]:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
         try:
+            _refuse_system_dir(Path(config.root_dir), ())
             found = await self._run("look_at_dir", Path(config.root_dir), target, is_trial=True)
             _refuse_system_dir(Path(found["path"]), ())
             _refuse_unmounted(config, found)
@@ -165,10 +188,16 @@ class LocalFile:
     ) -> ProbeReport:
         raise refuse_verb(LOCAL_FILE, "initialization")
 
+    def _alone(self, root_dir: str) -> asyncio.Lock:
+        """Held by who may make or remove the folder: of two backends that want it, the later one finds it marked or gone."""
+        return self._locks.setdefault(os.path.normpath(root_dir), asyncio.Lock())
+
     async def _resolve(
         self, root_dir: str, config: LocalFileConfig, target: Target, space: Workspace, *, is_trial: bool
     ) -> tuple[Path, bool]:
         """The folder with links resolved, and whether it exists; refuses what must not be used."""
+        # Before links are resolved too: below /proc they lead to wherever the process that looks happens to be.
+        _refuse_system_dir(Path(root_dir), ())
         found = await self._run("look_at_dir", Path(root_dir), target, is_trial=is_trial)
         folder = Path(found["path"])
         _refuse_system_dir(folder, space.reserved)

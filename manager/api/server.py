@@ -27,13 +27,16 @@ log = logging.getLogger(__name__)
 LINGERING_S = 2.0
 #: Seconds that requests under way may take to end at a stop.
 SHUTDOWN_S = 3.0
+#: Seconds until a connection on which no whole request head comes is closed; above the 60 s of usual balancers.
+IDLE_S = 75.0
 
 
 class ApiRunner(web.AppRunner):
     """Runs the application of create_api. No access log but our own; bodies are not decompressed."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, *, idle_s: float = IDLE_S) -> None:
         super().__init__(app, shutdown_timeout=SHUTDOWN_S)
+        self._idle_s = idle_s
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
@@ -43,6 +46,7 @@ class ApiRunner(web.AppRunner):
             loop=asyncio.get_running_loop(),
             access_log=None,
             lingering_time=LINGERING_S,
+            keepalive_timeout=self._idle_s,
             auto_decompress=False,
         )
 
@@ -85,6 +89,13 @@ class _Protocol(RequestHandler):
             request_id = request[REQUEST_ID] = new_id()
             resp = http_problem(resp, request_id)
         return await super().finish_response(request, resp, start_time)
+
+    def _process_keepalive(self) -> None:
+        # aiohttp sets this timer for a new connection too, and then ignores it until a first request was answered.
+        if self._request_count == 0:
+            self.force_close()
+        else:
+            super()._process_keepalive()
 
     def log_debug(self, *args: Any, **kw: Any) -> None:
         """Nothing: aiohttp's debug lines show request lines."""

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from manager.embedded import children
 from manager.embedded.errors import StartError
 from manager.embedded.stopping import never
 
+_TOKEN_REMEDY = "write a valid token of the role admin into that file, for `up` lets agents join with it"
 _REQUEST_TIMEOUT_S = 35  # above the 30 s after which the manager answers 202
 
 
@@ -60,6 +62,8 @@ class ManagerClient:
 
     def _expect(self, wanted: int, method: str, path: str, body: Mapping[str, Any] | None) -> Mapping[str, Any]:
         status, answer = self._request(method, path, body, token=self._token())
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise StartError(f"the token in {self._token_file} counts no more; {_TOKEN_REMEDY}")
         if status != wanted:
             raise StartError(f"{method} {path} answered {status}: {_reason(answer)}")
         return answer
@@ -68,7 +72,7 @@ class ManagerClient:
         try:
             return self._token_file.read_text(encoding="ascii").strip()
         except FileNotFoundError as error:
-            raise StartError(f"the admin token is missing: {self._token_file}") from error
+            raise StartError(f"the admin token is missing: {self._token_file}; {_TOKEN_REMEDY}") from error
 
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None, *, token: str | None

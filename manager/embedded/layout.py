@@ -159,6 +159,10 @@ def _refuse_foreign(folder: Path) -> None:
         )
     if os.geteuid() == 0 and found.st_mode & 0o022:
         raise StartError(f"other users may write in the data folder {folder}; forbid it: chmod go-w {folder}")
+    # What is made first there is its sign. A whole disk may be given to us, and comes with lost+found.
+    names = {path.name for path in folder.iterdir()}
+    if folder == Path("/") or (names - {"lost+found"} and "postgres" not in names):
+        raise StartError(f"{folder} holds other things and no data of ours; choose an empty folder with --data-dir")
 
 
 def _user(uid: int) -> str:

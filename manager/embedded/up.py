@@ -170,7 +170,9 @@ class _Start:
                 self._join(name, folder, client)
             elif _host_id(folder / "agent.toml") in revoked:
                 # It would knock at the bus for ever, and every start would wait for it.
-                self._notes.append(f"agent {name} is revoked and stays down; to let it join anew, remove {folder}")
+                # Moved, never removed: a backend may still be mounted below, and removing would empty it.
+                aside = shlex.join(["mv", str(folder), f"{folder}.revoked-{_host_id(folder / 'agent.toml')}"])
+                self._notes.append(f"agent {name} is revoked and stays down; to let it join anew, {aside}")
                 continue
             names.append(name)
             argv = ["agent", "run", "--state-dir", str(folder), "--nats-url", self._nats.url]

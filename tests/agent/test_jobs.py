@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_prove_with_the_marker_of_another_backend_writes_nothing(tmp_path: Path,
     assert "latency_ms" not in answer
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"backend_id": "b-1"}', "x" * 10_000])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"backend_id": "b-1"}', "x" * 10_000, "[" * 4096])
 def test_prove_with_an_unreadable_marker_takes_it_for_anothers(tmp_path: Path, text: str) -> None:
     (tmp_path / jobs.MARKER_NAME).write_text(text)
     assert jobs.prove(args_for(tmp_path, on_missing="make"))["marker"] == "other"
@@ -118,6 +119,18 @@ def test_prove_with_an_unreadable_marker_takes_it_for_anothers(tmp_path: Path, t
 def test_prove_with_a_fifo_as_marker_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / jobs.MARKER_NAME)
     assert jobs.prove(args_for(tmp_path, on_missing="make"))["marker"] == "other"
+
+
+def test_prove_with_a_folder_or_a_socket_as_marker_takes_it_for_anothers(tmp_path: Path) -> None:
+    for place, make in (("folder", os.mkdir), ("socket", _make_socket)):
+        (tmp_path / place).mkdir()
+        make(str(tmp_path / place / jobs.MARKER_NAME))
+        assert jobs.prove(args_for(tmp_path / place, on_missing="make"))["marker"] == "other"
+
+
+def _make_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
 
 
 @needs_root

@@ -55,24 +55,26 @@ class Stack:
         return ready
 
     def get(self, path: str, url: str | None = None) -> Any:
+        return self.call("GET", path, url=url)
+
+    def call(self, method: str, path: str, body: bytes | None = None, *, url: str | None = None) -> Any:
+        """The JSON of the answer, None if it has none. Raises HTTPError for a refusal."""
         ready = self.ready()
-        token = Path(ready["token_file"]).read_text().strip()
-        request = urllib.request.Request((url or ready["url"]) + path, headers={"Authorization": f"Bearer {token}"})
+        headers = {"Authorization": f"Bearer {Path(ready['token_file']).read_text().strip()}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request((url or ready["url"]) + path, body, headers, method=method)
         with urllib.request.urlopen(request, timeout=10) as response:
-            return json.load(response)
+            text = response.read()
+        return json.loads(text) if text else None
 
     def revoke(self, host: str) -> None:
-        ready = self.ready()
-        token = Path(ready["token_file"]).read_text().strip()
-        url = f"{ready['url']}/v1/hosts/{host}"
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"}, method="DELETE")
-        with urllib.request.urlopen(request, timeout=10) as response:
-            assert response.status == 204
+        self.call("DELETE", f"/v1/hosts/{host}")
 
     def end(self) -> None:
         assert self.command("down").returncode == 0
-        for process in self._running:
-            process.communicate()
+        while self._running:
+            self._running.pop().communicate()
 
     def _argv(self, command: str, *args: str) -> list[str]:
         return [sys.executable, "-m", "manager.cli", command, "--data-dir", str(self.data), *args]

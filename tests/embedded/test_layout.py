@@ -101,3 +101,17 @@ def test_private_file_over_a_public_one_is_private(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_data_folder_with_other_things_in_it_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(StartError, match="holds other things"):
+        Layout(tmp_path).create()
+    assert os.listdir(tmp_path) == ["notes"]
+
+
+def test_data_folder_that_is_an_empty_disk_or_ours_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    Layout(tmp_path).create()
+    (tmp_path / "notes").touch()
+    Layout(tmp_path).create()

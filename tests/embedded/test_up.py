@@ -1,10 +1,13 @@
 """`stowage up` and `stowage down` as a person runs them: the real command, the real servers, manager and agents."""
 
+import json
 import os
 import select
+import shlex
 import signal
 import socket
 import stat
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 
 from manager.embedded import children
 from manager.embedded.lock import holder
+from tests.agent.mounting import needs_root, tmpfs
 from tests.embedded.conftest import NOBODY, as_root
 from tests.embedded.stack import START_TIMEOUT_S, Stack
 from tests.processes import runs
@@ -164,8 +168,48 @@ def test_up_with_a_revoked_agent_starts_without_it_and_says_so(stack: Stack) -> 
     assert stack.command("down").returncode == 0
     done = stack.command("up", "--detach", "--listen", "127.0.0.1:0", "--agents", "2")
     assert done.returncode == 0, done.stderr
-    assert f"agent {name} is revoked and stays down" in done.stdout
+    note = next(line for line in done.stdout.splitlines() if f"agent {name} is revoked and stays down" in line)
     assert name not in stack.ready()["pids"]["agents"]
+    # What the note says can be done, loses nothing, and lets the agent join anew.
+    inside = stack.data / "agents" / name / "mounts" / "disk"
+    inside.write_text("a disk")
+    assert stack.command("down").returncode == 0
+    command = shlex.split(note.partition("join anew, ")[2])
+    assert command[0] == "mv"
+    subprocess.run(command, check=True)
+    assert (Path(command[2]) / "mounts" / "disk").read_text() == "a disk"
+    done = stack.command("up", "--detach", "--listen", "127.0.0.1:0", "--agents", "2")
+    assert done.returncode == 0, done.stderr
+    assert name in stack.ready()["pids"]["agents"]
+
+
+@needs_root
+def test_up_on_a_disk_smaller_than_the_stream_may_become_stores_events_and_starts_again(stack: Stack) -> None:
+    stack.data.mkdir()
+    with tmpfs(stack.data, "size=600m,mode=711"):
+        try:
+            stack.up()
+            assert children.wait_until(lambda: any((stack.data / "nats").rglob("STOWAGE_EVENTS")), timeout_s=20)
+            assert stack.command("down").returncode == 0
+            stack.up()
+        finally:
+            stack.end()
+
+
+def test_up_whose_admin_token_counts_no_more_names_the_file_and_the_way_out(stack: Stack) -> None:
+    file = Path(stack.up()["token_file"])
+    first = stack.get("/v1/tokens")["items"][0]["id"]
+    body = json.dumps({"name": "second", "role": "admin"}).encode()
+    second = stack.call("POST", "/v1/tokens", body)["token"]
+    stack.call("DELETE", f"/v1/tokens/{first}")
+    assert stack.command("down").returncode == 0
+    done = stack.command("up", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert f"the token in {file} counts no more; write a valid token of the role admin" in done.stderr
+    file.unlink()
+    assert f"missing: {file}; write a valid token" in stack.command("up", "--listen", "127.0.0.1:0").stderr
+    file.write_text(second)
+    stack.up()
 
 
 @pytest.mark.parametrize("listen", ["8080", "host:", "127.0.0.1:99999", "127.0.0.1:x"])
@@ -185,7 +229,8 @@ def test_up_whose_manager_cannot_start_shows_the_end_of_its_log(stack: Stack) ->
 
 
 def test_up_with_spoilt_keys_says_so_without_a_trace(stack: Stack) -> None:
-    (stack.data / "keys").mkdir(parents=True, mode=0o700)
+    (stack.data / "postgres").mkdir(parents=True, mode=0o700)
+    (stack.data / "keys").mkdir(mode=0o700)
     (stack.data / "keys" / "keys.json").write_text("spoilt")
     done = stack.command("up", "--listen", "127.0.0.1:0")
     assert done.returncode == 1

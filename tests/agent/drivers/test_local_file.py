@@ -376,3 +376,31 @@ async def test_verbs_of_devices_and_servers_are_kind_unsupported(
         driver.initialize(target, NONE, space, wwid="x", force=True),
     ):
         assert (await fault_of(awaitable)).code is FaultCode.KIND_UNSUPPORTED
+
+
+async def test_two_adds_on_one_new_folder_one_gets_it_and_nothing_is_left(
+    driver: LocalFile, space: Workspace, tmp_path: Path
+) -> None:
+    other = make_space(tmp_path / "state", OTHER_BACKEND)
+    for number in range(8):
+        folder = tmp_path / f"vms{number}"
+        pairs = [(target_for(folder), space), (target_for(folder, OTHER_BACKEND), other)]
+
+        async def add(target: Target, own: Workspace) -> None:
+            await driver.trial(target, NONE, own)
+            await driver.attach(target, NONE, own, establish=True)
+
+        results = await asyncio.gather(*(add(*pair) for pair in pairs), return_exceptions=True)
+        lost = [result.fault.code for result in results if isinstance(result, AgentFault)]
+        assert (results.count(None), lost) == (1, [FaultCode.MARKER_MISMATCH]), results
+        for target, own in pairs:
+            await driver.release(target, own, remove_marker=True)
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("path", ["/proc/self/cwd/x", "/dev/shm/x", "/sys/x"])
+async def test_folder_below_a_file_system_of_the_kernel_refused_before_it_is_resolved(
+    driver: LocalFile, space: Workspace, path: str
+) -> None:
+    fault = await fault_of(driver.attach(target_for(Path(path)), NONE, space, establish=True))
+    assert fault.code == FaultCode.PERMISSION_DENIED

@@ -391,7 +391,7 @@ async def test_clean_trial_after_a_kill_unmounts_what_was_left(
 ) -> None:
     space.trial_dir.mkdir()
     server.mount(space.trial_dir, SHOWN)
-    (server.folder / f".stowage-trial-{space.host_id}").touch()
+    (server.folder / f".stowage-trial-{space.host_id}-{space.dir.name}").touch()
     commands.then(unmounts_it(server, space.trial_dir))
     await driver.clean_trial(target_for(), space)
     assert not space.trial_dir.exists() and os.listdir(server.folder) == []

@@ -6,7 +6,9 @@ import logging
 import asyncpg
 import msgspec
 import pytest
+from aiohttp import web
 
+from manager.api.server import ApiRunner
 from tests.manager.api.conftest import Api, until
 
 
@@ -132,3 +134,22 @@ async def test_database_that_does_not_answer_is_503_with_retry_after(away: Excep
     assert "database" in answer.problem(503, "internal")["detail"]
     assert answer.headers["Retry-After"] == "5"
     assert "c4n4ry" not in answer.body.decode()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"])
+async def test_connection_on_which_no_whole_head_comes_is_closed(sent: bytes) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/healthz", answer)
+    runner = ApiRunner(app, idle_s=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        heard = await reader.read()
+    assert heard.count(b"200 OK") == sent.count(b"\r\n\r\n")
+    writer.close()
+    await runner.cleanup()
