@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 LINGERING_S = 2.0
 #: Seconds that requests under way may take to end at a stop.
 SHUTDOWN_S = 3.0
-#: Seconds until a connection on which no whole request head comes is closed; above the 60 s of usual balancers.
+#: Seconds until a connection on which no whole request head comes is closed (aiohttp: after an hour); above the 60 s of
+#: usual balancers.
 IDLE_S = 75.0
 
 
@@ -89,13 +90,6 @@ class _Protocol(RequestHandler):
             request_id = request[REQUEST_ID] = new_id()
             resp = http_problem(resp, request_id)
         return await super().finish_response(request, resp, start_time)
-
-    def _process_keepalive(self) -> None:
-        # aiohttp sets this timer for a new connection too, and then ignores it until a first request was answered.
-        if self._request_count == 0:
-            self.force_close()
-        else:
-            super()._process_keepalive()
 
     def log_debug(self, *args: Any, **kw: Any) -> None:
         """Nothing: aiohttp's debug lines show request lines."""
