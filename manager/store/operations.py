@@ -214,10 +214,10 @@ async def disown(connection: Connection, *, replica: str, owner: str) -> None:
 
 
 async def renew_leases(connection: Connection, *, owner: str, ids: Sequence[str], lease_s: float) -> set[str]:
-    """The ids that are still ours, their leases renewed."""
+    """The ids that are still ours, their leases renewed; those that have just ended too, for their drivers are still busy."""
     records = await connection.fetch(
         "UPDATE operation SET lease_until = now() + make_interval(secs => $3)"
-        " WHERE id = ANY($2) AND owner = $1 AND state IN ('running', 'undoing') RETURNING id",
+        " WHERE id = ANY($2) AND owner = $1 RETURNING id",
         owner, list(ids), lease_s,
     )  # fmt: skip
     return {r["id"] for r in records}
