@@ -145,7 +145,8 @@ class SafeClient(Client):
             tls_handshake_first=tls is not None,
         )
         await self._init_request_sub()
-        await self.subscribe(subjects.answers(inbox_prefix, "*", "*"), cb=self._on_answer)  # pyright: ignore[reportUnknownMemberType]
+        # Agents may publish there at any time, so with bounds.
+        await self.listen(subjects.answers(inbox_prefix, "*", "*"), "", self._on_answer)
         self._inbox = inbox_prefix
         self._echo_inbox = self.new_inbox()
         await self.subscribe(self._echo_inbox, cb=self._on_echo)  # pyright: ignore[reportUnknownMemberType]

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from manager.embedded import children
 from manager.embedded.errors import StartError
 from manager.embedded.stopping import never
 
+_TOKEN = re.compile(rb"[!-~]+")
 _TOKEN_REMEDY = "write a valid token of the role admin into that file, for `up` lets agents join with it"
 _REQUEST_TIMEOUT_S = 35  # above the 30 s after which the manager answers 202
 
@@ -70,9 +72,12 @@ class ManagerClient:
 
     def _token(self) -> str:
         try:
-            return self._token_file.read_text(encoding="ascii").strip()
+            token = self._token_file.read_bytes().strip()
         except FileNotFoundError as error:
             raise StartError(f"the admin token is missing: {self._token_file}; {_TOKEN_REMEDY}") from error
+        if not _TOKEN.fullmatch(token):
+            raise StartError(f"{self._token_file} does not hold one token; {_TOKEN_REMEDY}")
+        return token.decode()
 
     def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None, *, token: str | None
@@ -84,7 +89,7 @@ class ManagerClient:
         def ask() -> None:
             try:
                 answer.set_result(self._exchange(method, path, body, token))
-            except (OSError, http.client.HTTPException) as error:
+            except Exception as error:  # noqa: BLE001  # raised where it is waited for
                 answer.set_exception(error)
 
         threading.Thread(target=ask, name="request", daemon=True).start()

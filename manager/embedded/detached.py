@@ -59,7 +59,8 @@ def stop(layout: Layout) -> int | None:
     """Nothing runs on the folder any more; the pid of what did, None if nothing did. Raises StartError."""
     pid = holder(layout.data)
     if pid is None:
-        layout.ready.unlink(missing_ok=True)  # of one that was killed
+        if (layout.data / "lock").exists():  # else the folder is not ours
+            layout.ready.unlink(missing_ok=True)  # of one that was killed
         return None
     if pid == 0:
         raise StartError(f"{layout.data} is held by a process of somebody else; stop it as that user")

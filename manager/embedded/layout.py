@@ -13,6 +13,8 @@ from pathlib import Path
 from manager.embedded.errors import StartError
 
 _LABEL_MAX = 63
+#: What a first start makes before it holds `lock.children`. A disk of one's own comes with lost+found.
+_BEFORE_LOCK = frozenset(("postgres", "nats", "keys", "log", "agents", "lock", "lost+found"))
 
 
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -91,12 +93,14 @@ class Layout:
         another user could change what lies in it: whoever does that leads us, root perhaps, where he likes.
         """
         try:
+            # The mode at once: what a kill leaves here is left as it is by the next start.
+            mode = 0o711 if os.geteuid() == 0 else 0o700
             try:
-                self.data.mkdir(mode=0o700, parents=True)
+                self.data.mkdir(mode=mode, parents=True)
             except FileExistsError:
                 _refuse_foreign(self.data)
             else:
-                self.data.chmod(0o711 if os.geteuid() == 0 else 0o700)
+                self.data.chmod(mode)  # whatever the umask
             for folder in (self.postgres, self.nats, self.keys, self.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
             agents = self.data / "agents"
@@ -159,10 +163,19 @@ def _refuse_foreign(folder: Path) -> None:
         )
     if os.geteuid() == 0 and found.st_mode & 0o022:
         raise StartError(f"other users may write in the data folder {folder}; forbid it: chmod go-w {folder}")
-    # What is made first there is its sign. A whole disk may be given to us, and comes with lost+found.
-    names = {path.name for path in folder.iterdir()}
-    if folder == Path("/") or (names - {"lost+found"} and "postgres" not in names):
+    if not _may_be_ours(folder):
         raise StartError(f"{folder} holds other things and no data of ours; choose an empty folder with --data-dir")
+
+
+def _may_be_ours(folder: Path) -> bool:
+    """Empty, used before, or left by a first start that was killed before it took the lock: then `postgres` is empty still.
+
+    A `postgres` alone is no sign of ours, and what is in it would be given to another user.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if "lock.children" in names:
+        return True
+    return names <= _BEFORE_LOCK and not ("postgres" in names and any((folder / "postgres").iterdir()))
 
 
 def _user(uid: int) -> str:

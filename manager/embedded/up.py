@@ -5,7 +5,6 @@ thread. Whatever waits looks at the stop signals meanwhile (stopping.py).
 """
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -30,8 +29,6 @@ from manager.embedded.postgres import Postgres
 from manager.embedded.stopping import StopRequested, StopSignals
 from manager.embedded.supervisor import Service, Supervisor
 from manager.keys import Keys
-
-log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
 _MANAGER_READY_TIMEOUT_S = 60
@@ -168,10 +165,10 @@ class _Start:
             folder = layout.agent(name)
             if not (folder / "agent.toml").exists():
                 self._join(name, folder, client)
-            elif _host_id(folder / "agent.toml") in revoked:
+            elif (host_id := _host_id(folder / "agent.toml")) in revoked:
                 # It would knock at the bus for ever, and every start would wait for it.
                 # Moved, never removed: a backend may still be mounted below, and removing would empty it.
-                aside = shlex.join(["mv", str(folder), f"{folder}.revoked-{_host_id(folder / 'agent.toml')}"])
+                aside = shlex.join(["mv", str(folder), f"{folder}.revoked-{host_id}"])
                 self._notes.append(f"agent {name} is revoked and stays down; to let it join anew, {aside}")
                 continue
             names.append(name)

@@ -28,6 +28,15 @@ def _load(folder: Path, gate: str) -> tuple[object, ...]:
     return _fingerprint(Keys.load_or_create(folder))
 
 
+def _lose(folder: Path, name: str) -> dict[str, str]:
+    """The key of that name is gone from the file; what it holds now."""
+    path = folder / "keys.json"
+    texts: dict[str, str] = json.loads(path.read_text())
+    del texts[name]
+    path.write_text(json.dumps(texts))
+    return texts
+
+
 def test_load_or_create_twice_same_keys_all_different_and_private(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "keys"
     first = Keys.load_or_create(folder)
@@ -59,10 +68,7 @@ def test_load_or_create_many_processes_at_once_agree(tmp_path: Path) -> None:
 
 def test_load_or_create_key_missing_is_made_and_the_others_kept(tmp_path: Path) -> None:
     before = Keys.load_or_create(tmp_path)
-    path = tmp_path / "keys.json"
-    texts = json.loads(path.read_text())
-    del texts["auditor"]
-    path.write_text(json.dumps(texts))
+    _lose(tmp_path, "auditor")
     after = Keys.load_or_create(tmp_path)
     assert (after.operator, after.mac) == (before.operator, before.mac)
     assert after.auditor != before.auditor
@@ -79,10 +85,7 @@ def test_load_without_a_file_or_a_folder_is_refused_and_makes_none(tmp_path: Pat
 
 def test_load_with_a_key_missing_that_nobody_else_knows_makes_it(tmp_path: Path) -> None:
     before = Keys.load_or_create(tmp_path)
-    path = tmp_path / "keys.json"
-    texts = json.loads(path.read_text())
-    del texts["relay"]
-    path.write_text(json.dumps(texts))
+    _lose(tmp_path, "relay")
     after = Keys.load(tmp_path)
     assert after.trusted == before.trusted
     assert after.relay != before.relay
@@ -91,13 +94,10 @@ def test_load_with_a_key_missing_that_nobody_else_knows_makes_it(tmp_path: Path)
 @pytest.mark.parametrize("name", ["operator", "account", "system_account", "agent_signer", "sealing"])
 def test_load_with_a_trusted_key_missing_is_refused_and_the_file_left(tmp_path: Path, name: str) -> None:
     Keys.load_or_create(tmp_path)
-    path = tmp_path / "keys.json"
-    texts = json.loads(path.read_text())
-    del texts[name]
-    path.write_text(json.dumps(texts))
+    texts = _lose(tmp_path, name)
     with pytest.raises(ConfigError, match=f"lacks {name}"):
         Keys.load(tmp_path)
-    assert json.loads(path.read_text()) == texts
+    assert json.loads((tmp_path / "keys.json").read_text()) == texts
 
 
 def test_trusted_keys_hold_no_secret(tmp_path: Path) -> None:

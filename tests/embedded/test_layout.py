@@ -9,6 +9,7 @@ import pytest
 
 from manager.embedded.errors import StartError
 from manager.embedded.layout import Layout, agent_names, default_data_dir, toml, write_private
+from manager.embedded.lock import DataLock
 from schemas.ids import HOST_NAME
 from tests.embedded.conftest import NOBODY, as_root
 
@@ -103,15 +104,33 @@ def test_private_file_over_a_public_one_is_private(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_data_folder_with_other_things_in_it_is_refused_and_untouched(tmp_path: Path) -> None:
-    (tmp_path / "notes").touch()
+@pytest.mark.parametrize("held", ["notes", "postgres/PG_VERSION"])
+def test_data_folder_with_other_things_in_it_is_refused_and_untouched(tmp_path: Path, held: str) -> None:
+    (tmp_path / held).parent.mkdir(exist_ok=True)
+    (tmp_path / held).touch()
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StartError, match="holds other things"):
         Layout(tmp_path).create()
-    assert os.listdir(tmp_path) == ["notes"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_data_folder_that_is_an_empty_disk_or_ours_is_taken(tmp_path: Path) -> None:
+def test_root_folder_is_refused() -> None:
+    with pytest.raises(StartError):  # to others than root it belongs to another user
+        Layout(Path("/")).create()
+
+
+@pytest.mark.parametrize("made", range(6))
+def test_first_start_killed_before_its_lock_goes_on(tmp_path: Path, made: int) -> None:
     (tmp_path / "lost+found").mkdir()
+    for name in ("postgres", "nats", "keys", "log", "agents", "lock")[: made + 1]:
+        (tmp_path / name).mkdir() if name != "lock" else (tmp_path / name).touch()
     Layout(tmp_path).create()
-    (tmp_path / "notes").touch()
-    Layout(tmp_path).create()
+
+
+def test_data_folder_used_before_is_taken_whatever_lies_beside(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.create()
+    DataLock(layout.data).release()
+    (layout.postgres / "data").mkdir()
+    (layout.data / "notes").touch()
+    layout.create()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manager import bus_auth
-from manager.embedded import identity, nats
+from manager.embedded import children, identity, nats
 from manager.embedded.errors import StartError
 from manager.embedded.nats import Nats
 from manager.keys import Keys
@@ -91,14 +91,23 @@ def test_nats_with_a_link_in_its_folder_writes_through_none(name: str, server: N
     assert (victim.read_text(), victim.stat().st_uid) == ("kept", os.geteuid())
 
 
-def test_nats_whose_ports_file_is_a_pipe_or_a_link_does_not_wait_for_it(
-    server: Nats, open_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_pipe", [True, False], ids=["pipe", "link"])
+def test_nats_whose_ports_file_is_a_pipe_or_a_link_is_not_read(
+    server: Nats, open_dir: Path, monkeypatch: pytest.MonkeyPatch, is_pipe: bool
 ) -> None:
+    """A pipe would be waited for ever."""
     monkeypatch.setattr(nats, "_READY_TIMEOUT_S", 1)
-    folder = open_dir / "nats"
-    os.mkfifo(folder / "nats-server_1.ports")
-    (folder / "nats-server_2.ports").symlink_to(open_dir / "nats.log")
-    server.start()
-    assert _answers(server)
-    assert (open_dir / "nats.log").exists()
-    assert len(list(folder.glob("*.ports"))) == 1
+    process = server.spawn()
+    assert children.wait_until(lambda: _ports_file(open_dir, process.pid).exists(), timeout_s=10)
+    told = _ports_file(open_dir, process.pid)
+    told.rename(open_dir / "told")
+    if is_pipe:
+        os.mkfifo(told)
+    else:
+        told.symlink_to(open_dir / "told")
+    with pytest.raises(StartError, match="not ready"):
+        server.wait_ready()
+
+
+def _ports_file(open_dir: Path, pid: int) -> Path:
+    return open_dir / "nats" / f"nats-server_{pid}.ports"

@@ -32,6 +32,12 @@ async def _read(server: Postgres) -> str:
         await connection.close()
 
 
+async def _stopped_with_a_row(server: Postgres) -> None:
+    server.start()
+    await _write(server)
+    server.stop()
+
+
 def _socket_dir_of(server: Postgres) -> Path:
     return Path(parse_qs(urlsplit(server.url()).query)["host"][0])
 
@@ -172,10 +178,7 @@ async def test_postgres_whose_access_rules_were_in_its_folder_lets_us_in(
     open_dir: Path, make_postgres: MakePostgres
 ) -> None:
     """A data folder as the versions before made it."""
-    first = make_postgres(open_dir)
-    first.start()
-    await _write(first)
-    first.stop()
+    await _stopped_with_a_row(make_postgres(open_dir))
     (open_dir / "postgres.hba").unlink()
     shutil.rmtree(open_dir / "postgres.socket")
     (open_dir / "postgres" / "socket").mkdir()
@@ -188,10 +191,7 @@ async def test_postgres_whose_access_rules_were_in_its_folder_lets_us_in(
 async def test_postgres_whose_pid_file_is_a_link_keeps_what_it_names(
     open_dir: Path, make_postgres: MakePostgres
 ) -> None:
-    first = make_postgres(open_dir)
-    first.start()
-    await _write(first)
-    first.stop()
+    await _stopped_with_a_row(make_postgres(open_dir))
     victim = open_dir / "victim"
     victim.write_text("0\n")
     (open_dir / "postgres" / "data" / "postmaster.pid").symlink_to(victim)

@@ -206,6 +206,11 @@ def test_up_whose_admin_token_counts_no_more_names_the_file_and_the_way_out(stac
     done = stack.command("up", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     assert f"the token in {file} counts no more; write a valid token of the role admin" in done.stderr
+    for written in (second + "\n" + second, "", "\u201c" + second):
+        file.write_text(written)
+        done = stack.command("up", "--listen", "127.0.0.1:0")
+        assert (done.returncode, second in done.stderr) == (1, False)
+        assert f"{file} does not hold one token" in done.stderr or f"{file} holds no token" in done.stderr
     file.unlink()
     assert f"missing: {file}; write a valid token" in stack.command("up", "--listen", "127.0.0.1:0").stderr
     file.write_text(second)
@@ -229,8 +234,7 @@ def test_up_whose_manager_cannot_start_shows_the_end_of_its_log(stack: Stack) ->
 
 
 def test_up_with_spoilt_keys_says_so_without_a_trace(stack: Stack) -> None:
-    (stack.data / "postgres").mkdir(parents=True, mode=0o700)
-    (stack.data / "keys").mkdir(mode=0o700)
+    (stack.data / "keys").mkdir(parents=True, mode=0o700)
     (stack.data / "keys" / "keys.json").write_text("spoilt")
     done = stack.command("up", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
@@ -259,6 +263,13 @@ def test_up_on_a_data_folder_of_another_user_is_refused(extra: tuple[str, ...], 
     assert "belongs to nobody" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(stack.data.iterdir()) == []
+
+
+def test_down_on_a_folder_that_is_not_ours_removes_nothing(stack: Stack) -> None:
+    stack.data.mkdir()
+    (stack.data / "ready.json").write_text("{}")
+    assert stack.command("down").returncode == 0
+    assert (stack.data / "ready.json").read_text() == "{}"
 
 
 def test_detached_up_returns_when_ready_and_down_ends_it_once(stack: Stack) -> None:
