@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from agent.app import facts_of, run_until_signalled
 from agent.config import StateDir, load_config
 from agent.errors import ConfigError
@@ -43,9 +41,7 @@ def _join(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     state = StateDir(args.state_dir)
-    config = load_config(state, os.environ, tuple(args.nats_url))
-    reserved = (*config.reserved_dirs, *(os.path.realpath(folder) for folder in args.reserve))
-    config = msgspec.structs.replace(config, reserved_dirs=reserved)
+    config = load_config(state, os.environ, tuple(args.nats_url), tuple(args.reserve))
     set_up_logging({"host_id": config.host_id, "host": config.host_name}, level=args.log_level)
     # What must be private says so itself; a folder for VM disks must not be.
     os.umask(0o022)

@@ -75,7 +75,8 @@ async def run(
     state.prepare()
     for left_over in state.run.iterdir():
         left_over.unlink(missing_ok=True)
-    private_files.purge_temp(state.root)
+    for folder in (state.root, *state.backends.iterdir()):
+        private_files.purge_temp(folder)
     host_id = HostId(config.host_id)
     key, manager_key = _keys(config, state)
     identity_seed = state.identity_file.read_text().strip()
@@ -122,7 +123,12 @@ async def run(
             ask=ask_renewal, creds_file=state.bus_creds_file, user_jwt=_user_jwt(state), seed=identity_seed
         )
         strays = Strays(
-            state=state, journal=journal, mounts=Mounts(tools), lock=host.lock, interval_s=intervals.probe_s
+            state=state,
+            journal=journal,
+            mounts=Mounts(tools),
+            lock=host.lock,
+            clean_trials=host.clean_trials,
+            interval_s=intervals.probe_s,
         )
         health = Health(host=host, wake=reconciler.wake, intervals=intervals)
         bus.subscribe(subjects.commands_of(host_id), server.handle, concurrency=_COMMANDS_AT_ONCE)
@@ -131,7 +137,6 @@ async def run(
             await bus.start(wait=False)
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(host.clean_trials(), name="clean trials"),
                     group.create_task(board.run(), name="status"),
                     group.create_task(reconciler.run(), name="reconcile"),
                     group.create_task(health.run(), name="health"),

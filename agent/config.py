@@ -106,8 +106,11 @@ class StateDir:
             os.close(descriptor)
 
 
-def load_config(state: StateDir, environ: Mapping[str, str], nats_urls: tuple[str, ...] = ()) -> AgentConfig:
-    """The file, with the environment laid over it and `nats_urls` (command line) over that.
+def load_config(
+    state: StateDir, environ: Mapping[str, str], nats_urls: tuple[str, ...] = (), reserve: tuple[str, ...] = ()
+) -> AgentConfig:
+    """The file, with the environment laid over it and `nats_urls` (command line) over that; `reserve` (command line) is added
+    to its reserved_dirs, and all of them are resolved, as a backend's folder is before it is held against them.
 
     Raises ConfigError, which names the file or variable, the key and the remedy.
     """
@@ -120,6 +123,8 @@ def load_config(state: StateDir, environ: Mapping[str, str], nats_urls: tuple[st
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{state.config_file} is not TOML: {error}") from error
     config = _convert(raw, AgentConfig, str(state.config_file))
+    reserved = tuple(map(os.path.realpath, (*config.reserved_dirs, *reserve)))
+    config = msgspec.structs.replace(config, reserved_dirs=reserved)
     return with_environment(config, environ, nats_urls)
 
 

@@ -195,7 +195,7 @@ class Host:
         try:
             report = await driver.trial(target, credentials, self._space(target.backend_id))
         except AgentFault:
-            # The fault may be that of its own clean-up. What stays is in the journal, and the next sync releases it.
+            # The fault may be that of its own clean-up. What stays is in the journal, and the next sweep ends it.
             with contextlib.suppress(AgentFault):
                 await self._clean_trial_of(target.backend_id)
             raise
@@ -249,8 +249,10 @@ class Host:
         return PreflightReport(checks=(*checks, Check(name="use", is_ok=True)), observation=observation)
 
     async def clean_trials(self) -> None:
-        """What killed trials left behind is gone, or logged where it is not. Run once, at the start."""
+        """What trials left behind that were killed, or could not clean up, is gone, or logged where it is not."""
         for target in self._journal.trials():
+            if self.lock(target.backend_id).locked():  # under way
+                continue
             async with self.lock(target.backend_id):
                 try:
                     await self._clean_trial_of(target.backend_id)

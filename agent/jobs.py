@@ -181,24 +181,27 @@ def _create_marker_exclusively(path: str, text: bytes, args: dict[str, Any]) -> 
 
 
 def clear_place(args: dict[str, Any]) -> dict[str, Any]:
-    """Our marker and our probe files are gone; another's stay. args: dir, file_names, marker, rmdir.
+    """Our marker and our probe files are gone; another's stay. args: dir, mount_root (as for `prove`), file_names, marker, rmdir.
 
-    Answers is_removed (the folder itself, only asked for with `rmdir`, only when empty) and entries, the
-    number of names left in it. A folder that is not there is an answer, not an error.
+    Answers marker (what it was, as `prove` says it), is_removed (the folder itself, only asked for with `rmdir`, only when
+    empty) and entries, the number of names left in it. A folder that is not there is an answer, not an error.
     """
-    directory = str(args["dir"])
+    directory, marker = str(args["dir"]), "missing"
     try:
-        if read_marker(args)["marker"] == "ours":
+        if args["mount_root"] and not _is_in_mount(directory, str(args["mount_root"])):
+            return {"marker": "unmounted", "is_removed": False, "entries": 0}
+        marker = read_marker(args)["marker"]
+        if marker == "ours":
             _unlink_if_there(os.path.join(directory, MARKER_NAME))
         for name in args["file_names"]:
             _unlink_if_there(os.path.join(directory, name))
             _unlink_if_there(os.path.join(directory, name + ".marker"))
         if args["rmdir"] and remove_dir_if_empty(args)["is_removed"]:
-            return {"is_removed": True, "entries": 0}
+            return {"marker": marker, "is_removed": True, "entries": 0}
         with os.scandir(directory) as listing:
-            return {"is_removed": False, "entries": sum(1 for _ in listing)}
+            return {"marker": marker, "is_removed": False, "entries": sum(1 for _ in listing)}
     except (FileNotFoundError, NotADirectoryError):
-        return {"is_removed": True, "entries": 0}
+        return {"marker": marker, "is_removed": True, "entries": 0}
 
 
 def look_at_dir(args: dict[str, Any]) -> dict[str, Any]:

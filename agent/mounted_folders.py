@@ -11,10 +11,9 @@ from pathlib import Path
 
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
-from agent.jobs import MARKER_NAME
 from agent.memory import Memory
 from agent.mounts import MountPlan, Mounts, SecretFile
-from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, unreached
+from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, unmounted, unreached
 from schemas.agent_rpc import ReleaseReport, Target
 from schemas.backends import Capability
 from schemas.faults import FaultCode
@@ -93,13 +92,15 @@ class MountedFolders:
         """See Driver.release. A place that is not mounted or does not answer keeps its marker, which the report says."""
         left: tuple[str, ...] = ()
         is_mounted = self._mounts.at(space.mount_dir) is not None
-        if remove_marker and not is_mounted and Memory(space.dir, _ATTACHED).read():
-            left = (f"{MARKER_NAME} and whatever else is in {place.shown_as}, which was not mounted",)
+        was_attached = bool(Memory(space.dir, _ATTACHED).read())
+        if remove_marker and not is_mounted and was_attached:
+            left = (unmounted(place.shown_as),)
         if remove_marker and is_mounted:
             try:
-                left = (
-                    await self._probes.clear(place.below(space.mount_dir), target, space, shown_as=place.shown_as)
-                ).left
+                report = await self._probes.clear(
+                    place.below(space.mount_dir), target, space, shown_as=place.shown_as, mount_root=space.mount_dir
+                )
+                left = report.left
             except AgentFault as error:
                 log.warning("marker stays", extra={"place": place.shown_as, "code": str(error.fault.code)})
                 left = (unreached(place.shown_as, error.fault.code),)
@@ -126,7 +127,7 @@ class MountedFolders:
         """See Driver.clean_trial. A server that does not answer may keep the probe's one file; the next trial removes it."""
         if self._mounts.at(space.trial_dir) is not None:
             with contextlib.suppress(AgentFault):
-                await self._probes.clear_trial(place.below(space.trial_dir), target, space)
+                await self._probes.clear_trial(place.below(space.trial_dir), target, space, mount_root=space.trial_dir)
         await self._mounts.unmount_anyhow(space.trial_dir)
 
     def is_attached(self, place: Place, target: Target, space: Workspace) -> bool:

@@ -144,15 +144,18 @@ class Mounts:
                 raise tool_fault(result)
         raise AgentFault.of(FaultCode.FAILED, f"{where} is still mounted after {_MAX_STACKED} unmounts")
 
-    async def unmount_anyhow(self, where: Path) -> bool:
+    async def unmount_anyhow(self, where: Path, *, spare_busy: bool = False) -> bool:
         """Nothing is mounted there and the folder is gone; whether it took a lazy unmount. Plain, then forced, then lazy.
 
         Busy goes straight to lazy: the server answers, and MNT_FORCE would fail the writes of whoever still uses it.
+        With spare_busy it stays: raises AgentFault in_use.
         """
         was_lazy = False
         try:
             await self.unmount_idle(where)
         except AgentFault as error:
+            if spare_busy and error.fault.code is FaultCode.IN_USE:
+                raise
             log.warning("plain unmount failed", extra={"mount_dir": str(where), "code": str(error.fault.code)})
             if error.fault.code is FaultCode.IN_USE or not await self._try_harder(where, "-f"):
                 was_lazy = True

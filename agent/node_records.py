@@ -18,7 +18,7 @@ import msgspec
 
 from agent.errors import AgentFault
 from agent.portals import Node
-from agent.private_files import sync_dir
+from agent.private_files import write_private
 from schemas.faults import FaultCode
 
 _LOCK_TIMEOUT_S = 30.0
@@ -53,9 +53,10 @@ class NodeRecords:
         """
         self._iface_users[name] += 1
         try:
-            for path in self._iface_paths(name):
+            for path in self._iface_paths(name) if self._iface_users[name] == 1 else ():
                 path.parent.mkdir(mode=0o700, exist_ok=True)
-                # No draft that is renamed: iscsiadm would take one that a kill left for an iface.
+                # No draft that is renamed: iscsiadm would take one that a kill left for an iface. Not again for the second
+                # user, for the first one's iscsiadm may be reading it.
                 path.write_text(f"iface.iscsi_ifacename = {name}\niface.transport_name = tcp\n")
             yield
         finally:
@@ -167,17 +168,6 @@ def _edited(text: str, settings: Mapping[str, str]) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """As write_private, but with a draft of a known name in the same file system."""
     draft = _draft(path)
     draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_dir(path.parent)
+    write_private(path, text.encode(), temp=draft)

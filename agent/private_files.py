@@ -13,12 +13,12 @@ def make_private_dir(path: Path, mode: int = 0o700) -> None:
     path.chmod(mode)
 
 
-def write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes, *, temp: Path | None = None) -> None:
     """The file holds exactly `content`, mode 0600, also after a power loss; a reader sees the old or the new one.
 
-    A crash may leave a `.new-…` file beside it: see `purge_temp`.
+    A crash may leave a `.new-…` file beside it: see `purge_temp`. temp: another name for it, in the same file system.
     """
-    temp = path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+    temp = temp or path.parent / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
     descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:

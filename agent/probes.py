@@ -73,23 +73,45 @@ class FolderProbes:
         return report_of(answer, capabilities)
 
     async def clear(
-        self, folder: Path, target: Target, space: Workspace, *, shown_as: str, is_own_folder: bool = False
+        self,
+        folder: Path,
+        target: Target,
+        space: Workspace,
+        *,
+        shown_as: str,
+        mount_root: Path | None = None,
+        is_own_folder: bool = False,
+        was_attached: bool = False,
     ) -> ReleaseReport:
-        """Our marker and probe files are gone, and with is_own_folder the folder if empty; says what is left. Absent is success."""
+        """Our marker and probe files are gone, and with is_own_folder the folder if empty; says what is left. Absent is success,
+        but where it was attached: then a missing marker is on a disk that is not here now.
+        """
         args = {
             "dir": str(folder),
+            "mount_root": str(mount_root or ""),
             "file_names": [markers.probe_file(space), markers.trial_file(space)],
             "marker": markers.content_for(target),
             "rmdir": is_own_folder,
         }
         answer = await self._workers.run("clear_place", args, key=job_key(target), timeout_s=self._timeout_s)
+        if was_attached and answer["marker"] in ("missing", "unmounted"):
+            return ReleaseReport(left=(unmounted(shown_as),))
         return ReleaseReport(left=left_in(answer["entries"], shown_as))
 
-    async def clear_trial(self, folder: Path, target: Target, space: Workspace, *, is_own_folder: bool = False) -> None:
+    async def clear_trial(
+        self,
+        folder: Path,
+        target: Target,
+        space: Workspace,
+        *,
+        mount_root: Path | None = None,
+        is_own_folder: bool = False,
+    ) -> None:
         """What a killed trial left in the folder is gone; a marker stays."""
         # An empty marker is nobody's, so clear_place takes none for ours.
         args = {
             "dir": str(folder),
+            "mount_root": str(mount_root or ""),
             "file_names": [markers.trial_file(space)],
             "marker": {"backend_id": "", "fleet_id": ""},
             "rmdir": is_own_folder,
@@ -107,6 +129,11 @@ def left_in(entries: int, where: str) -> tuple[str, ...]:
     if entries == 0:
         return ()
     return (f"{entries} {'entry' if entries == 1 else 'entries'} in {where}",)
+
+
+def unmounted(where: str) -> str:
+    """The release report's sentence for a place that is elsewhere now."""
+    return f"{MARKER_NAME} and whatever else is in {where}, which was not mounted"
 
 
 def unreached(where: str, code: FaultCode) -> str:

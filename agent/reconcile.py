@@ -167,8 +167,11 @@ class Reconciler:
             self._news.set()
 
     async def _apply(self, backend_id: str, line: _Line) -> None:
-        # The place last: who waits for a lock, behind a probe that hangs perhaps, must not keep it from the others.
-        async with self._host.lock(backend_id), self._place(backend_id):
+        # Who waits for a lock, behind a probe that hangs perhaps, must hold no place; who waits for a place must hold no
+        # lock, or probes and commands of that backend would queue behind other backends' dead servers.
+        async with self._host.lock(backend_id):
+            pass
+        async with self._place(backend_id), self._host.lock(backend_id):
             if (self._journal.fence(backend_id) or 0) > line.fence:
                 self._attempts.pop(backend_id, None)
                 return

@@ -6,7 +6,7 @@ after the backend was released by a later life of the agent. So the kernel's lis
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from agent.config import StateDir
 from agent.errors import AgentFault
@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Strays:
-    """lock: of a backend; who holds it works on the backend, so nothing of it is a stray."""
+    """lock: of a backend; who holds it works on the backend, so nothing of it is a stray. clean_trials: ends those that are
+    on record but over, whose clean-up failed before.
+    """
 
     def __init__(
         self,
@@ -26,12 +28,14 @@ class Strays:
         journal: Journal,
         mounts: Mounts,
         lock: Callable[[str], asyncio.Lock],
+        clean_trials: Callable[[], Awaitable[None]],
         interval_s: float,
     ) -> None:
         self._state = state
         self._journal = journal
         self._mounts = mounts
         self._lock = lock
+        self._clean_trials = clean_trials
         self._interval_s = interval_s
 
     async def run(self) -> None:
@@ -45,7 +49,8 @@ class Strays:
             await asyncio.sleep(self._interval_s)
 
     async def sweep(self) -> None:
-        """No mount is left of which the journal knows nothing; one that does not go is logged, and tried again."""
+        """No trial is left, and no mount of which the journal knows nothing; one that does not go is logged, and tried again."""
+        await self._clean_trials()
         for folder in (self._state.mounts, self._state.trials):
             for mount in self._mounts.below(folder):
                 lock = self._lock(mount.where.name)
@@ -56,7 +61,8 @@ class Strays:
                         continue
                     log.warning("unmounting a stray", extra={"mount_dir": str(mount.where), "source": mount.source})
                     try:
-                        await self._mounts.unmount_anyhow(mount.where)
+                        # What a killed helper has mounted, nobody uses. In use it is something that a lost journal knew.
+                        await self._mounts.unmount_anyhow(mount.where, spare_busy=True)
                     except AgentFault as error:
                         log.warning("stray stays", extra={"mount_dir": str(mount.where), "reason": str(error)})
 

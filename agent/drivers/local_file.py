@@ -9,11 +9,9 @@ later moves nothing; what it resolves to must not be a folder of the system or o
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from agent.configs import decode_config, held_config, refuse_verb
 from agent.drivers.base import ProbeReport, Workers, Workspace
@@ -45,13 +43,15 @@ class LocalFile:
         self._workers = workers
         self._timeout_s = probe_timeout_s
         self._probes = FolderProbes(workers, probe_timeout_s)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: Held while a folder is claimed, made or removed: of two backends that want the same one, or one in the other, the
+        #: later finds it marked. Every step within ends by a worker's deadline.
+        self._claims = asyncio.Lock()
 
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
     ) -> ProbeReport:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
-        async with self._alone(config.root_dir):
+        async with contextlib.nullcontext() if _is_attached(space) else self._claims:
             return await self._attach(config, target, space, establish=establish)
 
     async def _attach(
@@ -99,7 +99,7 @@ class LocalFile:
         return await self._probes.prove(folder, target, space, _CAPABILITIES, OnMissing.REFUSE)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
-        async with self._alone(str(target.config.get("root_dir", ""))):
+        async with self._claims:
             return await self._release(target, space, remove_marker=remove_marker)
 
     async def _release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
@@ -108,10 +108,15 @@ class LocalFile:
         if not remove_marker:
             memory.forget()
             return ReleaseReport()
-        root_dir = remembered.get("root_dir") or str(target.config.get("root_dir", ""))
+        root_dir = remembered.get("root_dir") or held_config(LocalFileConfig, target).root_dir
         try:
             report = await self._probes.clear(
-                Path(root_dir), target, space, shown_as=root_dir, is_own_folder=remembered.get("made") == "yes"
+                Path(root_dir),
+                target,
+                space,
+                shown_as=root_dir,
+                is_own_folder=remembered.get("made") == "yes",
+                was_attached=remembered.get("attached") == "yes",
             )
         except AgentFault as error:
             # A disk that is dead must not be held for ever: nothing of it is in the kernel, only our marker is on it.
@@ -122,7 +127,7 @@ class LocalFile:
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
-        async with self._alone(config.root_dir):
+        async with self._claims:
             return await self._trial(config, target, space)
 
     async def _trial(self, config: LocalFileConfig, target: Target, space: Workspace) -> ProbeReport:
@@ -142,7 +147,7 @@ class LocalFile:
             await self._clean_trial(target, space)
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
-        async with self._alone(str(target.config.get("root_dir", ""))):
+        async with self._claims:
             await self._clean_trial(target, space)
 
     async def _clean_trial(self, target: Target, space: Workspace) -> None:
@@ -188,10 +193,6 @@ class LocalFile:
     ) -> ProbeReport:
         raise refuse_verb(LOCAL_FILE, "initialization")
 
-    def _alone(self, root_dir: str) -> asyncio.Lock:
-        """Held by who may make or remove the folder: of two backends that want it, the later one finds it marked or gone."""
-        return self._locks.setdefault(os.path.normpath(root_dir), asyncio.Lock())
-
     async def _resolve(
         self, root_dir: str, config: LocalFileConfig, target: Target, space: Workspace, *, is_trial: bool
     ) -> tuple[Path, bool]:
@@ -202,7 +203,7 @@ class LocalFile:
         folder = Path(found["path"])
         _refuse_system_dir(folder, space.reserved)
         _refuse_unmounted(config, found)
-        if Memory(space.dir, _MEMORY).read().get("attached") != "yes":
+        if not _is_attached(space):
             _refuse_nested(folder, found["inside"], space)
         return folder, bool(found["exists"])
 
@@ -216,6 +217,10 @@ class LocalFile:
         return await self._workers.run(
             job, {"dir": str(folder)}, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s
         )
+
+
+def _is_attached(space: Workspace) -> bool:
+    return Memory(space.dir, _MEMORY).read().get("attached") == "yes"
 
 
 def _refuse_system_dir(folder: Path, reserved: tuple[Path, ...]) -> None:

@@ -107,7 +107,7 @@ def _place(config: NfsConfig) -> Place:
             source=f"{f'[{host}]' if is_ipv6(host) else host}:{config.export.rstrip('/') or '/'}",
             options=(*ALWAYS, *hard, "retry=0", *version, *chosen),
             shown_fstypes=frozenset(("nfs", "nfs4")),
-            shown_version=_SHOWN_VERSION[config.nfs_version],
+            shown_version=_SHOWN_VERSION.get(config.nfs_version, ""),
         ),
         subdir=config.subdir,
     )

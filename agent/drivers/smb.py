@@ -133,7 +133,9 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
     chosen = tuple(option for option in config.options.split(",") if option)
     # credential_version 0 is guest access by definition of the target.
     login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
-    version = () if config.smb_version == "default" else (f"vers={_VERSIONS[config.smb_version]}",)
+    version = (
+        () if config.smb_version == "default" else (f"vers={_VERSIONS.get(config.smb_version, config.smb_version)}",)
+    )
     ip = (f"ip={address}",) if address else ()
     return Place(
         plan=MountPlan(
@@ -141,7 +143,7 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
             source=f"//{name}/{config.share}",
             options=(*ALWAYS, login, *version, *ip, *chosen),
             shown_fstypes=frozenset(("cifs", "smb3")),
-            shown_version=_SHOWN_VERSION[config.smb_version],
+            shown_version=_SHOWN_VERSION.get(config.smb_version, ""),
         ),
         subdir=config.subdir,
     )

@@ -341,8 +341,14 @@ async def test_agent_process_killed_is_right_after_its_return(
     manager.fence = 2000
     manager.lines.append(Wanted(target=wanted, intent=Intent.ABSENT, fence=2000, remove_marker=True))
     manager.syncs.clear()
+    # What a write leaves that is killed too.
+    halves = [state.root / ".new-0", state.backends / new_id() / ".new-0"]
+    for half in halves:
+        half.parent.mkdir(exist_ok=True)
+        half.write_text("half of")
     with process(state):
         await until(lambda: manager.syncs and manager.syncs[-1].held == (), timeout_s=10)
+        assert not any(half.exists() for half in halves)
         assert manager.syncs[0].held[0].backend_id == backend_id
         assert isinstance(await manager.ask(agent, attach(wanted, 1500)), Stale)
     assert not (tmp_path / "vms").exists()

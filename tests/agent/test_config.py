@@ -111,3 +111,16 @@ def test_locked_refuses_a_second_agent_and_is_free_after_kill(state: StateDir) -
         other.wait()
     with state.locked():
         pass
+
+
+def test_load_reserved_folders_behind_links_are_known_as_the_kernel_knows_them(state: StateDir, tmp_path: Path) -> None:
+    for name in ("docker", "postgres"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}-link").symlink_to(tmp_path / name)
+    save_config(state, CONFIG)
+    with state.config_file.open("r+") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(f'reserved_dirs = ["{tmp_path}/docker-link"]\n{text}')
+    config = load_config(state, {}, (), (f"{tmp_path}/postgres-link",))
+    assert config.reserved_dirs == (f"{tmp_path}/docker", f"{tmp_path}/postgres")

@@ -141,6 +141,9 @@ def test_prove_in_a_mount_that_went_away_writes_nothing(tmp_path: Path) -> None:
         assert jobs.prove(args_for(root, mount_root=str(root), on_missing="make"))["marker"] == "ours"
     assert jobs.prove(args_for(root, mount_root=str(root), on_missing="make")) == {"marker": "unmounted"}
     assert os.listdir(root) == []
+    (root / ".stowage-probe-h1").touch()
+    assert clear(root, mount_root=str(root))["marker"] == "unmounted"
+    assert os.listdir(root) == [".stowage-probe-h1"]
 
 
 @needs_root
@@ -213,7 +216,7 @@ def test_clear_place_removes_ours_and_counts_what_stays(tmp_path: Path) -> None:
     jobs.prove(args_for(tmp_path, on_missing="make"))
     for name in ("a.qcow2", "b.qcow2", ".stowage-probe-h1", ".stowage-probe-h2"):
         (tmp_path / name).touch()
-    assert clear(tmp_path, rmdir=True) == {"is_removed": False, "entries": 3}
+    assert clear(tmp_path, rmdir=True) == {"marker": "ours", "is_removed": False, "entries": 3}
     assert sorted(os.listdir(tmp_path)) == [".stowage-probe-h2", "a.qcow2", "b.qcow2"]
 
 
@@ -221,9 +224,9 @@ def test_clear_place_of_an_empty_folder_that_we_made_removes_it_and_twice_is_the
     place = tmp_path / "vms"
     jobs.make_dir({"dir": str(place)})
     jobs.prove(args_for(place, on_missing="make"))
-    assert clear(place, rmdir=True) == {"is_removed": True, "entries": 0}
+    assert clear(place, rmdir=True) == {"marker": "ours", "is_removed": True, "entries": 0}
     assert not place.exists()
-    assert clear(place, rmdir=True) == {"is_removed": True, "entries": 0}
+    assert clear(place, rmdir=True) == {"marker": "missing", "is_removed": True, "entries": 0}
 
 
 def test_clear_place_leaves_the_marker_of_another_backend(tmp_path: Path) -> None:

@@ -104,3 +104,15 @@ async def test_remove_takes_record_and_the_draft_that_a_kill_left(
     await records.remove(NODE)
     assert os.listdir(world.config_dir) == ["nodes"]
     assert not world.record(IQN, "10.0.0.9", 3260, 1).exists()
+
+
+async def test_iface_record_is_not_written_again_while_another_uses_it(world: FakeIscsi, records: NodeRecords) -> None:
+    """The other's iscsiadm may be reading it."""
+    path = world.config_dir / "ifaces" / "stowage"
+    async with records.iface("stowage"):
+        written = path.stat()
+        path.write_text("read by the first one")
+        async with records.iface("stowage"):
+            assert path.read_text() == "read by the first one"
+        assert path.stat().st_ino == written.st_ino
+    assert not path.exists()

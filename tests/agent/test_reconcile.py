@@ -276,6 +276,10 @@ async def test_sync_many_dead_servers_leave_room_for_the_others(
     await until(lambda: all(world.calls["attach" + backend_id] for backend_id in dead))
     gates = [world.hold("attach", backend_id) for backend_id in dead]
     await until(lambda: sum(world.running["attach" + backend_id] for backend_id in dead) == PARALLEL_SLOW)
+    # Those that wait for a place are free for probes and commands.
+    queued = [backend_id for backend_id in dead if not world.running["attach" + backend_id]]
+    assert len(queued) == len(dead) - PARALLEL_SLOW
+    await until(lambda: not any(rig.host.lock(backend_id).locked() for backend_id in queued))
     manager.want(target(newcomer))
     reconciler.wake()
     await until(lambda: newcomer in world.mounted)

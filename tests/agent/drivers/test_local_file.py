@@ -378,16 +378,22 @@ async def test_verbs_of_devices_and_servers_are_kind_unsupported(
         assert (await fault_of(awaitable)).code is FaultCode.KIND_UNSUPPORTED
 
 
+@pytest.mark.parametrize("second", ["the same", "inside", "by a link"])
 async def test_two_adds_on_one_new_folder_one_gets_it_and_nothing_is_left(
-    driver: LocalFile, space: Workspace, tmp_path: Path
+    driver: LocalFile, space: Workspace, tmp_path: Path, second: str
 ) -> None:
     other = make_space(tmp_path / "state", OTHER_BACKEND)
+    (tmp_path / "link").symlink_to(tmp_path)
     for number in range(8):
         folder = tmp_path / f"vms{number}"
-        pairs = [(target_for(folder), space), (target_for(folder, OTHER_BACKEND), other)]
+        if second == "inside":
+            folder.mkdir()
+        others = {"the same": folder, "inside": folder / "b", "by a link": tmp_path / "link" / folder.name}[second]
+        pairs = [(target_for(folder), space), (target_for(others, OTHER_BACKEND), other)]
 
         async def add(target: Target, own: Workspace) -> None:
-            await driver.trial(target, NONE, own)
+            if second != "inside":  # they would come one after the other by themselves
+                await driver.trial(target, NONE, own)
             await driver.attach(target, NONE, own, establish=True)
 
         results = await asyncio.gather(*(add(*pair) for pair in pairs), return_exceptions=True)
@@ -395,7 +401,21 @@ async def test_two_adds_on_one_new_folder_one_gets_it_and_nothing_is_left(
         assert (results.count(None), lost) == (1, [FaultCode.MARKER_MISMATCH]), results
         for target, own in pairs:
             await driver.release(target, own, remove_marker=True)
-        assert not folder.exists()
+        assert (os.listdir(folder) if folder.exists() else []) == []
+        assert folder.exists() == (second == "inside")
+
+
+@needs_root
+async def test_release_of_a_disk_that_is_not_mounted_says_that_its_marker_stays(
+    driver: LocalFile, space: Workspace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "vms"
+    folder.mkdir()
+    with tmpfs(folder):
+        await driver.attach(target_for(folder), NONE, space, establish=True)
+    report = await driver.release(target_for(folder), space, remove_marker=True)
+    assert report.left == (f"{MARKER_NAME} and whatever else is in {folder}, which was not mounted",)
+    assert await driver.release(target_for(folder), space, remove_marker=True) == type(report)()
 
 
 @pytest.mark.parametrize("path", ["/proc/self/cwd/x", "/dev/shm/x", "/sys/x"])

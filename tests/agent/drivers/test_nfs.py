@@ -293,7 +293,7 @@ async def test_release_of_what_a_newer_agent_would_not_accept_lets_go(
     commands.then(mounts_it(server, space.mount_dir))
     await driver.attach(target_for(), NONE, space, establish=True)
     commands.then(unmounts_it(server, space.mount_dir))
-    await driver.release(target_for(options="oddopt", unknown=1), space, remove_marker=True)
+    await driver.release(target_for(options="oddopt", unknown=1, nfs_version="4.0"), space, remove_marker=True)
     assert not space.mount_dir.exists() and os.listdir(server.folder) == []
 
 
