@@ -1,5 +1,6 @@
 """Where the API listens, and the address by which others reach it."""
 
+import errno
 import socket
 
 from manager.config import Config
@@ -15,6 +16,7 @@ def bound(config: Config) -> list[socket.socket]:
     """
     host, port = config.listen_address
     made: list[socket.socket] = []
+    away = "this machine has no address of that name"
     try:
         for family, kind, protocol, _, where in socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -29,13 +31,20 @@ def bound(config: Config) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 fresh.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # A name with several addresses has one port on all of them, also where any will do.
-            fresh.bind((where[0], port or made[0].getsockname()[1], *where[2:]))
+            try:
+                fresh.bind((where[0], port or made[0].getsockname()[1], *where[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                # A name may have an IPv6 address where IPv6 is switched off: the others will do.
+                made.pop().close()
+                away = str(error.strerror)
     except OSError as error:
         for each in made:
             each.close()
         raise ConfigError(f"listen: cannot listen on {config.listen}: {error.strerror}") from error
     if not made:
-        raise ConfigError(f"listen: this machine has no address for {config.listen}")
+        raise ConfigError(f"listen: cannot listen on {config.listen}: {away}")
     return made
 
 

@@ -5,17 +5,19 @@ import contextlib
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 import msgspec
 
-from manager.errors import AgentFailed, AgentOffline, AgentTimeout, StaleFence
+from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, Refused, StaleFence
 from manager.registry import Registry
+from manager.store.backends import BackendRow, WantedRow
 from schemas import subjects
-from schemas.agent_rpc import AnyCommand, Failed, Nudge, Ok, Reply, Stale
+from schemas.agent_rpc import AnyCommand, Failed, Nudge, Ok, Reply, Stale, Target
 from schemas.bus import Bus, BusDown, BusTimeout, NoResponders
 from schemas.faults import Fault, FaultCode, fault
 from schemas.ids import HostId, new_id
+from schemas.problems import ProblemCode
 
 ResultT = TypeVar("ResultT")
 
@@ -84,6 +86,16 @@ class Agents:
             case _:
                 assert_never(reply)
 
+    def head(self, backend_id: str, *, fence: int = 0, request_id: str = "") -> dict[str, Any]:
+        """What every command begins with. fence 0: it changes nothing."""
+        return {
+            "command_id": new_id(),
+            "backend_id": backend_id,
+            "fence": fence,
+            "ttl_ms": self.ttl_ms,
+            "request_id": request_id,
+        }
+
     @property
     def is_connected(self) -> bool:
         """Whether commands can be sent at all."""
@@ -128,6 +140,27 @@ def _fit(what: Fault, host_name: str) -> Fault:
         remedy=what.remedy.replace("\0", "")[:_MAX_WORDS],
         host=host_name,
     )
+
+
+def target_of(row: BackendRow | WantedRow, fleet_id: str) -> Target:
+    """The backend as its row has it, for a host."""
+    return Target(
+        backend_id=row.id,
+        fleet_id=fleet_id,
+        kind=row.kind,
+        config=row.config,
+        generation=row.generation,
+        credential_version=row.credential_version,
+    )
+
+
+def refusal(error: AgentError, host: str, failed: str) -> Refused:
+    """What a caller is told when the one host that was asked could not answer. failed: in words, if the host says so itself."""
+    if isinstance(error, AgentFailed):
+        return Refused.because(ProblemCode.PROBE_FAILED, failed, faults=(error.fault,))
+    if isinstance(error, AgentOffline):
+        return Refused.because(ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host),), retry_after_s=5)
+    return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error))
 
 
 def offline_fault(host_name: str) -> Fault:

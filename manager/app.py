@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import ssl
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
@@ -55,6 +56,7 @@ _CANCEL_AGAIN_S = 0.5
 #: Seconds after which an event that is not in the stream makes the manager not ready, and for the question itself.
 _EVENTS_LATE_S = 60.0
 _EVENTS_ASKED_S = 2.0
+_EVENTS_FRESH_S = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -153,13 +155,15 @@ async def running(
             relay=relay,
         )
 
+        events_wait = _EventsWait(pool)
+
         async def missing() -> dict[str, str]:
             lacks: dict[str, str] = {}
             if not feed.is_live:
                 lacks["database"] = "notifications are not heard; the database may be away"
             if not all(each.is_usable for each in (commands, uplink, relay_bus)):
                 lacks["bus"] = "no usable connection to NATS"
-            waiting_s = await _events_wait_s(pool) if feed.is_live else None
+            waiting_s = await events_wait() if feed.is_live else None
             if waiting_s is None:
                 lacks.setdefault("database", "it does not answer")
             elif waiting_s > _EVENTS_LATE_S:
@@ -180,8 +184,8 @@ async def running(
             "watch": watch.run(),
             "revocations": revocations.run(),
         }
-        await stack.enter_async_context(_kept_running(duties))
         stack.push_async_callback(engine.stop)
+        await stack.enter_async_context(_kept_running(duties))
 
         await tokens.ensure_admin(config.state_dir / "admin.token")
         runner = ApiRunner(
@@ -240,13 +244,31 @@ async def _prepared_database(config: Config) -> tuple[str, Keys]:
         await connection.close()
 
 
-async def _events_wait_s(pool: Pool) -> float | None:
-    """Seconds for which the oldest event that the stream may not have has waited; None when the database does not say."""
-    try:
-        async with asyncio.timeout(_EVENTS_ASKED_S), pool.acquire() as connection:
-            return await event_store.oldest_unpublished_s(connection)
-    except DATABASE_AWAY:
-        return None
+class _EventsWait:
+    """Seconds for which the oldest event that the stream may not have has waited; None when the database does not say.
+
+    Asked at most once a second, however many ask: /readyz is open to all, and sagas need the same connections.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._lock = asyncio.Lock()
+        self._asked_at = -math.inf
+        self._wait_s: float | None = None
+
+    async def __call__(self) -> float | None:
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if now >= self._asked_at + _EVENTS_FRESH_S:
+                self._wait_s, self._asked_at = await self._ask(), now
+            return self._wait_s
+
+    async def _ask(self) -> float | None:
+        try:
+            async with asyncio.timeout(_EVENTS_ASKED_S), self._pool.acquire() as connection:
+                return await event_store.oldest_unpublished_s(connection)
+        except DATABASE_AWAY:
+            return None
 
 
 @contextlib.asynccontextmanager

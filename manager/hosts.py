@@ -11,9 +11,9 @@ import msgspec
 import nacl.signing
 
 from manager.actor import Actor
-from manager.agents import Agents, offline_fault
+from manager.agents import Agents, refusal
 from manager.bus_auth import BusAuth
-from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
+from manager.errors import AgentError, Refused
 from manager.registry import Registry
 from manager.revocations import Revocations
 from manager.store import events
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which the caller of a revocation learns that the bus knows it; above one push.
 _TOLD_S = 6.0
+#: Seconds until asking again makes sense.
+_TOLD_AGAIN_S = 5
 _TOKEN = re.compile(
     r"stj1\.([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{64}|-)"
 )
@@ -155,6 +157,7 @@ class Hosts:
                 ProblemCode.INTERNAL,
                 f"{host.name} is revoked here, but the bus does not know it yet and is told again until it does;"
                 f" to see whether it does, revoke it again by its id {host.id}",
+                retry_after_s=_TOLD_AGAIN_S,
             )
         log.info("host revoked", extra={"host_id": host.id, "host": host.name})
 
@@ -165,27 +168,11 @@ class Hosts:
         values, errors = validate_config(spec, config, is_partial=True)
         if errors:
             raise Refused.for_fields(errors)
-        command = Discover(
-            command_id=new_id(),
-            backend_id="",
-            fence=0,
-            ttl_ms=self._agents.ttl_ms,
-            request_id=actor.request_id,
-            kind=kind,
-            config=values,
-        )
+        command = Discover(**self._agents.head("", request_id=actor.request_id), kind=kind, config=values)
         try:
             found = await self._agents.ask(host.id, command, Discovery)
-        except AgentFailed as error:
-            raise Refused.because(
-                ProblemCode.PROBE_FAILED, f"{host.name} could not find out", faults=(error.fault,)
-            ) from error
-        except AgentOffline as error:
-            raise Refused.because(
-                ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host.name),), retry_after_s=5
-            ) from error
         except AgentError as error:
-            raise Refused.because(ProblemCode.AGENT_TIMEOUT, str(error)) from error
+            raise refusal(error, host.name, f"{host.name} could not find out") from error
         return found.items
 
     def _reply(self, row: HostRow) -> EnrolReply:

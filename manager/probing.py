@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from manager.actor import Actor
-from manager.agents import Agents, offline_fault
+from manager.agents import Agents, offline_fault, refusal, target_of
 from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
 from manager.host_choice import HostChoice
 from manager.observations import answered
@@ -59,7 +60,7 @@ class Probing:
         self._fleet_id = fleet_id
         self._choice = HostChoice(registry, agents)
         #: Under way: who asks for the same waits for the same answer.
-        self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._probes: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     async def preflight(self, body: AddBackend, actor: Actor) -> Sequence[dict[str, Any]]:
         """One entry an online host: its checks, and what a trial saw. Nothing is persisted, nothing is left."""
@@ -82,16 +83,28 @@ class Probing:
         backend = self._registry.require(ref)
         row = self._registry.row(backend.id)
         hosts = [h.id for h in self._registry.chosen(row) if self._registry.is_online(h.id)] if row else []
-        await asyncio.gather(*(self._probe_once(host_id, backend.id, actor) for host_id in hosts))
+        said = await asyncio.gather(*(self._probe_once(host_id, backend.id, actor) for host_id in hosts))
         if self._registry.row(backend.id) is None:
             raise Refused.because(ProblemCode.NOT_FOUND, f"there is no backend {ref[:80]} any more")
-        return self._registry.cells(backend.id)
+        silent = {host_id for host_id, has_answered in zip(hosts, said, strict=True) if not has_answered}
+        return tuple(_silent(cell) if cell.host_id in silent else cell for cell in self._registry.cells(backend.id))
 
     async def probe_all(self, actor: Actor) -> Sequence[tuple[Backend, tuple[HostObservation, ...]]]:
+        """Every backend that is still there afterwards, with what `probe` says of it."""
+
+        async def probed(backend_id: str) -> tuple[HostObservation, ...] | None:
+            try:
+                return await self.probe(backend_id, actor)
+            except Refused:
+                return None  # removed meanwhile
+
         ids = [backend.id for backend in self._registry.backends()]
-        await asyncio.gather(*(self.probe(backend_id, actor) for backend_id in ids), return_exceptions=True)
-        found = [self._registry.find(backend_id) for backend_id in ids]
-        return [(backend, self._registry.cells(backend.id)) for backend in found if backend]
+        seen = await asyncio.gather(*map(probed, ids))
+        return [
+            (backend, cells)
+            for backend_id, cells in zip(ids, seen, strict=True)
+            if cells is not None and (backend := self._registry.find(backend_id))
+        ]
 
     async def inspection(self, ref: str, actor: Actor) -> dict[str, Any]:
         """What one online host finds on the device of a backend that needs initialization."""
@@ -99,10 +112,10 @@ class Probing:
         host = self._choice.first_online(row)
         try:
             found = await self._agents.ask(
-                host.id, Inspect(**self._question(row.id, actor), target=self._target(row)), Inspection
+                host.id, Inspect(**self._question(row.id, actor), target=target_of(row, self._fleet_id)), Inspection
             )
         except AgentError as error:
-            raise _refusal(error, host.name, row.name) from error
+            raise refusal(error, host.name, f"{row.name} could not be read on {host.name}") from error
         return {"host": host.name, **msgspec.to_builtins(found)}
 
     async def _preflight_on(
@@ -136,7 +149,7 @@ class Probing:
             "checks": [msgspec.to_builtins(check) for check in report.checks],
         }
 
-    async def _probe_once(self, host_id: str, backend_id: str, actor: Actor) -> None:
+    async def _probe_once(self, host_id: str, backend_id: str, actor: Actor) -> bool:
         """`_probe_on`, however many ask for it at the same time."""
         place = host_id, backend_id
         task = self._probes.get(place)
@@ -146,14 +159,15 @@ class Probing:
             )
             task.add_done_callback(lambda _: self._probes.pop(place, None))
         # Shielded: one caller's leaving must not end what the others wait for.
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _probe_on(self, host_id: str, backend_id: str, actor: Actor) -> None:
+    async def _probe_on(self, host_id: str, backend_id: str, actor: Actor) -> bool:
+        """Whether the host has answered in a way that can be understood. If not, its last word in the registry grows stale."""
         try:
             seen = await self._agents.ask(host_id, Probe(**self._question(backend_id, actor)), Observation)
         except AgentOffline:
             self._registry.silence(host_id)
-            return
+            return False
         except AgentFailed as error:
             row = self._registry.row(backend_id)
             seen = Observation(
@@ -166,31 +180,25 @@ class Probing:
                 observed_at=dt.datetime.now(dt.UTC),
             )
         except AgentError:
-            return  # nobody knows; the last observation grows stale by itself
+            return False
         fit = answered(seen, backend_id)
         self._registry.observe(host_id, fit)
         async with self._pool.acquire() as connection:
             await store.record(connection, host_id, fit)
-
-    def _target(self, row: BackendRow) -> Target:
-        return Target(
-            backend_id=row.id,
-            fleet_id=self._fleet_id,
-            kind=row.kind,
-            config=row.config,
-            generation=row.generation,
-            credential_version=row.credential_version,
-        )
+        return bool(fit)
 
     def _question(self, backend_id: str, actor: Actor) -> dict[str, Any]:
-        """The head of a command that changes nothing: fence 0."""
-        return {
-            "command_id": new_id(),
-            "backend_id": backend_id,
-            "fence": 0,
-            "ttl_ms": self._agents.ttl_ms,
-            "request_id": actor.request_id,
-        }
+        return self._agents.head(backend_id, request_id=actor.request_id)
+
+
+def _silent(cell: HostObservation) -> HostObservation:
+    """The cell of a host that was asked just now and did not answer: whatever it said before is not what it sees now."""
+    if cell.code is FaultCode.HOST_OFFLINE:
+        return cell
+    what = fault(FaultCode.TIMED_OUT, f"host {cell.host} did not answer this probe")
+    return replace(
+        cell, status=HealthStatus.UNKNOWN, code=what.code, detail=what.detail, remedy=what.remedy, latency_ms=None
+    )
 
 
 def _unanswered(host: str, status: HealthStatus, what: Fault) -> dict[str, Any]:
@@ -202,12 +210,3 @@ def _unanswered(host: str, status: HealthStatus, what: Fault) -> dict[str, Any]:
         "detail": what.detail,
         "remedy": what.remedy,
     }
-
-
-def _refusal(error: AgentError, host: str, name: str) -> Refused:
-    """What a caller is told when the one host that was asked could not answer."""
-    if isinstance(error, AgentFailed):
-        return Refused.because(ProblemCode.PROBE_FAILED, f"{name} could not be read on {host}", faults=(error.fault,))
-    if isinstance(error, AgentOffline):
-        return Refused.because(ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host),), retry_after_s=5)
-    return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error))

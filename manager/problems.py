@@ -59,7 +59,7 @@ def internal() -> ManagerError:
 
 
 def database_away() -> ManagerError:
-    """Sent as 503: another replica, or a later moment, may do better. The commit itself may have been what was cut off."""
+    """Another replica, or a later moment, may do better. The commit itself may have been what was cut off."""
     return Refused.because(
         ProblemCode.INTERNAL,
         "the database does not answer now; look whether the change was made before you repeat it",
@@ -68,15 +68,17 @@ def database_away() -> ManagerError:
 
 
 def status_of(error: ManagerError) -> int:
+    """An internal problem that passes by itself is 503: what we need is away, nothing is broken."""
+    if error.problem.code is ProblemCode.INTERNAL and error.retry_after_s is not None:
+        return 503
     return STATUS[error.problem.code]
 
 
-def document(problem: Problem, request_id: str, status: int | None = None) -> ProblemDocument:
-    """status: where HTTP knows a finer one than the code's own (405)."""
+def document(problem: Problem, request_id: str, status: int) -> ProblemDocument:
     return ProblemDocument(
         type=f"/problems/{problem.code}",
         title=TITLES[problem.code],
-        status=status or STATUS[problem.code],
+        status=status,
         code=problem.code,
         detail=problem.detail,
         request_id=request_id,

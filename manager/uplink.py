@@ -7,12 +7,11 @@ queue group's choice, answers or records it. Who speaks is read from the subject
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from manager.agents import Agents
+from manager.agents import Agents, target_of
 from manager.errors import AgentError, StaleFence
 from manager.hosts import Hosts
 from manager.observations import believable
@@ -25,9 +24,9 @@ from manager.store.pool import DATABASE_AWAY, Pool, transaction
 from manager.turns import Turns
 from manager.vault import Vault
 from schemas import subjects
-from schemas.agent_rpc import Held, Intent, Observation, RenewReply, Status, SyncReply, SyncRequest, Target, Wanted
+from schemas.agent_rpc import Held, Intent, Observation, RenewReply, Status, SyncReply, SyncRequest, Wanted
 from schemas.bus import Bus, Message
-from schemas.ids import HostId, new_id
+from schemas.ids import HostId
 from schemas.subjects import Uplink
 
 log = logging.getLogger(__name__)
@@ -144,14 +143,7 @@ class UplinkListener:
                 intent = Intent.HOLD
             wanted.append(
                 Wanted(
-                    target=Target(
-                        backend_id=row.id,
-                        fleet_id=self._fleet_id,
-                        kind=row.kind,
-                        config=row.config,
-                        generation=row.generation,
-                        credential_version=row.credential_version,
-                    ),
+                    target=target_of(row, self._fleet_id),
                     intent=intent,
                     fence=fence if row.operation_fence is None else row.operation_fence,
                     remove_marker=row.is_deleted,
@@ -191,10 +183,14 @@ class UplinkListener:
             if holder_id == host_id:
                 continue
             heads = {
-                "nonce": self._head(backend_id, fence),
-                "reseal": self._head(backend_id, 0),
-                "store": self._head(backend_id, fence),
+                "nonce": self._agents.head(backend_id, fence=fence),
+                "reseal": self._agents.head(backend_id),
+                "store": self._agents.head(backend_id, fence=fence),
             }
+            # Before they are brought: an answer that is lost would leave a holder of whom nobody knows. One too many does no
+            # harm, for it counts only with the host's own word.
+            async with self._pool.acquire() as connection:
+                await backend_store.note_holders(connection, backend_id, version, [host_id])
             try:
                 await self._vault.reseal(holder_id, host_id, version, heads=heads)
             except StaleFence:
@@ -206,21 +202,11 @@ class UplinkListener:
                     "credentials not resealed", extra={"host_id": host_id, "holder": holder_id, "error": repr(error)}
                 )
                 continue
-            async with self._pool.acquire() as connection:
-                await backend_store.note_holders(connection, backend_id, version, [host_id])
             log.info("credentials resealed", extra={"host_id": host_id, "holder": holder_id, "backend_id": backend_id})
             await self._agents.nudge(host_id)
             # It may have been asked to hold on to them for this newcomer's sake alone.
             await self._agents.nudge(holder_id)
             return
-
-    def _head(self, backend_id: str, fence: int) -> Mapping[str, Any]:
-        return {
-            "command_id": new_id(),
-            "backend_id": backend_id,
-            "fence": fence,
-            "ttl_ms": self._agents.ttl_ms,
-        }
 
     async def stop(self) -> None:
         tasks = list(self._tasks)

@@ -92,7 +92,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return http_problem(error, request_id)
     except DATABASE_AWAY as error:
         log.error("request failed, the database does not answer", extra={"request_id": request_id}, exc_info=error)
-        return problem_response(problems.database_away(), request_id, status=503)
+        return problem_response(problems.database_away(), request_id)
     except Exception as error:
         known = problems.refusal(error)
         if known is None:

@@ -49,7 +49,8 @@ def accepted_response(operation_id: str, *, is_async: bool) -> web.Response:
 def problem_response(
     error: ManagerError, request_id: str, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    document = problems.document(error.problem, request_id, status)
+    """status: where HTTP knows a finer one than the problem's own (405)."""
+    document = problems.document(error.problem, request_id, status or problems.status_of(error))
     sent = dict(headers or {})
     retry_after_s = error.retry_after_s
     if retry_after_s is None and error.problem.code is ProblemCode.NO_AGENT:

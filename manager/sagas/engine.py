@@ -71,7 +71,6 @@ class Engine:
         self.owner = owner
         self._lease_s = lease_s
         self._on_line = on_line
-        self._is_stopping = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, Run] = {}
         self._changed: dict[str, asyncio.Event] = {}
@@ -165,14 +164,13 @@ class Engine:
     # ---- claiming what others left
 
     async def run(self) -> None:
-        """Claim and renew until cancelled; at the end the leases are given back and the drivers stop."""
+        """Claim and renew until cancelled; the drivers go on until `stop`."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._claim_for_ever(), name="saga claim")
             group.create_task(self._renew_for_ever(), name="saga leases")
 
     async def stop(self) -> None:
-        """Drivers are cancelled and their leases free for others at once."""
-        self._is_stopping = True  # or the claim loop would take up again what is given back below
+        """Drivers are cancelled and their leases free for others at once. `run` has ended, or it would claim them again."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -187,7 +185,7 @@ class Engine:
             try:
                 room = MOST_RUNS - len(self._tasks)
                 # Without the bus it would find every host silent and turn back what another replica can finish.
-                if room > 0 and self._agents.is_connected and not self._is_stopping:
+                if room > 0 and self._agents.is_connected:
                     async with self._pool.acquire() as connection:
                         rows = await journal.claim(
                             connection,

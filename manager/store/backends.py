@@ -26,6 +26,10 @@ _COLUMNS = (
     " health_status, health_code, health_detail, health_since, created_at, updated_at"
 )
 
+#: Seconds within which a host's own count tells which of two words is the newer: more than a word can be late, less than one
+#: is believed. Beyond, time does, so that a count that was too high once (a clock, a lie) holds a column up no longer.
+COUNT_S = 60.0
+
 
 class BackendRow(msgspec.Struct, frozen=True, kw_only=True):
     """A live row of table backend."""
@@ -67,10 +71,13 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     observed_at: dt.datetime | None
 
     def is_newer_than(self, other: "Cell") -> bool:
-        """As the database judges it (`record`): by the host's own count, by time where one of them has none."""
-        if self.report_order > 0 and other.report_order > 0:
+        """As the database judges it (`record`): by the host's own count if they are close in time, else by time."""
+        if other.observed_at is None or self.observed_at is None:
+            return other.observed_at is None
+        is_close = self.observed_at <= other.observed_at + dt.timedelta(seconds=COUNT_S)
+        if self.report_order > 0 and other.report_order > 0 and is_close:
             return self.report_order >= other.report_order
-        return other.observed_at is None or (self.observed_at is not None and self.observed_at >= other.observed_at)
+        return self.observed_at >= other.observed_at
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,9 +310,10 @@ async def record(connection: Connection, host_id: str, observations: Sequence[Ob
         " remedy = excluded.remedy, latency_ms = excluded.latency_ms, capacity = excluded.capacity,"
         " capabilities = excluded.capabilities, report_order = excluded.report_order, observed_at = excluded.observed_at"
         " WHERE cell.desired = 'attached' AND (cell.observed_at IS NULL"
-        " OR CASE WHEN cell.report_order > 0 AND excluded.report_order > 0 THEN cell.report_order <= excluded.report_order"
+        " OR CASE WHEN cell.report_order > 0 AND excluded.report_order > 0"
+        " AND excluded.observed_at <= cell.observed_at + make_interval(secs => $3) THEN cell.report_order <= excluded.report_order"
         " ELSE cell.observed_at <= excluded.observed_at END)",
-        host_id, [msgspec.to_builtins(o) for o in observations],
+        host_id, [msgspec.to_builtins(o) for o in observations], COUNT_S,
     )  # fmt: skip
 
 

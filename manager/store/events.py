@@ -109,8 +109,7 @@ async def mark_published_up_to(connection: Connection, *, id: str, sequence: int
 async def oldest_unpublished_s(connection: Connection) -> float:
     """Seconds since the oldest event that the stream may not have; 0 when it has all."""
     age_s = await connection.fetchval(
-        "SELECT extract(epoch FROM clock_timestamp() - time)::float8 FROM event WHERE published_at IS NULL"
-        " ORDER BY sequence LIMIT 1"
+        "SELECT extract(epoch FROM clock_timestamp() - min(time))::float8 FROM event WHERE published_at IS NULL"
     )
     return max(0.0, float(age_s or 0.0))
 

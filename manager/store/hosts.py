@@ -84,7 +84,7 @@ async def touch(connection: Connection, host_ids: list[str]) -> None:
 
 
 async def revoke(connection: Connection, host_id: str) -> HostRow | None:
-    """The host as it is now, revoked with all its cells gone; None when it was revoked before.
+    """The host as it is now, revoked with all its cells and credentials noted gone; None when it was revoked before.
 
     The bus account has a newer version, by the database's clock if that is ahead of the last one.
     """
@@ -93,7 +93,8 @@ async def revoke(connection: Connection, host_id: str) -> HostRow | None:
     )
     if record is None:
         return None
-    await connection.execute("DELETE FROM backend_host WHERE host_id = $1", host_id)
+    for table in ("backend_host", "credential_holder"):
+        await connection.execute(f"DELETE FROM {table} WHERE host_id = $1", host_id)
     await connection.execute(
         "UPDATE fleet SET account_version = greatest(account_version + 1, extract(epoch FROM clock_timestamp())::bigint)"
     )

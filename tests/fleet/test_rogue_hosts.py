@@ -11,7 +11,7 @@ import pytest
 from manager.agents import PER_HOST
 from manager.watch import TURNS_AT_ONCE
 from schemas import sealing, subjects
-from schemas.agent_rpc import Held, Observation, Ok, ResealCredentials, Sealed
+from schemas.agent_rpc import Held, Nonce, Observation, Ok, ResealCredentials, Sealed
 from schemas.backends import HealthStatus
 from schemas.bus import Message
 from schemas.credentials import Credentials
@@ -72,7 +72,11 @@ async def test_number_beyond_every_column_holds_up_no_edit(stowage: Fleet, chang
         edited = await stowage.api("PATCH", f"{BACKENDS}/{backend_id}", {"config": {"server": "nas2"}})
         assert (edited.status, edited.body["generation"]) == (200, 2), edited
         probed = await stowage.api("POST", f"{BACKENDS}/{backend_id}/probe")
-        assert {host["host"]: host["status"] for host in probed.body["hosts"]}["hv1"] == "healthy"
+        seen = {host["host"]: (host["status"], host["code"]) for host in probed.body["hosts"]}
+        # What it said before it went odd is not what it sees now.
+        assert seen == {"hv1": ("healthy", None), "hv2": ("unknown", "timed_out")}
+        everything = await stowage.api("POST", f"{BACKENDS}/probe")
+        assert everything.status == 200 and "did not answer this probe" in str(everything.body)
 
 
 async def test_host_that_was_never_brought_credentials_is_never_asked_for_them(stowage: Fleet) -> None:
@@ -228,3 +232,30 @@ async def test_host_that_has_seen_higher_fences_is_heeded_after_a_restore(stowag
         return [mount["config"]["server"] for mount in stowage.world.mounts("hv1").values()] == ["nas3"]
 
     await until(is_right, "hv1 to follow the list that it was given")
+
+
+async def test_holder_whose_answer_to_its_credentials_is_lost_is_known_as_one(stowage: Fleet) -> None:
+    """It has them and works with them, so nobody brings them again: when hv1 goes, others have them from it."""
+    await stowage.manager(command_ttl_s=1.0)
+    await stowage.agent("hv1")
+    await stowage.agent("hv2")
+    backend_id = await _add(stowage, SMB | {"hosts": {"names": ["hv1"]}})
+    is_told = asyncio.Event()
+
+    async def keep_silent(message: Message) -> bytes | None:
+        if verb_of(message) == "credential_nonce":
+            return _ok(Nonce(nonce=b"n" * 16))
+        if verb_of(message) == "store_credentials":
+            is_told.set()
+        return None
+
+    holders = "SELECT name FROM credential_holder JOIN host ON host.id = host_id ORDER BY name"
+    async with in_the_place_of(stowage, "hv2", keep_silent) as newcomer:
+        widened = await stowage.api("PATCH", f"{BACKENDS}/{backend_id}", {"hosts": {"names": ["*"]}})
+        assert widened.status == 200, widened
+        await newcomer.sync()
+        async with asyncio.timeout(20):
+            await is_told.wait()
+        assert [row["name"] for row in await stowage.sql(holders)] == ["hv1", "hv2"]
+    assert (await stowage.api("DELETE", "/v1/hosts/hv2")).status == 204
+    assert [row["name"] for row in await stowage.sql(holders)] == ["hv1"]

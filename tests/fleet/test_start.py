@@ -1,16 +1,20 @@
 """What a manager refuses to start with: keys that are not its fleet's, a name that another lives under."""
 
+import asyncio
 import json
 import os
 import signal
 import time
 
+import asyncpg
 import pytest
 
-from manager import replica
+from manager import app, replica
 from manager.errors import ConfigError
 from manager.keys import Keys
 from manager.replica import ReplicaName
+from manager.store import events
+from manager.store.pool import Connection, connect
 from tests.bus.nats_server import RawPeer
 from tests.fleet.fleet import Fleet, until
 
@@ -133,6 +137,57 @@ async def test_name_that_another_took_meanwhile_ends_the_one_that_lost_it(
                 await first.keep()
 
 
+async def test_replica_name_is_kept_through_a_database_that_refuses_us_for_a_while(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its password is changed, for one."""
+    monkeypatch.setattr(replica, "_ALIVE_S", 0.01)
+    monkeypatch.setattr(replica, "_AGAIN_S", 0.01)
+    refusals = 3
+
+    async def refusing(url: str) -> "asyncpg.Connection[asyncpg.Record]":
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise asyncpg.InvalidPasswordError("not now")
+        return await connect(url)
+
+    async with ReplicaName(stowage.database_url, "one") as name:
+        monkeypatch.setattr(replica, "connect", refusing)
+        keeping = asyncio.create_task(name.keep())
+        (row,) = await stowage.sql(_NAME_SESSIONS)
+        await stowage.sql("SELECT pg_terminate_backend($1)", row["pid"])
+
+        async def is_back() -> bool:
+            return refusals < 0 and len(await stowage.sql(_NAME_SESSIONS)) == 1
+
+        await until(is_back, "the name to be held again")
+        assert not keeping.done()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_readiness_asked_by_many_asks_the_database_once(stowage: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    oldest = events.oldest_unpublished_s
+
+    async def counting(connection: Connection) -> float:
+        nonlocal asked
+        asked += 1
+        return await oldest(connection)
+
+    monkeypatch.setattr(events, "oldest_unpublished_s", counting)
+    monkeypatch.setattr(app, "_EVENTS_FRESH_S", 3600.0)
+    api = await stowage.manager()
+
+    async def is_ready() -> bool:
+        return (await api("GET", "/readyz")).status == 200
+
+    await until(is_ready, "the manager to be ready")
+    await asyncio.gather(*(api("GET", "/readyz") for _ in range(50)))
+    assert asked == 1
+
+
 async def test_join_command_shows_the_address_that_is_bound_or_the_configured_one(stowage: Fleet) -> None:
     bound = await stowage.manager("manager-1")
     other = await stowage.manager("manager-2", public_url="https://stowage.example.org/")
@@ -175,7 +230,7 @@ async def test_revocation_while_the_bus_is_away_reaches_it_when_it_returns(stowa
     await stowage.stop_agent("hv1")
     stowage.nats.stop()
     answer = await api("DELETE", "/v1/hosts/hv1")
-    assert answer.status == 500
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
     assert "is told again until it does" in answer.body["detail"]
     stowage.signal("manager-1", signal.SIGKILL)
     stowage.nats.start()

@@ -68,3 +68,14 @@ def test_address_with_several_of_a_name_has_one_port(monkeypatch: pytest.MonkeyP
 def test_address_of_another_machine_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"listen: cannot listen on 192\.0\.2\.1:80"):
         address.bound(_config("192.0.2.1:80"))
+
+
+def test_address_of_a_name_of_which_one_is_not_here_takes_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_words: found)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    (made,) = address.bound(_config("two.example.org:0"))
+    with made:
+        assert made.getsockname()[0] == "127.0.0.1"

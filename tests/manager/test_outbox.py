@@ -252,7 +252,8 @@ async def test_append_of_data_below_the_limit_keeps_it_whole(desk: Desk) -> None
 async def test_oldest_unpublished_is_the_age_of_the_first_that_waits(desk: Desk) -> None:
     assert await events.oldest_unpublished_s(desk.connection) == 0
     await desk.append(2)
-    await desk.connection.execute("UPDATE event SET time = now() - interval '90 seconds' WHERE n = 1")
+    await desk.connection.execute("UPDATE event SET time = now() - interval '90 seconds' WHERE n = 2")
+    assert 90 <= await events.oldest_unpublished_s(desk.connection) < 100
     await events.seal(desk.connection, desk.fleet_id)
     assert 90 <= await events.oldest_unpublished_s(desk.connection) < 100
     async with desk.relay():
