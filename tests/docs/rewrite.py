@@ -4,14 +4,10 @@ For whoever changed an answer on purpose: read the difference before it is commi
 """
 
 import re
-import shutil
 import socket
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from tests.docs.tour import ROOT, Shell, differences, prelude, tour
+from tests.docs.tour import ROOT, differences, opened_shell, prelude, tour
 
 
 def main() -> None:
@@ -22,15 +18,10 @@ def main() -> None:
 def rewrite(document: str) -> None:
     """The document, with the outputs of a run of its own; an output that says the same in other figures stays."""
     path = ROOT / document
-    folder = Path(tempfile.mkdtemp(prefix="stowage-tour-"))
-    folder.chmod(0o711)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shell = Shell(folder, port)
-    try:
+    text = path.read_text()
+    with opened_shell() as shell:
         for command in prelude(document):
             shell.run(command)
-        text = path.read_text()
         for step in tour(text):
             exit_code, said = shell.run(step.command)
             if exit_code != 0:
@@ -42,12 +33,7 @@ def rewrite(document: str) -> None:
                 before = command + ("\n" + step.shown if step.shown else "")
                 assert text.count(before) >= 1, f"not found as it was read: {before}"
                 text = text.replace(before, command + ("\n" + _anonymous(said) if said else ""), 1)
-        path.write_text(text)
-    finally:
-        shell.close()
-        down = [sys.executable, "-m", "manager.cli", "down", "--data-dir", str(folder / "data")]
-        subprocess.run(down, check=False, cwd=ROOT, capture_output=True, timeout=30)
-        shutil.rmtree(folder)
+    path.write_text(text)
 
 
 def _anonymous(said: str) -> str:

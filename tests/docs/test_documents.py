@@ -1,22 +1,15 @@
 """The README's tour and the API by example, line by line against a real stack; and that the documents name what the code has."""
 
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from manager.api.routes import TABLE
-from manager.embedded.layout import Layout
 from schemas.events import EventType
 from schemas.problems import STATUS, ProblemCode
-from tests.docs.tour import ROOT, Shell, differences, prelude, tour
+from tests.docs.tour import ROOT, Shell, differences, opened_shell, prelude, tour
 
 pytestmark = pytest.mark.slow
 
@@ -24,26 +17,9 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 @pytest.fixture
-def open_dir() -> Iterator[Path]:
-    """A folder through which PostgreSQL's user may pass; nothing runs in it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="stowage-tour-"))
-    folder.chmod(0o711)
-    yield folder
-    command = [sys.executable, "-m", "manager.cli", "down", "--data-dir", str(Layout(folder / "data").data)]
-    subprocess.run(command, check=False, cwd=ROOT, capture_output=True, timeout=30)
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def shell(open_dir: Path) -> Iterator[Shell]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shell = Shell(open_dir, port)
-    watchdog = threading.Timer(240, shell.kill)
-    watchdog.start()
-    yield shell
-    watchdog.cancel()
-    shell.close()
+def shell() -> Iterator[Shell]:
+    with opened_shell() as shell:
+        yield shell
 
 
 @pytest.mark.timeout(300)

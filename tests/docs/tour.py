@@ -9,11 +9,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +40,7 @@ _CHANGING = (
     (re.compile(r"\S+/bin/stowage\b"), "stowage"),
 )
 _DONE = "--- done"
+_PATIENCE_S = 240
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,26 @@ def prelude(document: str) -> tuple[str, ...]:
         "./scripts/up --detach --agents 2 > /dev/null",
         'echo "Authorization: Bearer $(cat $STOWAGE_DATA_DIR/manager/admin.token)" > $STOWAGE_DATA_DIR/auth',
     )
+
+
+@contextlib.contextmanager
+def opened_shell() -> Generator["Shell"]:
+    """In a folder through which PostgreSQL's user may pass; nothing runs in it at the end, and it ends in good time."""
+    folder = Path(tempfile.mkdtemp(prefix="stowage-tour-"))
+    folder.chmod(0o711)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shell = Shell(folder, port)
+    watchdog = threading.Timer(_PATIENCE_S, shell.kill)
+    watchdog.start()
+    try:
+        yield shell
+    finally:
+        watchdog.cancel()
+        shell.close()
+        down = [sys.executable, "-m", "manager.cli", "down", "--data-dir", str(folder / "data")]
+        subprocess.run(down, check=False, cwd=ROOT, capture_output=True, timeout=30)
+        shutil.rmtree(folder)
 
 
 class Shell:
