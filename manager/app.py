@@ -38,7 +38,7 @@ from manager.sagas.steps import SagaDef
 from manager.store import events as event_store
 from manager.store import hosts as host_store
 from manager.store.migrate import migrate, newest_version
-from manager.store.pool import DATABASE_AWAY, Pool, connect, open_pool
+from manager.store.pool import DATABASE_AWAY, DATABASE_FAULTS, Pool, connect, open_pool
 from manager.tokens import Tokens
 from manager.uplink import UplinkListener
 from manager.vault import Vault
@@ -221,7 +221,7 @@ async def _prepared_database(config: Config) -> tuple[str, Keys]:
             break
         except (asyncpg.InvalidPasswordError, asyncpg.InvalidCatalogNameError, ValueError) as error:
             raise ConfigError(f"database_url: {error}") from error
-        except (asyncpg.PostgresError, OSError, TimeoutError) as error:
+        except DATABASE_FAULTS as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise ConfigError(f"database_url: no connection in {_DATABASE_S:.0f} s: {error}") from error
             await asyncio.sleep(0.2)

@@ -7,14 +7,12 @@ what was notified meanwhile is lost too.
 import asyncio
 import logging
 
-import asyncpg
-
 from manager.events import Events
 from manager.outbox import Relay
 from manager.registry import Registry
 from manager.sagas.engine import Engine
 from manager.store import operations as journal
-from manager.store.pool import Pool, connect, is_alone, say_alive
+from manager.store.pool import DATABASE_FAULTS, Pool, connect, is_alone, say_alive
 from manager.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -60,7 +58,7 @@ class Feed:
         while True:
             try:
                 await self._listen()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DATABASE_FAULTS as error:
                 log.warning("notifications lost", extra={"error": repr(error)})
             except Exception:
                 # An edge: whatever could not be read is read again, with everything else.
@@ -92,7 +90,7 @@ class Feed:
                     except TimeoutError:
                         await say_alive(connection)
                 raise ConnectionResetError("the database closed the connection")
-        except* (ConnectionResetError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as group:
+        except* DATABASE_FAULTS as group:
             raise ConnectionResetError(str(group.exceptions[0])) from group
         finally:
             connection.terminate()

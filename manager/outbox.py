@@ -12,12 +12,11 @@ import logging
 import re
 from dataclasses import dataclass, replace
 
-import asyncpg
 import msgspec
 
 from manager.event_stream import EventStream, StreamEnd
 from manager.store import events
-from manager.store.pool import Connection, connect, is_alone, say_alive
+from manager.store.pool import DATABASE_FAULTS, Connection, connect, is_alone, say_alive
 from schemas import subjects
 from schemas.bus import Bus, BusError
 from schemas.events import CloudEvent
@@ -59,7 +58,7 @@ class Relay:
         while True:
             try:
                 await self._campaign()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DATABASE_FAULTS as error:
                 log.warning("relay lost the database", extra={"error": repr(error)})
             except Exception:
                 # An edge: the events wait in the outbox, whatever it is that stands in their way.

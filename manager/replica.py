@@ -13,7 +13,7 @@ from types import TracebackType
 import asyncpg
 
 from manager.errors import ConfigError
-from manager.store.pool import connect, say_alive
+from manager.store.pool import DATABASE_FAULTS, connect, say_alive
 from manager.store.replicas import hold_name, holder_of
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class ReplicaName:
                 else:
                     await asyncio.sleep(_ALIVE_S)
                     await say_alive(self._connection)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except DATABASE_FAULTS as error:
                 log.warning("replica name lost", extra={"error": repr(error)})
                 self._let_go()
                 await asyncio.sleep(_AGAIN_S)

@@ -10,11 +10,9 @@ import contextlib
 import logging
 import random
 
-import asyncpg
-
 from manager.bus_auth import AGENT_LIFETIME_S, BusAuth
 from manager.store import hosts as store
-from manager.store.pool import Pool
+from manager.store.pool import DATABASE_FAULTS, Pool
 from schemas.bus import Bus, BusError
 
 log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ class Revocations:
             asked = self._asked
             try:
                 await self._push()
-            except (BusError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (BusError, *DATABASE_FAULTS) as error:
                 log.warning("revocations not pushed yet", extra={"error": repr(error), "attempt": failures + 1})
                 pause_s = random.uniform(0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** min(failures, 10)))
                 failures += 1

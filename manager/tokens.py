@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
 import msgspec
 
 from manager.actor import Actor, Role
 from manager.errors import ConfigError, Refused
 from manager.keys import write_private
 from manager.store import tokens as store
-from manager.store.pool import Connection, Pool, transaction
+from manager.store.pool import DATABASE_FAULTS, Connection, Pool, transaction
 from manager.store.tokens import TokenRow
 from schemas.ids import is_id, new_id
 from schemas.problems import FieldError, ProblemCode
@@ -209,7 +208,7 @@ class Tokens:
         try:
             async with self._pool.acquire() as connection:
                 await store.touch(connection, found.row.id)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except DATABASE_FAULTS:
             log.warning("the last use of a token could not be written", extra={"token_id": found.row.id}, exc_info=True)
 
     async def _row(self, token_id: str) -> TokenRow:

@@ -13,7 +13,6 @@ import re
 import time
 from dataclasses import dataclass
 
-import asyncpg
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -24,7 +23,7 @@ from manager.api.encoding import accepted_response, backend_response, json_respo
 from manager.api.keys import ACTOR, BACKENDS, KEPT_BODY, OPERATIONS, REQUEST_ID
 from manager.errors import ManagerError, Refused
 from manager.store import idempotency as store
-from manager.store.pool import Pool
+from manager.store.pool import DATABASE_FAULTS, Pool
 from schemas.fields import InvalidFields
 from schemas.operations import OperationState
 from schemas.problems import FieldError, ProblemCode
@@ -175,7 +174,7 @@ async def _first(request: web.Request, handler: Handler, attempt: Attempt) -> we
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     try:
         await service.keep(attempt, Kept(response.status, headers, request.get(KEPT_BODY, response.body)))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except DATABASE_FAULTS:
         # What was done is done, and the caller is to know; a repeat finds its operation.
         log.warning("an answer was not kept for a repeat", exc_info=True)
     return response

@@ -55,6 +55,7 @@ async def prepare(connection: Connection) -> None:
 DATABASE_AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
@@ -63,6 +64,10 @@ DATABASE_AWAY = (
     OSError,
     TimeoutError,
 )
+
+#: All that a statement can raise, for loops that go on whatever it was. asyncpg raises InternalClientError, too, for a
+#: statement on a connection whose last word (57P01, say) it has read, before it has read the end of it.
+DATABASE_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 #: A replica that is frozen or loses its power in a transaction must not stop the others: the server ends its
 #: session, and with that its locks, after this long.

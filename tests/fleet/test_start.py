@@ -14,7 +14,7 @@ from manager.errors import ConfigError
 from manager.keys import Keys
 from manager.replica import ReplicaName
 from manager.store import events
-from manager.store.pool import Connection, connect
+from manager.store.pool import Connection, connect, say_alive
 from tests.bus.nats_server import RawPeer
 from tests.fleet.fleet import Fleet, until
 
@@ -162,6 +162,31 @@ async def test_replica_name_is_kept_through_a_database_that_refuses_us_for_a_whi
             return refusals < 0 and len(await stowage.sql(_NAME_SESSIONS)) == 1
 
         await until(is_back, "the name to be held again")
+        assert not keeping.done()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_replica_name_survives_a_statement_on_a_connection_that_is_ending(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg's error for it is no PostgresError and no InterfaceError."""
+    monkeypatch.setattr(replica, "_ALIVE_S", 0.01)
+    monkeypatch.setattr(replica, "_AGAIN_S", 0.01)
+
+    async def ending(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        monkeypatch.setattr(replica, "say_alive", say_alive)
+        raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+    monkeypatch.setattr(replica, "say_alive", ending)
+    async with ReplicaName(stowage.database_url, "one") as name:
+        (row,) = await stowage.sql(_NAME_SESSIONS)
+        keeping = asyncio.create_task(name.keep())
+
+        async def is_taken_again() -> bool:
+            return [found["pid"] for found in await stowage.sql(_NAME_SESSIONS)] not in ([], [row["pid"]])
+
+        await until(is_taken_again, "the name to be taken again")
         assert not keeping.done()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
