@@ -180,13 +180,12 @@ async def test_credentials_that_nobody_holds_are_asked_for_and_an_edit_heals(sto
         await stowage.start_agent(host)
 
     async def says_so() -> bool:
-        health = (await stowage.api("GET", f"{_BACKENDS}/office")).body["health"]
-        return bool(health["status"] == "unreachable" and health["code"] == "needs_credentials")
+        cells = (await stowage.api("GET", f"{_BACKENDS}/office/hosts")).body["hosts"]
+        return {cell["code"] for cell in cells} == {"needs_credentials"} and all(cell["remedy"] for cell in cells)
 
-    await until(says_so, "the backend to ask for credentials")
-    cells = (await stowage.api("GET", f"{_BACKENDS}/office/hosts")).body["hosts"]
-    assert {cell["code"] for cell in cells} == {"needs_credentials"}
-    assert all(cell["remedy"] for cell in cells)
+    await until(says_so, "both hosts to ask for credentials")
+    health = (await stowage.api("GET", f"{_BACKENDS}/office")).body["health"]
+    assert (health["status"], health["code"]) == ("unreachable", "needs_credentials")
 
     part = await stowage.api("PATCH", f"{_BACKENDS}/office", {"credentials": {"password": "right"}})
     assert (part.status, part.body["code"]) == (400, "invalid_field"), "there is no user name left to go with it"
