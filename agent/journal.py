@@ -69,11 +69,11 @@ class Journal:
         self._db.close()
 
     def begin_life(self) -> int:
-        """A number higher than in any earlier run. By the clock too, so that a journal that was lost does not begin at 1."""
+        """A number higher than in any earlier run. By the clock too (ms), so that a journal that was lost does not begin at 1."""
         row = self._db.execute(
             "INSERT INTO life VALUES (1, ?) ON CONFLICT DO UPDATE SET number = max(life.number + 1, excluded.number)"
             " RETURNING number",
-            (int(self._clock()),),
+            (int(self._clock() * 1000),),
         ).fetchone()
         return int(row[0])
 

@@ -20,8 +20,8 @@ NEARLY_FULL = 0.95
 #: An observation has at most about a kilobyte; the bus takes 256 KiB a message.
 _PER_MESSAGE = 100
 _MAX_DETAIL = 600
-#: Observations of one life of the agent: ten years of 200 backends every 30 s.
-_ORDER_BITS = 31
+#: A life's number is a time in ms: two million observations a ms would have to be made for one life to count into the next.
+_ORDER_BITS = 21
 
 
 def assess(target: Target, report: ProbeReport, *, limit_s: float) -> Observation:

@@ -67,3 +67,25 @@ def test_journal_is_readable_by_its_owner_alone(path: Path) -> None:
     journal.remember_fences({new_id(): 1})
     assert {file.stat().st_mode & 0o777 for file in path.parent.glob("journal.db*")} == {0o600}
     journal.close()
+
+
+@pytest.mark.parametrize("later_s", [0, -3600, 0.5])
+def test_each_life_has_a_higher_number_than_those_before(path: Path, later_s: float) -> None:
+    journal = Journal(path, clock=lambda: 1e9)
+    lives = [journal.begin_life()]
+    journal.close()
+    journal = Journal(path, clock=lambda: 1e9 + later_s)
+    lives.append(journal.begin_life())
+    journal.close()
+    assert lives[0] < lives[1]
+
+
+def test_life_after_a_lost_journal_has_a_higher_number_even_within_the_same_second(path: Path) -> None:
+    lives: list[int] = []
+    for now in (1e9 + 0.1, 1e9 + 0.3):
+        journal = Journal(path, clock=iter((now,)).__next__)
+        lives.append(journal.begin_life())
+        journal.close()
+        for file in path.parent.glob("journal.db*"):
+            file.unlink()
+    assert lives[0] < lives[1]
