@@ -32,6 +32,16 @@ async def _refusal(stowage: Fleet, name: str = "manager-1") -> str:
     return str(refused.value)
 
 
+async def _taken_again(stowage: Fleet, lost_pid: int) -> None:
+    """The replica's name is held by one other session than the one that was lost."""
+
+    async def is_so() -> bool:
+        pids = [found["pid"] for found in await stowage.sql(_NAME_SESSIONS)]
+        return len(pids) == 1 and pids != [lost_pid]
+
+    await until(is_so, "the name to be taken again")
+
+
 async def test_manager_whose_keys_are_gone_refuses_and_makes_no_others(stowage: Fleet) -> None:
     await stowage.child_manager()
     stowage.signal("manager-1", signal.SIGKILL)
@@ -116,10 +126,7 @@ async def test_manager_whose_session_the_database_ended_takes_its_name_again(
     (row,) = await stowage.sql(_NAME_SESSIONS)
     await stowage.sql("SELECT pg_terminate_backend($1)", row["pid"])
 
-    async def is_taken_again() -> bool:
-        return [found["pid"] for found in await stowage.sql(_NAME_SESSIONS)] not in ([], [row["pid"]])
-
-    await until(is_taken_again, "the name to be taken again")
+    await _taken_again(stowage, row["pid"])
 
 
 async def test_name_that_another_took_meanwhile_ends_the_one_that_lost_it(
@@ -158,10 +165,8 @@ async def test_replica_name_is_kept_through_a_database_that_refuses_us_for_a_whi
         (row,) = await stowage.sql(_NAME_SESSIONS)
         await stowage.sql("SELECT pg_terminate_backend($1)", row["pid"])
 
-        async def is_back() -> bool:
-            return refusals < 0 and len(await stowage.sql(_NAME_SESSIONS)) == 1
-
-        await until(is_back, "the name to be held again")
+        await _taken_again(stowage, row["pid"])
+        assert refusals < 0
         assert not keeping.done()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
@@ -183,10 +188,7 @@ async def test_replica_name_survives_a_statement_on_a_connection_that_is_ending(
         (row,) = await stowage.sql(_NAME_SESSIONS)
         keeping = asyncio.create_task(name.keep())
 
-        async def is_taken_again() -> bool:
-            return [found["pid"] for found in await stowage.sql(_NAME_SESSIONS)] not in ([], [row["pid"]])
-
-        await until(is_taken_again, "the name to be taken again")
+        await _taken_again(stowage, row["pid"])
         assert not keeping.done()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
