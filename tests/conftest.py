@@ -16,6 +16,8 @@ from manager.embedded import identity, postgres
 from manager.embedded.postgres import Postgres
 from tests.fleet.fleet import Fleet, fleet, start_zygote
 
+#: The lab's tests need its guests; `scripts/lab test` runs them.
+collect_ignore = [] if "STOWAGE_LAB" in os.environ else ["lab"]
 #: Makes a database, from a template if one is named, and returns its name.
 MakeDatabase = Callable[[str | None], Awaitable[str]]
 

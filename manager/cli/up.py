@@ -44,7 +44,11 @@ _data_dir = click.option("--data-dir", type=click.Path(file_okay=False, path_typ
 @_data_dir
 @click.option("--listen", type=_Address(), default="127.0.0.1:8080", show_default=True, help="Port 0: a free one.")
 @click.option(
-    "--agents", type=click.IntRange(1, _MOST), default=1, show_default=True, help="Agents, each a host of its own."
+    "--agents",
+    type=click.IntRange(0, _MOST),
+    default=1,
+    show_default=True,
+    help="Agents, each a host of its own; 0 at the first start: hosts join from elsewhere, and no first backend.",
 )
 @click.option(
     "--managers",

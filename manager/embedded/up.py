@@ -188,7 +188,8 @@ class _Start:
                 raise StartError(late, log=layout.log(f"agent-{min(missing)}"))
             self._notes.append(f"{late}; their logs are in {layout.logs}")
         if is_first_start:
-            client.add_default_backend(layout.volumes)
+            if names:
+                client.add_default_backend(layout.volumes)
             write_private(layout.first_start_done, "")
 
     def _join(self, name: str, folder: Path, client: ManagerClient) -> None:

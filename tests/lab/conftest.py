@@ -1,0 +1,162 @@
+"""A lab for the session, and for each test: what it made goes afterwards, and nothing that nobody accounts for is left.
+
+Secrets that tests give to the product are searched for at the end of the session in everything that the stack has written.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.lab import accounts
+from tests.lab import lab as labs
+from tests.lab.backends import PATIENCE_S, Backends
+from tests.lab.host import Command, Host, commands_in
+from tests.lab.image import log_dir
+from tests.lab.lab import Lab
+from tests.lab.qemu import wait_until
+from tests.lab.storage import Storage
+
+#: Everything that was used as a secret in this session.
+Secrets = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    with labs.running() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def commands_log(lab: Lab) -> Path:
+    """Where each test's commands are written, the agents' own by their logs."""
+    folder = log_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"commands-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
+    path.write_text("")
+    return path
+
+
+@pytest.fixture
+def storage(lab: Lab) -> Storage:
+    return lab.storage
+
+
+@pytest.fixture(scope="session")
+def hv1(lab: Lab) -> Host:
+    return lab.host("hv1")
+
+
+@pytest.fixture(scope="session")
+def hv2(lab: Lab) -> Host:
+    return lab.host("hv2")
+
+
+@pytest.fixture(scope="session")
+def hv3(lab: Lab) -> Host:
+    return lab.host("hv3")
+
+
+@pytest.fixture
+def backends(lab: Lab, hv1: Host) -> Backends:
+    """Adds to hv1 unless the test says otherwise."""
+    return Backends(lab.api, (hv1,))
+
+
+@pytest.fixture
+def ran(record: dict[str, list[Command]], lab: Lab) -> Callable[[Host], list[Command]]:
+    """The tools that a host's agent has run in this test."""
+
+    def so_far(host: Host) -> list[Command]:
+        _read(host, record)
+        return record[host.name]
+
+    return so_far
+
+
+@pytest.fixture(scope="session")
+def secrets(lab: Lab) -> Iterator[Secrets]:
+    """Notes a secret and returns it. At the end none of them is anywhere in what manager, bus, database and agents have written."""
+    known: set[str] = set()
+
+    def note(text: str) -> str:
+        known.add(text)
+        return text
+
+    yield note
+    _refuse_leaks(lab, known)
+
+
+@pytest.fixture
+def record() -> dict[str, list[Command]]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(
+    request: pytest.FixtureRequest, lab: Lab, record: dict[str, list[Command]], commands_log: Path, secrets: Secrets
+) -> Iterator[None]:
+    """The check after every test: first with its backends still there, then with all of them removed."""
+    yield
+    lab.recover()
+    try:
+        for host in lab.hosts:
+            _wait_for_none(lambda host=host: accounts.unaccounted(host, lab.api), f"{host.name}, beside the backends")
+        _remove_all(lab)
+        for host in lab.hosts:
+            _wait_for_none(lambda host=host: accounts.unaccounted(host, lab.api), f"{host.name}, after the removal")
+        assert accounts.left_on_server(lab.storage) == []
+    finally:
+        _write_commands(request.node.nodeid, lab.hosts, record, commands_log)
+    lab.storage.clear()
+
+
+def _remove_all(lab: Lab) -> None:
+    for backend in lab.api.get("/storage_backends?limit=500")["items"]:
+        answer = lab.api("DELETE", f"/storage_backends/{backend['id']}")
+        assert answer.status == 204, answer
+
+
+def _wait_for_none(look: Callable[[], dict[str, list[str]]], where: str) -> None:
+    """What a probe or a release has under way ends by itself; what stays is named."""
+    last: dict[str, list[str]] = {}
+
+    def is_none() -> bool:
+        last.clear()
+        last.update(look())
+        return not last
+
+    try:
+        wait_until(is_none, "nothing to be left", PATIENCE_S / 2, unless=lambda: None)
+    except labs.LabError:
+        pytest.fail(f"left on {where}: {last}")
+
+
+def _read(host: Host, record: dict[str, list[Command]]) -> None:
+    record.setdefault(host.name, []).extend(commands_in(host.new_log()))
+
+
+def _write_commands(test: str, hosts: Sequence[Host], record: dict[str, list[Command]], path: Path) -> None:
+    lines = [f"== {test}"]
+    for host in hosts:
+        _read(host, record)
+        lines += [f"{host.name}  {command}" for command in record[host.name]]
+    with path.open("a") as log:
+        log.write("\n".join(lines) + "\n")
+
+
+def _refuse_leaks(lab: Lab, secrets: set[str]) -> None:
+    """Every file of the stack's data folder (PostgreSQL's and JetStream's too), and everything of the hosts but the one place for them."""
+    needles = [secret.encode() for secret in secrets]
+    if not needles:
+        return
+    found = [
+        str(path.relative_to(lab.stack.data))
+        for path in lab.stack.data.rglob("*")
+        if path.is_file() and any(needle in path.read_bytes() for needle in needles)
+    ]
+    for host in lab.hosts:
+        host.courier.put("/run/needles", b"\n".join(needles) + b"\n", 0o600)
+        found += host.courier.run("grep -rlaFf /run/needles /var /etc /tmp 2>/dev/null; rm /run/needles").out.split()
+    assert not found, f"secrets are in {found[:10]}"
