@@ -26,9 +26,10 @@ _ALL = ("-n", "2", "--dist", "loadfile", "--quiet", "tests/lab")
 
 def main() -> int:
     parser = _parser()
-    args, args.rest = parser.parse_known_args()
-    if args.rest and args.run is not _test:
-        parser.error(f"what is {args.rest[0]}?")
+    args, rest = parser.parse_known_args()
+    args.rest = rest
+    if rest and args.run is not _test:
+        parser.error(f"what is {rest[0]}?")
     try:
         code: int = args.run(args)
     except LabError as error:
@@ -133,7 +134,7 @@ def _down(_: argparse.Namespace) -> int:
 def _running() -> dict[str, Any] | None:
     """What the running lab told of itself. A keeper that was killed has left its file behind; its guests died with it."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        state = json.loads(_STATE.read_text())
+        state: dict[str, Any] = json.loads(_STATE.read_text())
         if _is_keeper(state["pid"]):
             return state
         _STATE.unlink(missing_ok=True)

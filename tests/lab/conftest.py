@@ -5,6 +5,7 @@ Secrets that tests give to the product are searched for at the end of the sessio
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,10 @@ def leaves_nothing(
     lab.recover()
     try:
         for host in lab.hosts:
-            _wait_for_none(lambda host=host: accounts.unaccounted(host, lab.api), f"{host.name}, beside the backends")
+            _wait_for_none(partial(accounts.unaccounted, host, lab.api), f"{host.name}, beside the backends")
         _remove_all(lab)
         for host in lab.hosts:
-            _wait_for_none(lambda host=host: accounts.unaccounted(host, lab.api), f"{host.name}, after the removal")
+            _wait_for_none(partial(accounts.unaccounted, host, lab.api), f"{host.name}, after the removal")
         assert accounts.left_on_server(lab.storage) == []
     finally:
         _write_commands(request.node.nodeid, lab.hosts, record, commands_log)

@@ -12,6 +12,8 @@ from tests.lab.qemu import Machine, wait_until
 STATE_DIR = PurePosixPath("/var/lib/stowage-agent")
 LOG = "/var/log/stowage-agent.log"
 _ENV_FILE = "/etc/stowage-agent.env"
+#: While it is there, init waits for a word instead of starting the agent (guest/run-agent).
+_OFF_FILE = "/etc/stowage-agent.off"
 #: Seconds; shorter than an operator's, so that no test waits for minutes.
 INTERVALS = {"BEAT": 1, "PROBE": 3, "RECONCILE": 10, "PROBE_TIMEOUT": 5}
 _ONLINE_TIMEOUT_S = 90.0
@@ -62,11 +64,14 @@ class Host:
 
     def stop_agent(self) -> None:
         """The agent is gone, as by `systemctl stop`, and stays away."""
-        self.courier.run(f"touch {_ENV_FILE}.off; pkill -TERM -f 'stowage-agent run'; while pgrep -f 'stowage-agent run'; do sleep 0.1; done >/dev/null")  # fmt: skip
+        self.courier.run(
+            f"touch {_OFF_FILE}; pkill -TERM -f 'stowage-agent run';"
+            " while pgrep -f 'stowage-agent run' >/dev/null; do sleep 0.1; done"
+        )
 
     def start_agent(self) -> None:
         """After stop_agent."""
-        self.courier.run(f"rm {_ENV_FILE}.off; echo go >/run/agent.go")
+        self.courier.run(f"rm {_OFF_FILE}; echo go >/run/agent.go")
 
     def kill_agent(self) -> None:
         """kill -9; init starts it again."""

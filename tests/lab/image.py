@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -121,10 +122,10 @@ def _bootstrap(tree: Path, kernel: Path, place: Path) -> None:
     packages = ",".join(_words(GUEST / "packages"))
     # The kernel's package is only unpacked: installing it would build an initramfs of Debian's, for a minute.
     fetch = (
-        "set -e; export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG; cd '%s';"
+        f"set -e; export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG; cd {shlex.quote(str(kernel))};"
         " name=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: *\\(linux-image-[^ ]*\\).*/\\1/p' | head -n 1);"
         ' apt-get download -qq "$name"; dpkg-deb -x "$name"_*.deb .; rm -- "$name"_*.deb'
-    ) % kernel
+    )
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
     _run(
         "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--components=main",

@@ -86,11 +86,12 @@ class Stack:
 
     def __init__(self, data: Path, listen: str) -> None:
         self.data = data
-        self._log = open(data.parent / "stack.log", "wb")
+        self._log = data.parent / "stack.log"
         argv = [sys.executable, "-m", "manager.cli", "up", "--agents", "0", "--listen", listen, "--data-dir", str(data)]
-        self._process = subprocess.Popen(
-            argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, process_group=0
-        )
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
         wait_until((data / "ready.json").exists, "the manager to be ready", _STACK_TIMEOUT_S, unless=self._end)
         ready = json.loads((data / "ready.json").read_text())
         self.token_file = Path(ready["token_file"])
@@ -100,12 +101,11 @@ class Stack:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(60)
-        self._log.close()
 
     def _end(self) -> str | None:
         if self._process.poll() is None:
             return None
-        return (self.data.parent / "stack.log").read_text()[-2000:]
+        return self._log.read_text()[-2000:]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import random
 import select
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 #: Bytes of a socket's buffers; a frame is up to 9014.
@@ -33,7 +34,12 @@ class Switch:
         self._cut: set[frozenset[str]] = set()
         self._isolated: set[str] = set()
         self._dropped: dict[str, float] = {}
-        self._orders = {"cut": self.cut, "isolate": self.isolate, "drop": self.drop, "heal": self.heal}
+        self._orders: dict[str, Callable[..., None]] = {
+            "cut": self.cut,
+            "isolate": self.isolate,
+            "drop": self.drop,
+            "heal": self.heal,
+        }
 
     def cut(self, one: str, other: str) -> None:
         """Nothing passes between the two."""

@@ -18,6 +18,7 @@ import socketserver
 import struct
 import subprocess
 import time
+from typing import Any
 
 PORT = 5000
 RNDADDENTROPY = 0x40085203
@@ -26,7 +27,7 @@ ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "
 
 
 class Request(socketserver.StreamRequestHandler):
-    def handle(self):
+    def handle(self) -> None:
         line = self.rfile.readline()
         if not line:
             return
@@ -53,7 +54,7 @@ class Request(socketserver.StreamRequestHandler):
         self.wfile.write(json.dumps(head).encode() + b"\n" + out + err)
 
 
-def run(asked, stdin):
+def run(asked: dict[str, Any], stdin: bytes) -> tuple[int, bytes, bytes, bool]:
     process = subprocess.Popen(
         asked.get("argv") or ["/bin/bash", "-c", asked["sh"]],
         env={**os.environ, **ENV},
@@ -76,20 +77,20 @@ def run(asked, stdin):
     return -9, out, err, True
 
 
-def put(path, content, mode):
+def put(path: str, content: bytes, mode: int) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(content)
 
 
-def look(source):
-    names = {}
-    exec(compile(source, "look", "exec"), names)
+def look(source: str) -> bytes:
+    names: dict[str, Any] = {}
+    exec(compile(source, "look", "exec"), names)  # noqa: S102 - that is what it is for, in a guest that holds nothing
     return json.dumps(names["answer"]).encode()
 
 
-def wake(now, seed):
+def wake(now: float, seed: bytes) -> None:
     time.clock_settime(time.CLOCK_REALTIME, now)
     with open("/dev/urandom", "wb") as random:
         fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
