@@ -24,6 +24,8 @@ from schemas.faults import FaultCode
 log = logging.getLogger(__name__)
 
 MAX_OUTPUT_BYTES = 64 * 1024
+#: Of a failed tool's stderr, in the log at debug level.
+MAX_LOGGED_CHARS = 1000
 #: After the kill. Longer would only delay the news that the process is stuck.
 KILL_GRACE_S = 2.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -62,9 +64,10 @@ class ToolRunner:
                 if not await child.ends_within(KILL_GRACE_S):
                     log.error("tool abandoned: it does not die", extra={"argv": list(argv), "pid": child.pid})
         duration_s = time.monotonic() - started
-        log.debug(
-            "tool ended", extra={"argv": list(argv), "exit_code": child.exit_code, "duration_s": round(duration_s, 3)}
-        )
+        facts = {"argv": list(argv), "exit_code": child.exit_code, "duration_s": round(duration_s, 3)}
+        if child.exit_code != 0:
+            facts["stderr"] = child.stderr.text()[:MAX_LOGGED_CHARS]
+        log.debug("tool ended", extra=facts)
         return CommandResult(tuple(argv), child.exit_code, child.stdout.text(), child.stderr.text(), duration_s)
 
 

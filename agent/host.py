@@ -128,10 +128,10 @@ class Host:
         record = self._journal.record(target.backend_id)
         if record is None or record.state is not RecordState.ATTACHED:
             return False
-        is_same = (
-            record.target.config == target.config and record.target.credential_version == target.credential_version
-        )
-        return is_same and not await self.has_lost(target.backend_id)
+        if await self.has_lost(target.backend_id):
+            self._note_loss(record.target)
+            return False
+        return record.target.config == target.config and record.target.credential_version == target.credential_version
 
     async def has_lost(self, backend_id: str) -> bool:
         """Whether our record calls it attached and the kernel does not, or what is attached is a handle of nothing."""
@@ -153,6 +153,13 @@ class Host:
         if latest := self._board.latest(target.backend_id):
             self._board.report(msgspec.structs.replace(latest, generation=target.generation))
         return True
+
+    def _note_loss(self, target: Target) -> None:
+        """What was last said of it is no longer so: after a power cut the manager would show it green until the next mount has ended."""
+        latest = self._board.latest(target.backend_id)
+        if latest is None or latest.status is not HealthStatus.UNREACHABLE:
+            detail = "it is not attached on this host any more and is being attached again"
+            self._board.report(failing(target, fault(FaultCode.CONVERGING, detail)))
 
     def note_failure(self, target: Target, what: Fault) -> None:
         """The manager learns that the target could not be attached: amber where an older form works on, else red."""

@@ -50,12 +50,14 @@ TABLE: tuple[Row, ...] = (
     Row("mount.nfs", None, r"rpc\.statd is not running", FaultCode.TOOL_MISSING,
         "Start rpc-statd on this host (package nfs-common), or choose NFS version 4"),
     Row("mount.nfs", None, r"Failed to resolve server", FaultCode.NAME_NOT_RESOLVED),
+    # All that it says where no name server answers: it shows EAI_AGAIN as the errno EAGAIN.
+    Row("mount.nfs", None, r"Resource temporarily unavailable", FaultCode.NAME_NOT_RESOLVED),
     Row("mount.nfs", None, r"access denied by server", FaultCode.EXPORT_NOT_FOUND),
     Row("mount.nfs", None, r"reason given by server: No such file or directory", FaultCode.EXPORT_NOT_FOUND),
     Row("mount.nfs", None, r"reason given by server: Not a directory", FaultCode.NOT_A_DIRECTORY),
     Row("mount.nfs", None, r"reason given by server: (Permission denied|Operation not permitted)", FaultCode.PERMISSION_DENIED),
     Row("mount.nfs", None, r"requested NFS version or transport protocol is not supported|Protocol not supported|NFS version \d+ is not supported",
-        FaultCode.VERSION_REJECTED),
+        FaultCode.VERSION_REJECTED, "See that the NFS server runs, and choose a version that it offers"),
     Row("mount.nfs", None, r"incorrect mount option|Unsupported nfs4? mount option|Bad nfs mount parameter|invalid value for|Invalid argument",
         FaultCode.OPTION_REJECTED),
     Row("mount.nfs", None, r"Stale file handle", FaultCode.STALE_HANDLE),
@@ -155,8 +157,7 @@ def tool_fault(result: CommandResult, credentials: Credentials | None = None) ->
             continue
         found = re.search(row.pattern, result.stderr, re.IGNORECASE)
         if found:
-            # A row without a pattern speaks of the exit code, and the tool's last line is the one that names the error.
-            line = _line_at(result.stderr, found.start()) if row.pattern else _lines(result.stderr)[-1]
+            line = _line_at(result.stderr, found.start()) if row.pattern else _line_of(result.stderr, result.exit_code)
             detail = _shown(line, tool, result.exit_code, credentials)
             return AgentFault.of(row.code, detail, row.remedy, is_retryable=row.code in _RETRYABLE)
     return AgentFault.of(FaultCode.FAILED, _shown(_lines(result.stderr)[0], tool, result.exit_code, credentials))
@@ -170,6 +171,12 @@ def _line_at(text: str, position: int) -> str:
     start = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
     return text[start : end if end >= 0 else len(text)].strip()
+
+
+def _line_of(text: str, exit_code: int) -> str:
+    """The line that names the error of this exit code, as iscsiadm's login does before its last one; else the last."""
+    lines = _lines(text)
+    return next((line for line in lines if f"({exit_code} - " in line), lines[-1])
 
 
 def _shown(line: str, tool: str, exit_code: int, credentials: Credentials | None) -> str:

@@ -55,8 +55,13 @@ def observe(seen: Seen, *, generation: int, now: dt.datetime, stale_s: float) ->
         status, code = HealthStatus.UNKNOWN, FaultCode.TIMED_OUT
         detail, remedy = f"last probed at {_clock(seen.observed_at)}", REMEDIES[code]
     elif (seen.generation or 0) < generation and status in (HealthStatus.HEALTHY, HealthStatus.DEGRADED):
-        status, code = HealthStatus.DEGRADED, FaultCode.CONVERGING
-        detail, remedy = f"the host still uses generation {seen.generation} of {generation}", REMEDIES[code]
+        behind = f"the host still uses generation {seen.generation} of {generation}"
+        if status is HealthStatus.DEGRADED and code not in (None, FaultCode.SLOW, FaultCode.NEARLY_FULL):
+            # The host says what is in the way of the newer one.
+            detail = f"{behind}: {detail}"
+        else:
+            status, code = HealthStatus.DEGRADED, FaultCode.CONVERGING
+            detail, remedy = behind, REMEDIES[code]
     return HostObservation(
         host=seen.host,
         host_id=seen.host_id,

@@ -126,10 +126,10 @@ class NfsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ]
     nfs_version: Annotated[
-        Literal["default", "3", "4", "4.1", "4.2"],
+        Literal["default", "3", "4", "4.0", "4.1", "4.2"],
         Meta(
             title="NFS version",
-            description="default lets client and server agree",
+            description="default lets client and server agree; 4 leaves the minor version to them",
             extra=field_hints("remount", is_advanced=True),
         ),
     ] = "default"
@@ -322,7 +322,8 @@ class KindSpec:
 
     is_shared: all hosts see the same storage, so one host's marker must be seen by the others.
     can_initialize: an empty device can be made ready on command.
-    marks_alone: our marks are metadata that two hosts must not write at the same moment.
+    marks_alone_at: our marks are metadata that two hosts must not write at the same moment, whichever backends they do it for;
+        the fields that tell one such place from another. None of them: marks may be made at once.
     discover_by: the field without which nothing can be looked for; None: there is nothing to discover.
     mount_options: names that `options` may hold; a name that ends in `=` wants a value, in `=#` a whole number.
     """
@@ -334,7 +335,7 @@ class KindSpec:
     capabilities: tuple[Capability, ...]
     is_shared: bool
     can_initialize: bool = False
-    marks_alone: bool = False
+    marks_alone_at: tuple[str, ...] = ()
     mount_options: frozenset[str] = frozenset()
     discover_by: str | None = None
 
@@ -383,7 +384,7 @@ ISCSI_LVM = KindSpec(
     (_EXTERNAL, _CLONE, _SNAPSHOT),
     is_shared=True,
     can_initialize=True,
-    marks_alone=True,
+    marks_alone_at=("target_iqn", "lun"),
     discover_by="portal",
 )
 

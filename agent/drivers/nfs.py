@@ -17,7 +17,7 @@ from schemas.kinds import NFS, NfsConfig
 _PORT = 2049
 _DISCOVER_TIMEOUT_S = 15.0
 #: What mountinfo shows after `vers=` for each choice; 4 leaves the minor version to the two sides.
-_SHOWN_VERSION = {"default": "", "3": r"3", "4": r"4\.\d", "4.1": r"4\.1", "4.2": r"4\.2"}
+_SHOWN_VERSION = {"default": "", "3": r"3", "4": r"4\.\d", "4.0": r"4\.0", "4.1": r"4\.1", "4.2": r"4\.2"}
 
 
 class Nfs:

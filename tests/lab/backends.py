@@ -1,5 +1,6 @@
 """What a test does with backends, over the public API."""
 
+import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,19 +50,30 @@ class Backend:
         return next(line for line in lines if line["host"] == host.name)
 
     def wait_for(
-        self, host: Host, status: str, code: str | None = None, *, patience_s: float = PATIENCE_S
+        self,
+        host: Host,
+        status: str,
+        code: str | None = None,
+        *,
+        after: dt.datetime | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> dict[str, Any]:
-        """The cell, once it shows this by itself."""
+        """The cell, once it shows this by itself, by what was observed after that moment."""
 
         def is_so() -> bool:
             cell = self.cell(host)
-            return (cell["status"], cell["code"]) == (status, code)
+            is_new = after is None or dt.datetime.fromisoformat(cell["observed_at"]) > after
+            return is_new and (cell["status"], cell["code"]) == (status, code)
 
         wait_until(is_so, f"{self.name} to be {status} ({code}) on {host.name}", patience_s, unless=lambda: None)
         return self.cell(host)
 
     def remove(self) -> Answer:
         return self._api("DELETE", self.path)
+
+    def remove_and_tell(self) -> Answer:
+        """The answer says what was left, and where."""
+        return self._api("DELETE", self.path, Prefer="return=representation")
 
 
 class Backends:

@@ -21,6 +21,8 @@ from tests.lab.storage import Storage
 
 #: Everything that was used as a secret in this session.
 Secrets = Callable[[str], str]
+#: The tools that a host's agent has run in this test, in the order in which they ended.
+Ran = Callable[[Host], list[Command]]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +68,7 @@ def backends(lab: Lab, hv1: Host) -> Backends:
 
 
 @pytest.fixture
-def ran(record: dict[str, list[Command]], lab: Lab) -> Callable[[Host], list[Command]]:
+def ran(record: dict[str, list[Command]], lab: Lab) -> Ran:
     """The tools that a host's agent has run in this test."""
 
     def so_far(host: Host) -> list[Command]:

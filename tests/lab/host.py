@@ -1,6 +1,9 @@
 """A hypervisor host of the lab: a guest that runs the project's agent, as root, under its init."""
 
 import json
+import shlex
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,6 +22,21 @@ INTERVALS = {"BEAT": 1, "PROBE": 3, "RECONCILE": 10, "PROBE_TIMEOUT": 5}
 _ONLINE_TIMEOUT_S = 90.0
 
 
+_WATCH = """
+import os
+lines = set()
+while not os.path.exists("/run/watch-end"):
+    there = {name for name in os.listdir("/proc") if name.isdigit()}
+    for name in there:
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                lines.add(file.read().replace(b"\\0", b" ").decode(errors="replace"))
+        except OSError:
+            pass
+print(*lines, "end", sep="\\n")
+"""
+
+
 @dataclass(frozen=True)
 class Command:
     """A tool that the agent ran, by its own log at debug level. code None: it was abandoned."""
@@ -26,9 +44,11 @@ class Command:
     argv: tuple[str, ...]
     code: int | None
     duration_s: float
+    stderr: str = ""
 
     def __str__(self) -> str:
-        return f"{self.duration_s:7.3f} s  exit {self.code}  {' '.join(self.argv)}"
+        said = "".join(f"\n        | {line}" for line in self.stderr.splitlines())
+        return f"{self.duration_s:7.3f} s  exit {self.code}  {shlex.join(self.argv)}{said}"
 
 
 class Host:
@@ -65,8 +85,8 @@ class Host:
     def stop_agent(self) -> None:
         """The agent is gone, as by `systemctl stop`, and stays away."""
         self.courier.run(
-            f"touch {_OFF_FILE}; pkill -TERM -f 'stowage-agent run';"
-            " while pgrep -f 'stowage-agent run' >/dev/null; do sleep 0.1; done"
+            f"touch {_OFF_FILE}; pkill -TERM -f '[s]towage-agent run';"
+            " while pgrep -f '[s]towage-agent run' >/dev/null; do sleep 0.1; done"
         )
 
     def start_agent(self) -> None:
@@ -75,10 +95,61 @@ class Host:
 
     def kill_agent(self) -> None:
         """kill -9; init starts it again."""
-        self.courier.run("pkill -KILL -f 'stowage-agent run'")
+        self.courier.run("pkill -KILL -f '[s]towage-agent run'")
 
     def agent_pid(self) -> int:
-        return int(self.courier.run("pgrep -o -f 'stowage-agent run'").out)
+        """0 while none runs."""
+        return int(self.courier.run("pgrep -o -f '[s]towage-agent run' || echo 0").out)
+
+    @contextmanager
+    def holding(self, path: str) -> Generator[None]:
+        """A process of the host has the file open for writing, as a virtual machine has its disk."""
+        pid = self.courier.run(f"exec 3>>'{path}'; sleep infinity >/dev/null 2>&1 & echo $!").out.strip()
+        try:
+            yield
+        finally:
+            self.courier.run("kill", pid)
+
+    @contextmanager
+    def serving_nfs(self, path: str) -> Generator[None]:
+        """This host is itself an NFS server (version 4) of an empty folder of that path."""
+        self.courier.run(
+            "modprobe nfsd; mkdir -p /var/lib/nfs/v4recovery; mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd;"
+            f" mkdir -p -m 777 {path}; exportfs -o rw,no_subtree_check,no_root_squash,insecure 10.77.0.0/24:{path};"
+            " pidof rpc.mountd || rpc.mountd; echo 10 >/proc/fs/nfsd/nfsv4gracetime; rpc.nfsd -G 10 -L 10 2"
+        )
+        try:
+            yield
+        finally:
+            self.courier.run(
+                f"rpc.nfsd 0; exportfs -u 10.77.0.0/24:{path}; pkill rpc.mountd; rm -rf --one-file-system {path}"
+            )
+
+    def log_in(self, iqn: str, address: str, iface: str = "default") -> None:
+        """A session of this host's own, as its operator makes one; through another iface, as another program's."""
+        name = f"/etc/iscsi/ifaces/{iface}"
+        node = f"iscsiadm -m node -T {iqn} -p {address}:3260,1 -I {iface}"
+        record = f"printf 'iface.iscsi_ifacename = {iface}\\niface.transport_name = tcp\\n' >{name}"
+        self.courier.run(
+            f"mkdir -p /etc/iscsi/ifaces; [ {iface} = default ] || {record}; {node} -o new && {node} --login; code=$?;"
+            f" rm -f {name}; udevadm settle; exit $code"
+        )
+
+    def log_out(self, iqn: str) -> None:
+        """After log_in through `default`: neither session nor record."""
+        node = f"iscsiadm -m node -T {iqn} -I default"
+        self.courier.run(f"{node} --logout && {node} -o delete")
+
+    @contextmanager
+    def watching_processes(self) -> Generator[list[str]]:
+        """After the block the list holds every command line that was seen in /proc meanwhile, looked at without a pause."""
+        seen: list[str] = []
+        self.courier.run("rm -f /run/watch-end; setsid python3 -E -s /dev/stdin >/run/watched 2>&1 <<'END' &\n" + _WATCH + "END")
+        try:
+            yield seen
+        finally:
+            self.courier.run("touch /run/watch-end; while ! grep -q '^end$' /run/watched; do sleep 0.05; done")
+            seen += self.courier.run("cat /run/watched; rm /run/watched /run/watch-end").out.splitlines()
 
     def is_online(self) -> bool:
         return bool(self._api.get(f"/hosts/{self.name}")["state"] == "online")
@@ -97,7 +168,7 @@ class Host:
 def commands_in(log: list[dict[str, Any]]) -> list[Command]:
     """The tools that were run, in the order in which they ended."""
     return [
-        Command(tuple(line["argv"]), line.get("exit_code"), float(line.get("duration_s", 0)))
+        Command(tuple(line["argv"]), line.get("exit_code"), float(line.get("duration_s", 0)), line.get("stderr", ""))
         for line in log
         if line.get("argv")
     ]

@@ -1,7 +1,10 @@
 """The lab's storage server: what a test has it export, share and serve, and how it fails."""
 
 import itertools
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from tests.lab.guest_client import Courier
 from tests.lab.qemu import Machine
@@ -11,6 +14,7 @@ ADDRESS_6 = "fd77::1"
 _CLIENTS = ("10.77.0.0/24", "fd77::/64")
 #: no_root_squash: the agent writes as root.
 _RIGHTS = "rw,sync,no_subtree_check,no_root_squash,insecure"
+_TARGETS = "/sys/kernel/config/target/iscsi"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Storage:
         self._luns: set[str] = set()
         self._loops: list[str] = []
         self._nfs_is_stopped = False
+        self._mountd_is_stopped = False
+        self._off_versions: frozenset[str] = frozenset()
 
     @property
     def courier(self) -> Courier:
@@ -86,9 +92,20 @@ class Storage:
         self._nfs_is_stopped = True
         self.courier.run("/lab/serve nfs-stop")
 
+    def set_nfs_version(self, version: str, *, is_on: bool) -> None:
+        """The server speaks the version, or does not, from a restart on."""
+        self.stop_nfs()
+        self._off_versions = self._off_versions - {version} if is_on else self._off_versions | {version}
+        self.start_nfs()
+
+    def stop_mountd(self) -> None:
+        """Version 3 and the list of exports are gone; version 4 goes on for exports that are known."""
+        self._mountd_is_stopped = True
+        self.courier.run("pkill rpc.mountd; rpcinfo -d 100005 1; rpcinfo -d 100005 2; rpcinfo -d 100005 3; true")
+
     def start_nfs(self) -> None:
         self._nfs_is_stopped = False
-        self.courier.run("/lab/serve nfs-start")
+        self.courier.run("/lab/serve nfs-start", *(word for version in self._off_versions for word in ("-N", version)))
 
     # SMB
 
@@ -132,12 +149,57 @@ class Storage:
     def unmap(self, iqn: str, number: int) -> None:
         self.courier.run("/lab/serve unmap", iqn, number)
 
+    def map(self, iqn: str, number: int, image: str) -> None:
+        """The LUN of that file under this number; of the target that has it already, or of another."""
+        self.courier.run("/lab/serve map", iqn, number, PurePosixPath(image).stem)
+
+    def set_write_protected(self, iqn: str) -> None:
+        """Whoever logs in from now on may only read its LUNs."""
+        self.courier.run(f"echo 1 >{_TARGETS}/{iqn}/tpgt_1/attrib/demo_mode_write_protect")
+
+    def stop_target(self, iqn: str) -> None:
+        """Its sessions are ended and it takes no login."""
+        self.courier.run(f"echo 0 >{_TARGETS}/{iqn}/tpgt_1/enable")
+
+    def start_target(self, iqn: str) -> None:
+        self.courier.run(f"echo 1 >{_TARGETS}/{iqn}/tpgt_1/enable")
+
+    @contextmanager
+    def device_of(self, image: str) -> Generator[str]:
+        """The LUN's file as a device of the server itself, for what others write on it."""
+        device = self.courier.run("losetup -P -f --show", image).out.strip()
+        try:
+            yield device
+        finally:
+            # Its own udev activates what it finds.
+            self.courier.run(f"udevadm settle; vgchange -q -an --devices {device} || true; losetup -d {device}")
+
+    def volume_group(self, image: str, name: str, *, options: str = "", volumes: Sequence[str] = ()) -> str:
+        """The UUID of a new VG on the LUN, as an operator makes one; `volumes`: LVs of 8 MiB in it."""
+        with self.device_of(image) as device:
+            scope = f"--devices {device}"
+            self.courier.run(f"vgcreate -q {scope} {options} {name} {device}")
+            for volume in volumes:
+                self.courier.run(f"lvcreate -q -an -Zn -Wn {scope} -L 8m -n {volume} {name}")
+            return self.courier.run(f"vgs {scope} --noheadings -o vg_uuid {name}").out.strip()
+
+    def lvm(self, image: str, command: str, *words: str) -> str:
+        """What an LVM command on the LUN's file says."""
+        with self.device_of(image) as device:
+            tool, _, options = command.partition(" ")
+            return self.courier.run(f"{tool} --devices {device} {options}", *words).out.strip()
+
     # The end
 
     def recover(self) -> None:
         """Every server serves."""
         if self._nfs_is_stopped:
             self.start_nfs()
+        for version in tuple(self._off_versions):
+            self.set_nfs_version(version, is_on=True)
+        if self._mountd_is_stopped:
+            self.courier.run("pidof rpc.mountd || rpc.mountd")
+            self._mountd_is_stopped = False
 
     def clear(self) -> None:
         """Nothing of what was made is left. After the hosts have let go of it."""
