@@ -6,6 +6,10 @@ ConfigError         before anything connects; names file, key and remedy
 
 from schemas.faults import Fault, FaultCode, fault
 
+#: What a probe meets at a mount that has lost its server, whatever the reason is: the kernel says "host is down" of a server
+#: that refuses the password on reconnection, too. Who attaches anew finds the reason.
+SYMPTOMS = frozenset((FaultCode.SERVER_UNREACHABLE, FaultCode.SHARE_NOT_FOUND, FaultCode.PERMISSION_DENIED))
+
 
 class AgentFault(Exception):
     """The work failed for a reason with a code; the text is for the operator, the cause is in the log."""

@@ -83,8 +83,8 @@ class Health:
             observation = await self._host.probe(backend_id)
             if observation.status is HealthStatus.UNREACHABLE:
                 async with self._host.lock(backend_id):
-                    has_lost = await self._host.has_lost(backend_id)
-                if has_lost:
+                    needs_sync = await self._host.needs_sync(backend_id)
+                if needs_sync:
                     log.warning("no longer attached")
                     self._wake()
         except AgentFault as error:

@@ -131,17 +131,23 @@ class Host:
         if await self.has_lost(target.backend_id):
             self._note_loss(record.target)
             return False
-        return record.target.config == target.config and record.target.credential_version == target.credential_version
+        return _is_same(record.target, target)
 
     async def has_lost(self, backend_id: str) -> bool:
-        """Whether our record calls it attached and the kernel does not, or what is attached is a handle of nothing."""
+        """Whether our record calls it attached and the kernel does not, or what is attached is, or may be, a handle of nothing."""
         record = self._journal.record(backend_id)
         if record is None or record.state is not RecordState.ATTACHED:
             return False
         latest = self._board.latest(backend_id)
         if latest is not None and latest.code is FaultCode.STALE_HANDLE:
             return True
+        if self._board.has_symptom(backend_id):
+            return True
         return not await self._is_attached(record.target)
+
+    async def needs_sync(self, backend_id: str) -> bool:
+        """Whether it has lost what was attached, and no attempt to attach it anew has told why: then the next one has its time."""
+        return not self._board.has_reason(backend_id) and await self.has_lost(backend_id)
 
     def adopt(self, target: Target) -> bool:
         """What is attached counts as this generation from now on; whether that is news."""
@@ -166,6 +172,10 @@ class Host:
         record = self._journal.record(target.backend_id)
         if record is None or record.state is not RecordState.ATTACHED:
             self._board.report(failing(target, what))
+            return
+        if self._board.has_symptom(target.backend_id) and _is_same(record.target, target):
+            self._board.set_reason(target.backend_id, what)
+            self._board.report(failing(record.target, what))
             return
         self._board.set_concern(target.backend_id, what)
         if latest := self._board.latest(target.backend_id):
@@ -367,6 +377,11 @@ class Host:
             run_dir=self._state.run,
             reserved=(self._state.root, *map(Path, self._config.reserved_dirs)),
         )
+
+
+def _is_same(one: Target, other: Target) -> bool:
+    """Whether the two differ in their generation at most."""
+    return one.config == other.config and one.credential_version == other.credential_version
 
 
 def _possibly_attached(before: Record | None, target: Target) -> Target | None:

@@ -22,6 +22,13 @@ BLOCK_BYTES = 4096
 _MARKER_MAX_BYTES = 4096
 #: ioctl of linux/fs.h: _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
+#: ioctl of the kernel's cifs client (fs/smb/client/cifs_ioctl.h): _IOR(0xCF, 5, struct smb_mnt_fs_info), what is read by it,
+#: and where in that the rights are that the server gives to the user on the share.
+_CIFS_GET_MNT_INFO = 0x8040CF05
+_CIFS_MNT_INFO_BYTES = 64
+_CIFS_RIGHTS_AT = 52
+#: The right to write a file's data (FILE_WRITE_DATA; MS-SMB2 2.2.13.1).
+_WRITE_DATA = 0x2
 
 
 def prove(args: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +78,12 @@ def write_probe(args: dict[str, Any]) -> dict[str, Any]:
     written = os.urandom(BLOCK_BYTES)
     started = time.monotonic()
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except PermissionError as error:
+            if not _is_read_only_share(str(args["dir"])):
+                raise
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path) from error
         try:
             _write_all(descriptor, written)
             os.fsync(descriptor)
@@ -88,6 +100,23 @@ def write_probe(args: dict[str, Any]) -> dict[str, Any]:
     if read != written:
         raise OSError(errno.EIO, "the storage gave back other bytes than were written", path)
     return {"latency_ms": round(latency_ms, 3), **space(args)}
+
+
+def _is_read_only_share(directory: str) -> bool:
+    """Whether it is a share of an SMB server that lets this user write nowhere: cifs mounts such a one as if it were writable."""
+    rights = bytearray(_CIFS_MNT_INFO_BYTES)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Before the first entry is read, the client has nothing behind the descriptor and answers ENOTTY.
+        with os.scandir(descriptor) as listing:
+            next(listing, None)
+        fcntl.ioctl(descriptor, _CIFS_GET_MNT_INFO, rights)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    granted = int.from_bytes(rights[_CIFS_RIGHTS_AT : _CIFS_RIGHTS_AT + 4], "little")
+    return granted != 0 and not granted & _WRITE_DATA
 
 
 def space(args: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,13 @@ class MountedFolders:
         Memory(space.dir, _ATTACHED).write(source=place.plan.source)
         return report
 
+    async def renew(
+        self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, *, establish: bool
+    ) -> ProbeReport:
+        """What is mounted is mounted anew and proven. Raises AgentFault in_use where something uses it."""
+        await self._mounts.unmount_idle(space.mount_dir)
+        return await self.attach(place, target, space, secret, establish=establish)
+
     async def probe(self, place: Place, target: Target, space: Workspace) -> ProbeReport:
         """See Driver.probe."""
         present = self._mounts.at(space.mount_dir)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from agent.drivers.base import ProbeReport
+from agent.errors import SYMPTOMS
 from schemas.agent_rpc import Observation, Status, Target
 from schemas.backends import HealthStatus
 from schemas.bus import BusError
@@ -73,6 +74,7 @@ class Board:
         self._batch_s = batch_s
         self._latest: dict[str, Observation] = {}
         self._concerns: dict[str, Fault] = {}
+        self._reasons: dict[str, Fault] = {}
         self._unsent: set[str] = set()
         self._urgent = asyncio.Event()
 
@@ -80,8 +82,17 @@ class Board:
         return self._latest.get(backend_id)
 
     def report(self, observation: Observation) -> Observation:
-        """Kept and sent; the answer is it with the backend's concern laid over, when it would have been healthy."""
+        """Kept and sent; the answer is it with the backend's concern laid over, when it would have been healthy.
+
+        A symptom is shown as its reason, once that is known; anything else makes the reason void.
+        """
         backend_id = observation.backend_id
+        if not self._is_symptom(observation):
+            self._reasons.pop(backend_id, None)
+        elif (reason := self._reasons.get(backend_id)) is not None:
+            observation = msgspec.structs.replace(
+                observation, code=reason.code, detail=reason.detail[:_MAX_DETAIL], remedy=reason.remedy
+            )
         concern = self._concerns.get(backend_id)
         if concern is not None and observation.status is HealthStatus.HEALTHY:
             observation = msgspec.structs.replace(
@@ -115,8 +126,21 @@ class Board:
         else:
             self._concerns[backend_id] = concern
 
+    def has_symptom(self, backend_id: str) -> bool:
+        """Whether the newest observation may be of a mount that works again only when it is made anew."""
+        latest = self._latest.get(backend_id)
+        return latest is not None and self._is_symptom(latest)
+
+    def has_reason(self, backend_id: str) -> bool:
+        return backend_id in self._reasons
+
+    def set_reason(self, backend_id: str, reason: Fault) -> None:
+        """Why what is attached shows a symptom, as an attempt to attach it anew has found."""
+        self._reasons[backend_id] = reason
+
     def forget(self, backend_id: str) -> None:
         self._latest.pop(backend_id, None)
+        self._reasons.pop(backend_id, None)
         self._concerns.pop(backend_id, None)
         self._unsent.discard(backend_id)
 
@@ -142,6 +166,12 @@ class Board:
                 pass
             self._urgent.clear()
             await self._send_unsent()
+
+    def _is_symptom(self, observation: Observation) -> bool:
+        """An observation that shows the reason already is one, too."""
+        reason = self._reasons.get(observation.backend_id)
+        is_known = observation.code in SYMPTOMS or (reason is not None and observation.code == reason.code)
+        return observation.status is HealthStatus.UNREACHABLE and is_known
 
     async def _send_unsent(self) -> None:
         waiting = sorted(self._unsent)

@@ -71,7 +71,8 @@ TABLE: tuple[Row, ...] = (
     Row("mount.cifs", None, r"unknown filesystem type|filesystem not supported by the system|mount error\((19|79)\)", FaultCode.KIND_UNSUPPORTED,
         "This host's kernel has no SMB client or lacks its crypto modules: load the module cifs, or install the full kernel"),
     Row("mount.cifs", None, r"could not resolve address", FaultCode.NAME_NOT_RESOLVED),
-    Row("mount.cifs", None, r"mount error\(13\)", FaultCode.AUTH_FAILED),
+    Row("mount.cifs", None, r"mount error\(13\)", FaultCode.AUTH_FAILED,
+        "Check the user name, password and domain, then rotate the backend's credentials; or let this user use the share on the server"),
     Row("mount.cifs", None, r"mount error\((126|127|128|129)\)", FaultCode.AUTH_FAILED,
         "The account's key or password is expired or revoked: renew it on the server, then rotate the backend's credentials"),
     Row("mount.cifs", None, r"mount error\((2|6)\)", FaultCode.SHARE_NOT_FOUND),
@@ -129,7 +130,7 @@ TABLE: tuple[Row, ...] = (
         FaultCode.SERVER_UNREACHABLE),
     Row("smbclient", None, r"NT_STATUS_(LOGON_FAILURE|ACCESS_DENIED|ACCOUNT_DISABLED)", FaultCode.AUTH_FAILED,
         "The server lists its shares to known users only; type the share's name"),
-    Row("smbclient", None, r"NT_STATUS_(NOT_FOUND|BAD_NETWORK_NAME)", FaultCode.NAME_NOT_RESOLVED),
+    Row("smbclient", None, r"NT_STATUS_(NOT_FOUND|BAD_NETWORK_NAME|INVALID_PARAMETER)", FaultCode.NAME_NOT_RESOLVED),
     Row("smbclient", None, r"NT_STATUS_(CONNECTION_\w+|HOST_UNREACHABLE|NETWORK_UNREACHABLE|IO_TIMEOUT|UNSUCCESSFUL)", FaultCode.SERVER_UNREACHABLE),
 )  # fmt: skip
 

@@ -48,6 +48,9 @@ FAULT_OF_ERRNO: dict[int, FaultCode] = {
     errno.ECONNABORTED: FaultCode.SERVER_UNREACHABLE,
     errno.ENOTCONN: FaultCode.SERVER_UNREACHABLE,
     errno.ETIMEDOUT: FaultCode.SERVER_UNREACHABLE,
+    # Of the kernel's cifs client: the share was withdrawn while it was mounted, at first and from then on (lab, 2026-11-28).
+    errno.EREMCHG: FaultCode.SHARE_NOT_FOUND,
+    errno.EAGAIN: FaultCode.SERVER_UNREACHABLE,
 }
 
 

@@ -3,16 +3,21 @@
 The credentials go to mount.cifs in a file that exists only while it runs. Its format (mount.cifs(8), and parse_cred_line
 of cifs-utils 7.0): one `word=value` a line, the value taken to the line's end as it is, so blanks and commas in a
 password are safe. A user name or domain with a comma is not: mount.cifs pastes those unescaped into the kernel's options.
+Mounted hard unless the operator chose otherwise, as nfs is: a soft mount, which is what mount.cifs makes by default, answers a
+guest's write with an error that its file system does not survive.
 """
 
+import platform
+import re
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.configs import decode_config, decode_partial, held_config, refuse_verb
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
-from agent.errors import AgentFault
+from agent.errors import SYMPTOMS, AgentFault
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts, SecretFile
 from agent.probes import PROBE_TIMEOUT_S
@@ -26,6 +31,8 @@ from schemas.kinds import SMB, SmbConfig
 _PORT = 445
 #: smbclient is slow to start (5 to 12 s on an emulated host; lab, 2026-11-23).
 _DISCOVER_TIMEOUT_S = 25.0
+#: The kernel that knows closetimeo=, and any newer one.
+_KERNEL_WITH_CLOSETIMEO = (6, 1)
 _VERSIONS = {"2.0": "2.0", "2.1": "2.1", "3": "3", "3.0": "3.0", "3.11": "3.1.1"}
 #: What mountinfo shows after `vers=`; 3 leaves the dialect of the family to the two sides.
 _SHOWN_VERSION = {"default": "", "2.0": r"2\.0", "2.1": r"2\.1", "3": r"3[0-9.]*", "3.0": r"3\.0", "3.11": r"3\.1\.1"}
@@ -47,11 +54,21 @@ class Smb:
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
     ) -> ProbeReport:
+        """A mount that is there and has lost its server is kept until a login beside it has succeeded.
+
+        The kernel tells "host is down" of a password that is refused on reconnection, and after a share was withdrawn it
+        never finds the same share again; so a login of our own tells why, and whether a new mount would work.
+        """
         path = _secret_path(target, space)
         secret = _secret_file(path, target, credentials)
-        return await self._folders.attach(
-            _place(_config(target), target, path), target, space, secret, establish=establish
-        )
+        place = _place(_config(target), target, path)
+        try:
+            return await self._folders.attach(place, target, space, secret, establish=establish)
+        except AgentFault as error:
+            if error.fault.code not in SYMPTOMS or not await self.is_attached(target, space):
+                raise
+        await self.trial(target, credentials, space)
+        return await self._folders.renew(place, target, space, secret, establish=establish)
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
         place = _place(_config(target), target, _secret_path(target, space))
@@ -101,7 +118,8 @@ class Smb:
         # "Disk|NAME|COMMENT"; after the list smbclient may fail at the old browse protocol, which does not matter.
         rows = [line.split("|", 2) for line in result.stdout.splitlines() if line.startswith("Disk|")]
         if result.exit_code != 0 and not rows:
-            raise tool_fault(result)
+            # What a server refuses smbclient says on its standard output, among what it lists.
+            raise tool_fault(replace(result, stderr=f"{result.stderr}{result.stdout}"))
         return tuple(
             Discovered(title=row[1] if len(row) < 3 or not row[2] else f"{row[1]} ({row[2]})", config={"share": row[1]})
             for row in rows
@@ -130,7 +148,8 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
         raise AgentFault.of(FaultCode.FAILED, "the agent's state folder has a comma in its path, so mount.cifs cannot read files there",
                             "Move the agent's state folder")  # fmt: skip
     name, address = _unc_host(config.server, is_held=is_held)
-    chosen = tuple(option for option in config.options.split(",") if option)
+    chosen = tuple(option for option in config.options.split(",") if option and option != "hard")
+    hard = () if "soft" in chosen else ("hard",)
     # credential_version 0 is guest access by definition of the target.
     login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
     version = (
@@ -141,12 +160,24 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
         plan=MountPlan(
             helper_type="cifs",
             source=f"//{name}/{config.share}",
-            options=(*ALWAYS, login, *version, *ip, *chosen),
+            options=(*ALWAYS, *hard, *_closing(chosen), login, *version, *ip, *chosen),
             shown_fstypes=frozenset(("cifs", "smb3")),
             shown_version=_SHOWN_VERSION.get(config.smb_version, ""),
         ),
         subdir=config.subdir,
     )
+
+
+def _closing(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """The option by which a file is closed when it is closed, and not a second later by the kernel, unless the operator chose.
+
+    While such a late close waits for a server that is gone, an unmount ends in a kernel BUG ("Dentry still in use"), after
+    which sync(2) hangs on the whole host (Linux 6.1.176; each time in the lab, 2026-11-28).
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    is_known = numbers is not None and (int(numbers[1]), int(numbers[2])) >= _KERNEL_WITH_CLOSETIMEO
+    is_chosen = any(option.startswith("closetimeo=") for option in chosen)
+    return ("closetimeo=0",) if is_known and not is_chosen else ()
 
 
 def _unc_host(server: str, *, is_held: bool = False) -> tuple[str, str]:

@@ -84,6 +84,15 @@ async def test_health_lost_mount_wakes_the_reconciler(
         assert seen.status is HealthStatus.UNREACHABLE
 
 
+async def test_health_lost_server_wakes_the_reconciler(
+    rig: Rig, world: World, backend_id: str, wakes: list[int]
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    world.fail("probe", FaultCode.SERVER_UNREACHABLE)
+    async with running(rig, wakes):
+        await until(lambda: wakes)
+
+
 async def test_health_bug_in_a_driver_ends_no_other_probe(rig: Rig, world: World, wakes: list[int]) -> None:
     bad, good = new_id(), new_id()
     for backend_id in (bad, good):

@@ -225,6 +225,43 @@ async def test_stale_handle_counts_as_lost_until_it_is_attached_anew(rig: Rig, w
     assert await rig.host.is_current(wanted)
 
 
+async def test_symptom_is_shown_as_the_reason_that_an_attach_has_found_until_it_works_again(
+    rig: Rig, world: World, backend_id: str
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    wanted = rig.host.checked(target(backend_id))
+    world.fail("probe", FaultCode.SERVER_UNREACHABLE)
+    assert (await rig.host.probe(backend_id)).code is FaultCode.SERVER_UNREACHABLE
+    assert await rig.host.needs_sync(backend_id)
+    assert not await rig.host.is_current(wanted)
+
+    world.fail("attach", FaultCode.AUTH_FAILED)
+    rig.host.note_failure(wanted, world.faults["attach"].fault)
+
+    for _ in range(2):
+        seen = await rig.host.probe(backend_id)
+        assert (seen.status, seen.code) == (HealthStatus.UNREACHABLE, FaultCode.AUTH_FAILED)
+    # It is tried again at the reconciler's pace; the probes ask for nothing more.
+    assert await rig.host.has_lost(backend_id)
+    assert not await rig.host.needs_sync(backend_id)
+    world.heal()
+    assert (await rig.host.probe(backend_id)).status is HealthStatus.HEALTHY
+    assert await rig.host.is_current(wanted)
+    world.fail("probe", FaultCode.SERVER_UNREACHABLE)
+    assert (await rig.host.probe(backend_id)).code is FaultCode.SERVER_UNREACHABLE
+
+
+async def test_symptom_is_not_shown_as_the_reason_why_a_newer_form_cannot_be_attached(
+    rig: Rig, world: World, backend_id: str
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    world.fail("probe", FaultCode.SERVER_UNREACHABLE)
+    await rig.host.probe(backend_id)
+    world.fail("attach", FaultCode.NAME_NOT_RESOLVED)
+    rig.host.note_failure(target(backend_id, server="nas2", generation=2), world.faults["attach"].fault)
+    assert (await rig.host.probe(backend_id)).code is FaultCode.SERVER_UNREACHABLE
+
+
 async def test_probe_asked_twice_runs_once(rig: Rig, world: World, backend_id: str) -> None:
     await rig.host.attach(target(backend_id), establish=True)
     gate = world.hold("probe")

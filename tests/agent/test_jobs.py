@@ -53,6 +53,34 @@ def test_write_probe_on_a_planted_link_does_not_follow_it(tmp_path: Path) -> Non
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("rights", "error"),
+    [(0x1F01FF, errno.EACCES), (0x1200A9, errno.EROFS), (0, errno.EACCES), (None, errno.EACCES)],
+)
+def test_write_probe_refused_by_a_share_that_is_read_only_says_so(
+    rights: int | None, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rights: of a Samba share that is writable and of one that is not (lab, 2026-11-28); None: it is no share."""
+
+    def refuse(path: str, flags: int, *more: int) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opens(path, flags, *more)
+
+    def tell(_descriptor: int, request: int, answer: bytearray) -> None:
+        if rights is None:
+            raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+        assert (request, len(answer)) == (0x8040CF05, 64)
+        answer[52:56] = rights.to_bytes(4, "little")
+
+    opens = os.open
+    monkeypatch.setattr("os.open", refuse)
+    monkeypatch.setattr("fcntl.ioctl", tell)
+    with pytest.raises(OSError, match="probe") as caught:
+        jobs.write_probe(args_for(tmp_path))
+    assert caught.value.errno == error
+
+
 def test_write_probe_with_a_storage_that_lies_is_an_io_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_read_all", read_others)
     with pytest.raises(OSError, match="other bytes") as caught:

@@ -1,7 +1,7 @@
 """The lab's storage server: what a test has it export, share and serve, and how it fails."""
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -46,6 +46,8 @@ class Storage:
         self._loops: list[str] = []
         self._nfs_is_stopped = False
         self._mountd_is_stopped = False
+        self._smb_is_stopped = False
+        self._has_smb_options = False
         self._off_versions: frozenset[str] = frozenset()
 
     @property
@@ -125,6 +127,40 @@ class Storage:
     def set_password(self, user: str, password: str) -> None:
         self.courier.run("/lab/serve user", user, stdin=password + "\n")
 
+    def set_smb(self, *options: str) -> None:
+        """Options of the whole server, for what connects from now on; none: as at the start."""
+        self._has_smb_options = bool(options)
+        # Among the shares, and first: a section of smb.conf may be given in parts.
+        text = "".join(f"{line}\n" for line in ("[global]", *options)) if options else ""
+        self.courier.put("/etc/samba/shares/0-global", text)
+        self.courier.run(
+            "cat /etc/samba/smb.base /etc/samba/shares/* >/etc/samba/smb.conf; smbcontrol smbd reload-config"
+        )
+
+    @contextmanager
+    def user_names(self, names: Mapping[str, str]) -> Generator[None]:
+        """What users may call themselves at login; names: such a name -> which user it is."""
+        self.courier.put("/etc/samba/users.map", "".join(f'{user} = "{name}"\n' for name, user in names.items()))
+        try:
+            yield
+        finally:
+            self.courier.put("/etc/samba/users.map", "")
+
+    def end_sessions(self, user: str) -> None:
+        """Its connections are broken, as by a restart of the server; a client has to log in anew."""
+        pids = self.courier.run("smbstatus --processes").out.splitlines()
+        for pid in (line.split()[0] for line in pids if line.split()[1:2] == [user]):
+            self.courier.run("kill -KILL", pid)
+
+    def stop_smb(self) -> None:
+        """kill -9 of the server and of all that it had forked."""
+        self._smb_is_stopped = True
+        self.courier.run("killall -q -KILL smbd; while pidof smbd >/dev/null; do sleep 0.05; done")
+
+    def start_smb(self) -> None:
+        self._smb_is_stopped = False
+        self.courier.run("smbd -D")
+
     # iSCSI
 
     def target(self, chap: Chap = Chap()) -> str:
@@ -200,6 +236,10 @@ class Storage:
         if self._mountd_is_stopped:
             self.courier.run("pidof rpc.mountd || rpc.mountd")
             self._mountd_is_stopped = False
+        if self._smb_is_stopped:
+            self.start_smb()
+        if self._has_smb_options:
+            self.set_smb()
 
     def clear(self) -> None:
         """Nothing of what was made is left. After the hosts have let go of it."""

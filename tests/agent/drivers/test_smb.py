@@ -1,7 +1,7 @@
 """smb: the exact command lines, the credentials file, and rotation."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def mount_argv(where: Path, options: str, source: str = "//nas/vms") -> tuple[st
 
 def umount_argv(where: Path) -> tuple[str, ...]:
     return ("umount", "-c", "--", str(where))
+
+
+@pytest.fixture(autouse=True)
+def release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "6.1.0-50-cloud-amd64")
 
 
 @pytest.fixture
@@ -103,7 +108,7 @@ def login_for(space: Workspace, name: str = "smb") -> str:
 async def test_attach_calls_mount_with_exactly(
     config: dict[str, Any], more: str, source: str, driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
-    options = f"nosuid,nodev,noexec,{login_for(space)}{more}"
+    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}{more}"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options, source)))
     assert (
         await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))
@@ -111,11 +116,35 @@ async def test_attach_calls_mount_with_exactly(
     assert os.listdir(space.run_dir) == []
 
 
+@pytest.mark.parametrize(
+    ("chosen", "release", "given"),
+    [
+        ("", "6.1.0", "hard,closetimeo=0,"),
+        ("", "6.0.19", "hard,"),
+        ("", "5.14.0-427.el9.x86_64", "hard,"),
+        ("", "6.18.44-fc-v669", "hard,closetimeo=0,"),
+        ("", "unheard-of", "hard,"),
+        ("closetimeo=3", "6.1.0", "hard,"),
+        ("soft", "6.1.0", "closetimeo=0,"),
+        ("hard", "6.1.0", "hard,closetimeo=0,"),
+    ],
+)
+async def test_attach_is_hard_and_closes_at_once_unless_the_operator_or_the_kernel_will_not(
+    chosen: str, release: str, given: str, driver: Smb, commands: RecordedCommands, space: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("platform.release", lambda: release)
+    told = "" if chosen in ("", "hard") else f",{chosen}"
+    options = f"nosuid,nodev,noexec,{given}{login_for(space)}{told}"
+    commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options)))
+    await fault_of(driver.attach(target_for(options=chosen), SECRET, space, establish=True))
+
+
 async def test_attach_as_guest_writes_no_file(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
     step = replay(
         "mount_cifs",
         "wrong_password",
-        mount_argv(space.mount_dir, "nosuid,nodev,noexec,guest"),
+        mount_argv(space.mount_dir, "nosuid,nodev,noexec,hard,closetimeo=0,guest"),
         lambda: seen.extend(os.listdir(space.run_dir)),
     )
     seen: list[str] = []
@@ -144,7 +173,7 @@ async def test_attach_with_any_printable_password_hands_it_over_unharmed(
 ) -> None:
     seen: list[bytes] = []
     path = space.run_dir / f"{BACKEND}.smb"
-    options = f"nosuid,nodev,noexec,{login_for(space)}"
+    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
     commands.then(
         replay(
             "mount_cifs", "wrong_password", mount_argv(space.mount_dir, options), lambda: seen.append(path.read_bytes())
@@ -205,7 +234,7 @@ async def test_attach_with_a_comma_in_the_agents_own_path_is_refused(
 async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(
     driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    where, options = space.mount_dir, f"nosuid,nodev,noexec,{login_for(space)}"
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
     mounts = Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN))
     commands.then(mounts)
     await driver.attach(target_for(1), SECRET, space, establish=True)
@@ -220,7 +249,7 @@ async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(
 async def test_rotation_of_a_share_in_use_keeps_the_mount_until_it_is_idle(
     driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    where, options = space.mount_dir, f"nosuid,nodev,noexec,{login_for(space)}"
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
     commands.then(
         Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
         replay("umount", "busy", umount_argv(where)),
@@ -230,11 +259,75 @@ async def test_rotation_of_a_share_in_use_keeps_the_mount_until_it_is_idle(
     assert not await driver.is_attached(target_for(2), space)
 
 
+class LostServer:
+    """Workers that do their work, but of the place the kernel says that its host is down."""
+
+    def __init__(self, workers: WorkerPool, place: Path, code: FaultCode) -> None:
+        self._workers, self._place, self._code = workers, str(place), code
+        self.is_lost = True
+
+    async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
+        if self.is_lost and job == "prove" and args["dir"] == self._place:
+            raise AgentFault.of(self._code, f"{self._place}: Host is down")
+        return await self._workers.run(job, args, key=key, timeout_s=timeout_s)
+
+
+@needs_root
+async def test_attach_of_a_mount_that_lost_its_server_keeps_it_and_tells_what_a_login_beside_it_met(
+    commands: RecordedCommands, workers: WorkerPool, kernel: FakeKernel, space: Workspace, server: FakeServer
+) -> None:
+    lost = LostServer(workers, space.mount_dir, FaultCode.SERVER_UNREACHABLE)
+    lost.is_lost = False
+    driver = Smb(commands, lost, mounts=Mounts(commands, kernel.file))
+    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    commands.then(Step(mount_argv(space.mount_dir, options), effect=lambda: server.mount(space.mount_dir, SHOWN)))
+    await driver.attach(target_for(), SECRET, space, establish=True)
+    lost.is_lost = True
+    beside = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock"
+    commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, beside)))
+    fault = await fault_of(driver.attach(target_for(), SECRET, space, establish=False))
+    assert fault.code is FaultCode.AUTH_FAILED
+    assert await driver.is_attached(target_for(), space)
+
+
+@needs_root
+@pytest.mark.parametrize("code", [FaultCode.SERVER_UNREACHABLE, FaultCode.SHARE_NOT_FOUND, FaultCode.PERMISSION_DENIED])
+async def test_attach_of_a_mount_that_lost_its_server_mounts_anew_where_a_login_beside_it_succeeds(
+    code: FaultCode, commands: RecordedCommands, workers: WorkerPool, kernel: FakeKernel, space: Workspace,
+    server: FakeServer,
+) -> None:  # fmt: skip
+    lost = LostServer(workers, space.mount_dir, code)
+    lost.is_lost = False
+    driver = Smb(commands, lost, mounts=Mounts(commands, kernel.file))
+    where, trial = space.mount_dir, space.trial_dir
+    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    mounts = Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN))
+    commands.then(mounts)
+    await driver.attach(target_for(), SECRET, space, establish=True)
+    lost.is_lost = True
+
+    def unmount() -> None:
+        server.unmount(where)
+        lost.is_lost = False
+
+    beside = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock"
+    commands.then(
+        Step(mount_argv(trial, beside), effect=lambda: server.mount(trial, SHOWN)),
+        Step(umount_argv(trial), effect=lambda: server.unmount(trial)),
+        Step(umount_argv(where), effect=unmount),
+        mounts,
+    )
+    assert (await driver.attach(target_for(), SECRET, space, establish=False)).latency_ms > 0
+
+
 @needs_root
 async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
     driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    where, options = space.trial_dir, f"nosuid,nodev,noexec,{login_for(space, 'trial.smb')},nosharesock"
+    where, options = (
+        space.trial_dir,
+        f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock",
+    )
     commands.then(
         Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
         Step(umount_argv(where), effect=lambda: server.unmount(where)),
@@ -246,7 +339,7 @@ async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
 async def test_trial_with_a_wrong_password_is_auth_failed(
     driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
-    options = f"nosuid,nodev,noexec,{login_for(space, 'trial.smb')},nosharesock"
+    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, options)))
     assert (await fault_of(driver.trial(target_for(2), SECRET, space))).code is FaultCode.AUTH_FAILED
     assert not space.trial_dir.exists() and os.listdir(space.run_dir) == []
@@ -265,6 +358,17 @@ async def test_discover_by_address_of_version_6_names_it_as_unc_needs(driver: Sm
     argv = ("smbclient", "--grepable", "--no-pass", "--ip-address", "fd00::5", "--list", "//fd00--5.ipv6-literal.net")
     commands.then(replay("other_tools", "smbclient_refused", argv))
     assert (await fault_of(driver.discover({"server": "[fd00::5]"}))).code is FaultCode.SERVER_UNREACHABLE
+
+
+async def test_discover_refused_by_the_server_is_told_from_what_smbclient_says_on_its_output(
+    driver: Smb, commands: RecordedCommands
+) -> None:
+    # As recorded with `restrict anonymous = 2` (lab, 2026-11-28).
+    said = "tree connect failed: NT_STATUS_ACCESS_DENIED\n"
+    commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), exit_code=1, stdout=said))
+    fault = await fault_of(driver.discover({"server": "nas"}))
+    assert fault.code is FaultCode.AUTH_FAILED
+    assert "NT_STATUS_ACCESS_DENIED" in fault.detail
 
 
 async def test_discover_without_smbclient_is_tool_missing(driver: Smb, commands: RecordedCommands) -> None:
