@@ -7,8 +7,8 @@ of its own, and since this one is its parent, a kill cannot hit a stranger that 
 from here costs about a millisecond; starting a Python costs thirty.
 
 Control socket (SOCK_SEQPACKET), JSON: {"run": id, "job": name, "args": {…}} with the write end of a pipe;
-{"kill": id}. The child writes one JSON object into the pipe and ends:
-{"answer": {…}} | {"errno": n, "text": s, "filename": s|null} | {"failed": s}.
+{"kill": id}. The child writes its process id on a line, then one
+JSON object, and ends: {"answer": {…}} | {"errno": n, "text": s, "filename": s|null} | {"failed": s}.
 This file imports only the standard library: what it holds is copied into every child.
 """
 
@@ -86,6 +86,7 @@ def _fork(control: socket.socket, jobs: Mapping[str, Job], request: dict[str, An
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         die_with_parent(parent)
+        _write_all(result_fd, f"{os.getpid()}\n".encode())
         _write_all(result_fd, json.dumps(run_job(jobs, request["job"], request["args"])).encode())
     finally:
         os._exit(0)

@@ -1,5 +1,8 @@
 """Jobs in worker processes: at most one a key, with a deadline, abandoned and counted when they hang.
 
+A job that waits in the kernel at its deadline is `hung`, one that does anything else `timed_out`. The first may die of the kill
+all the same (NFS lets it, a dead disk does not); it hangs again with the next probe.
+
 The processes are children of a zygote (worker_main.py), which is started again when it dies. What is
 touched in a job may hang; what is here never does.
 """
@@ -12,7 +15,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 256 * 1024
 #: How long a killed child is given to go, so that a plain time-out is not called hung.
 KILL_GRACE_S = 0.25
+#: State of a process that waits in the kernel; killable waits are shown so, too (proc(5), stat, 3).
+_UNINTERRUPTIBLE = "D"
 
 FAULT_OF_ERRNO: dict[int, FaultCode] = {
     errno.ENOSPC: FaultCode.NO_SPACE,
@@ -56,17 +61,20 @@ FAULT_OF_ERRNO: dict[int, FaultCode] = {
 
 @dataclass
 class _Slot:
-    """What a key has going on. hung: the abandoned job's end."""
+    """What a key has going on. hung: the abandoned job's end. in_kernel: whether the last one that was abandoned waited there."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     hung: "asyncio.Future[bytes] | None" = None
+    in_kernel: bool = False
 
 
 class WorkerPool:
     """Satisfies `Workers`. Use as an async context manager: leaving it ends the zygote and, with it, every child."""
 
-    def __init__(self, jobs_module: str = "agent.jobs") -> None:
+    def __init__(self, jobs_module: str = "agent.jobs", *, state_of: Callable[[int], str] | None = None) -> None:
+        """state_of: a process's state by proc(5); given by tests, for no test can make a process hang."""
         self._jobs_module = jobs_module
+        self._state_of = state_of or _state_of
         self._zygote: _Zygote | None = None
         self._slots: dict[str, _Slot] = {}
         self._last_id = 0
@@ -95,6 +103,7 @@ class WorkerPool:
     async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
         """See `Workers.run`. timeout_s includes the wait for the key's earlier job. Cancelled: the job is killed."""
         slot = self._slots.setdefault(key, _Slot())
+        slot.in_kernel = False
         try:
             async with asyncio.timeout(timeout_s), slot.lock:
                 if slot.hung is not None:
@@ -103,20 +112,25 @@ class WorkerPool:
                     )
                 return _outcome(job, await self._run_alone(job, args, slot))
         except TimeoutError as error:
+            if slot.in_kernel:
+                raise AgentFault.of(
+                    FaultCode.HUNG, f"the storage did not answer within {timeout_s:g} s", is_retryable=True
+                ) from error
             raise AgentFault.of(
                 FaultCode.TIMED_OUT, f"the storage did not answer within {timeout_s:g} s", is_retryable=True
             ) from error
 
     async def _run_alone(self, job: str, args: Mapping[str, Any], slot: _Slot) -> bytes:
-        job_id, answer = await self._launch(job, args)
+        job_id, pipe = await self._launch(job, args)
         try:
-            await asyncio.wait({answer})
+            await asyncio.wait({pipe.ended})
         except asyncio.CancelledError:
-            await self._abandon(job_id, answer, slot)
+            slot.in_kernel = pipe.pid is not None and self._state_of(pipe.pid) == _UNINTERRUPTIBLE
+            await self._abandon(job_id, pipe.ended, slot)
             raise
-        return answer.result()
+        return pipe.ended.result()
 
-    async def _launch(self, job: str, args: Mapping[str, Any]) -> tuple[int, "asyncio.Future[bytes]"]:
+    async def _launch(self, job: str, args: Mapping[str, Any]) -> "tuple[int, _Pipe]":
         self._last_id += 1
         job_id = self._last_id
         request = json.dumps({"run": job_id, "job": job, "args": dict(args)}).encode()
@@ -137,10 +151,10 @@ class WorkerPool:
                         FaultCode.FAILED, "the worker process cannot be reached", is_retryable=True
                     ) from None
             else:
-                answer = _read_to_end(read_end)
-                self._outstanding[job_id] = answer
-                answer.add_done_callback(lambda _: self._outstanding.pop(job_id, None))
-                return job_id, answer
+                pipe = _Pipe(read_end)
+                self._outstanding[job_id] = pipe.ended
+                pipe.ended.add_done_callback(lambda _: self._outstanding.pop(job_id, None))
+                return job_id, pipe
             finally:
                 os.close(write_end)
         raise AssertionError("the second try returns or raises")
@@ -216,30 +230,45 @@ class _Zygote:
         self._control.close()
 
 
-def _read_to_end(descriptor: int) -> "asyncio.Future[bytes]":
-    """All that is written to the pipe, once every writer is gone; the descriptor is closed then, or on cancel."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[bytes] = loop.create_future()
-    content = bytearray()
+class _Pipe:
+    """All that a child writes; `ended` has what follows its first line once every writer is gone. Closed then, or on cancel."""
 
-    def read() -> None:
+    def __init__(self, descriptor: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = descriptor
+        self._content = bytearray()
+        self.ended: asyncio.Future[bytes] = self._loop.create_future()
+        self.ended.add_done_callback(self._close)
+        self._loop.add_reader(descriptor, self._read)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's; None before it runs."""
+        line, newline, _ = self._content.partition(b"\n")
+        return int(line) if newline else None
+
+    def _read(self) -> None:
         try:
-            chunk = os.read(descriptor, 65536)
+            chunk = os.read(self._descriptor, 65536)
         except BlockingIOError:
             return
-        content.extend(chunk[: MAX_ANSWER_BYTES - len(content)])
+        self._content.extend(chunk[: MAX_ANSWER_BYTES - len(self._content)])
         if not chunk:
             # Not left to the callback: until that runs, the pipe would go on reporting its end.
-            loop.remove_reader(descriptor)
-            ended.set_result(bytes(content))
+            self._loop.remove_reader(self._descriptor)
+            self.ended.set_result(bytes(self._content.partition(b"\n")[2]))
 
-    def close(_: object) -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+    def _close(self, _: object) -> None:
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
 
-    ended.add_done_callback(close)
-    loop.add_reader(descriptor, read)
-    return ended
+
+def _state_of(pid: int) -> str:
+    """Empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _outcome(job: str, content: bytes) -> dict[str, Any]:

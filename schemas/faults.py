@@ -70,7 +70,7 @@ REMEDIES: dict[FaultCode, str] = {
     FaultCode.SLOW: "The probe took more than half its limit; check the network and the server's load",
     FaultCode.NEARLY_FULL: "Free or add space on the storage",
     FaultCode.TIMED_OUT: "The storage did not answer in time; check the server and the network between it and this host",
-    FaultCode.HUNG: "An earlier probe is still stuck in the kernel; it ends by itself when the server answers again",
+    FaultCode.HUNG: "A probe waits in this host's kernel for the storage; check the server and the way to it: it turns green by itself",
     FaultCode.HOST_OFFLINE: "Start the agent on this host and check its way to the bus",
     FaultCode.KIND_UNSUPPORTED: "Upgrade the agent on this host, or choose hosts that support the kind",
     FaultCode.CONVERGING: "Wait: the host is taking over the newest configuration",

@@ -102,6 +102,23 @@ async def test_run_job_that_does_not_die_counts_as_hung_and_blocks_only_its_key(
     assert (await pool.run("echo", {}, key="k", timeout_s=5))["pid"]
 
 
+async def test_run_job_that_waits_in_the_kernel_at_its_deadline_is_hung_even_if_it_dies(tmp_path: Path) -> None:
+    began = tmp_path / "pid"
+    asked: list[int] = []
+
+    def state_of(pid: int) -> str:
+        asked.append(pid)
+        return "D"
+
+    async with WorkerPool("tests.agent.jobs_for_tests", state_of=state_of) as pool:
+        caught = await fault_of(pool, "sleep", timeout_s=0.5, s=60, began=str(began))
+        assert caught.fault.code is FaultCode.HUNG
+        assert asked == [int(began.read_text())]
+        await until(lambda: pool.hung_count == 0)
+        # The next one is judged by itself.
+        assert (await pool.run("echo", {}, key="k", timeout_s=5))["pid"]
+
+
 async def test_run_twenty_hung_keys_leave_others_at_their_pace(pool: WorkerPool, tmp_path: Path) -> None:
     stuck = tmp_path / "stuck"
     stuck.touch()

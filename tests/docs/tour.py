@@ -1,7 +1,7 @@
 """Documents whose commands are run: what a block ```console says, a shell that runs it, and how outputs are compared.
 
-A block ```console is run: `$ ` begins a command, `> ` goes on with it, what follows is its output. Blocks of
-any other language are not run.
+A block ```console is run: `$ ` begins a command, `> ` goes on with it, what follows is its output. Those of
+```console lab are run by tests/lab, where the guests are. Blocks of any other language are not run.
 """
 
 import contextlib
@@ -51,10 +51,10 @@ class Step:
     shown: str
 
 
-def tour(text: str) -> list[Step]:
-    """The commands of every block ```console, in order."""
+def tour(text: str, *, language: str = "console") -> list[Step]:
+    """The commands of every block of that language, in order."""
     steps: list[Step] = []
-    for block in re.findall(r"^```console\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+    for block in re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         command: list[str] = []
         shown: list[str] = []
         for line in block.splitlines():
@@ -111,6 +111,9 @@ class Shell:
         _script(checkout / "scripts" / "up", f'{stowage} up --listen 127.0.0.1:{port} "$@"')
         _script(checkout / ".venv" / "bin" / "stowage", f'{stowage} "$@"')
         _script(checkout / ".venv" / "bin" / "python", f'exec {shlex.quote(sys.executable)} "$@"')
+        # Its ssh would take the commands that follow for its input.
+        lab = f'cd {shlex.quote(str(ROOT))}; exec {shlex.quote(sys.executable)} -m tests.lab "$@" </dev/null'
+        _script(checkout / "scripts" / "lab", lab)
         (checkout / "scripts" / "print_events.py").symlink_to(ROOT / "scripts" / "print_events.py")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("STOWAGE_")}
         self._bash = subprocess.Popen(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from tests.lab import lab as labs
 from tests.lab.image import ROOT, LabError, lab_dir, log_dir
 from tests.lab.qemu import wait_until
 
-#: What a running lab tells of itself.
-_STATE = labs.RUN_DIR / "stowage-lab-up.json"
+#: What a running lab tells of itself: lab.json, and the manager's admin token.
+_TOLD = labs.RUN_DIR / "stowage-lab"
+_STATE = _TOLD / "lab.json"
+_TOKEN = _TOLD / "admin.token"
 _LISTEN = "127.0.0.1:8080"
+_EXPORT = "/srv/nfs/vms"
 _UP_TIMEOUT_S = 600.0
 #: pytest's words for the whole suite: two labs beside each other, each with its own guests.
 _ALL = ("-n", "2", "--dist", "loadfile", "--quiet", "tests/lab")
@@ -69,11 +73,11 @@ def _up(args: argparse.Namespace) -> int:
         unless=lambda: None if keeper.poll() is None else log.read_text()[-2000:],
     )  # fmt: skip
     state = json.loads(_STATE.read_text())
-    print(f"The lab is up: manager {state['url']}, hosts {', '.join(state['hosts'])}")
-    print(f"  admin token     {state['token_file']}")
-    print("  storage server  10.77.0.1, which exports /srv/nfs/vms to them")
-    print("  a guest's shell ./scripts/lab shell hv1")
-    print("  stop            ./scripts/lab down")
+    print(f"The lab is up: {', '.join(state['hosts'])} have joined the manager at {state['url']}/")
+    print(f"  admin token  {_TOKEN}")
+    print(f"  storage      10.77.0.1 exports {_EXPORT} to them")
+    print("  a shell      ./scripts/lab shell hv1 (or storage)")
+    print("  stop         ./scripts/lab down")
     return 0
 
 
@@ -82,23 +86,24 @@ def _keep(args: argparse.Namespace) -> int:
     with labs.running(listen=args.listen) as lab:
         for number in range(1, args.hosts + 1):
             lab.host(f"hv{number}")
-        lab.storage.export(path="/srv/nfs/vms", mib=256)
+        lab.storage.export(path=_EXPORT, mib=256)
         state = {
             "pid": os.getpid(),
             "url": lab.api.url,
-            "token_file": str(lab.stack.token_file),
             "hosts": [host.name for host in lab.hosts],
             "ssh": {"storage": lab.storage.machine.ssh_port} | {host.name: host.machine.ssh_port for host in lab.hosts},
             "ssh_key": str(image.build() / "ssh_key"),
         }
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        _TOLD.mkdir(mode=0o700, exist_ok=True)
+        shutil.copy(lab.stack.token_file, _TOKEN)
         draft = _STATE.with_suffix(".part")
         draft.write_text(json.dumps(state))
         draft.rename(_STATE)
         try:
             signal.sigwait({signal.SIGTERM, signal.SIGINT})
         finally:
-            _STATE.unlink(missing_ok=True)
+            shutil.rmtree(_TOLD)
     return 0
 
 

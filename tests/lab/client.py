@@ -2,12 +2,16 @@
 
 import http.client
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 #: Above the 30 s after which the manager answers 202.
 _TIMEOUT_S = 60
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,28 @@ class Api:
         self._token = token
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """path: below /v1."""
+        """What comes of it in the end, also where the manager answers 202 because the hosts are slow. path: below /v1."""
+        answer = self._ask(method, path, body, headers)
+        if answer.status != HTTPStatus.ACCEPTED:
+            return answer
+        operation = self._ask("GET", answer.operation.removeprefix("/v1"), None, {}).body
+        while operation["state"] in ("running", "undoing"):
+            time.sleep(_POLL_S)
+            operation = self._ask("GET", answer.operation.removeprefix("/v1"), None, {}).body
+        if operation["error"] is not None:
+            return Answer(operation["error"]["status"], {**operation["error"], "operation": answer.operation})
+        if method == "DELETE":
+            return Answer(200, operation["result"]) if "Prefer" in headers else Answer(204, None)
+        shown = self._ask("GET", f"/{operation['subject']}", None, {})
+        return Answer(201, shown.body) if operation["kind"] == "backend.add" else shown
+
+    def get(self, path: str) -> Any:
+        """The body of a 200."""
+        answer = self("GET", path)
+        assert answer.status == 200, answer
+        return answer.body
+
+    def _ask(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
         sent = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
@@ -45,9 +70,3 @@ class Api:
         finally:
             connection.close()
         return Answer(response.status, json.loads(text) if text else None)
-
-    def get(self, path: str) -> Any:
-        """The body of a 200."""
-        answer = self("GET", path)
-        assert answer.status == 200, answer
-        return answer.body

@@ -112,7 +112,7 @@ def leaves_nothing(
         assert accounts.left_on_server(lab.storage) == []
     finally:
         _write_commands(request.node.nodeid, lab.hosts, record, commands_log)
-    lab.storage.clear()
+        lab.storage.clear()
 
 
 def _remove_all(lab: Lab) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -97,6 +98,13 @@ class Host:
         """kill -9; init starts it again."""
         self.courier.run("pkill -KILL -f '[s]towage-agent run'")
 
+    def restart_agent(self) -> None:
+        """Killed, started again by init, and connected."""
+        count = f"grep -c 'bus connected' {LOG}"
+        before = int(self.courier.run(count).out)
+        self.kill_agent()
+        wait_until(lambda: int(self.courier.run(count).out) > before, "another agent to connect", _ONLINE_TIMEOUT_S)
+
     def agent_pid(self) -> int:
         """0 while none runs."""
         return int(self.courier.run("pgrep -o -f '[s]towage-agent run' || echo 0").out)
@@ -144,12 +152,13 @@ class Host:
     def watching_processes(self) -> Generator[list[str]]:
         """After the block the list holds every command line that was seen in /proc meanwhile, looked at without a pause."""
         seen: list[str] = []
-        self.courier.run("rm -f /run/watch-end; setsid python3 -E -s /dev/stdin >/run/watched 2>&1 <<'END' &\n" + _WATCH + "END")
+        self.courier.put("/run/watch.py", _WATCH)
+        self.courier.run("rm -f /run/watch-end; python3 -E -s /run/watch.py >/run/watched 2>&1 </dev/null &")
         try:
             yield seen
         finally:
             self.courier.run("touch /run/watch-end; while ! grep -q '^end$' /run/watched; do sleep 0.05; done")
-            seen += self.courier.run("cat /run/watched; rm /run/watched /run/watch-end").out.splitlines()
+            seen += self.courier.run("cat /run/watched; rm /run/watch*").out.splitlines()
 
     def is_online(self) -> bool:
         return bool(self._api.get(f"/hosts/{self.name}")["state"] == "online")
@@ -163,6 +172,13 @@ class Host:
         whole = text[: text.rfind("\n") + 1]
         self._read_bytes += len(whole.encode())
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+
+def seconds_of(action: Callable[[], None]) -> float:
+    """How long it took."""
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
 
 
 def commands_in(log: list[dict[str, Any]]) -> list[Command]:

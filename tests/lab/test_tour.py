@@ -1,0 +1,34 @@
+"""The README's part with virtual machines, line by line, in guests of its own."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.docs.tour import ROOT, Shell, differences, opened_shell, tour
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> None:
+    """Not with the session's lab: this test has one of its own, and ends it."""
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    with opened_shell() as opened, contextlib.ExitStack() as stack:
+        stack.callback(
+            subprocess.run, [sys.executable, "-m", "tests.lab", "down"], cwd=ROOT, check=False, capture_output=True
+        )
+        yield opened
+
+
+def test_every_line_says_what_it_shows(shell: Shell) -> None:
+    steps = tour((ROOT / "README.md").read_text(), language="console lab")
+    assert len(steps) > 10, "the commands were not found"
+    for step in steps:
+        command = step.command.replace("lab up", "lab up --listen 127.0.0.1:8080")
+        exit_code, said = shell.run(command)
+        assert exit_code == 0, f"$ {step.command}\nended with {exit_code}:\n{said}"
+        assert differences(step.shown, said) == [], f"$ {step.command}\nsaid:\n{said}"
