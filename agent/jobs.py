@@ -124,7 +124,7 @@ def space(args: dict[str, Any]) -> dict[str, Any]:
     the device number, and the boot of this kernel, so that another machine's device of that number is another.
     """
     found = os.statvfs(args["dir"])
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as boot:
         kernel = boot.read().strip()
     return {
         "file_system": f"{kernel}:{os.stat(args['dir']).st_dev}",
