@@ -9,6 +9,7 @@ import pytest
 from manager.api.routes import TABLE
 from schemas.events import EventType
 from schemas.problems import STATUS, ProblemCode
+from tests.docs import faults
 from tests.docs.tour import ROOT, Shell, differences, opened_shell, prelude, tour
 
 pytestmark = pytest.mark.slow
@@ -61,3 +62,7 @@ def test_api_document_names_every_route_code_and_event_type() -> None:
         assert re.search(rf"^\| `{code}` \| {STATUS[code]} \|", text, re.MULTILINE), code
     for event_type in EventType:
         assert f"`{event_type}`" in text
+
+
+def test_faults_page_is_made_from_the_tables_of_the_code() -> None:
+    assert faults.PAGE.read_text() == faults.page(), "run python -m tests.docs.faults"
