@@ -162,8 +162,8 @@ class Host:
 
     def _note_loss(self, target: Target) -> None:
         """What was last said of it is no longer so: after a power cut the manager would show it green until the next mount has ended."""
-        latest = self._board.latest(target.backend_id)
-        if latest is None or latest.status is not HealthStatus.UNREACHABLE:
+        # Not where this agent has seen it already: a share in use keeps to its old credentials, which counts as lost, and works.
+        if self._board.latest(target.backend_id) is None:
             detail = "it is not attached on this host any more and is being attached again"
             self._board.report(failing(target, fault(FaultCode.CONVERGING, detail)))
 
@@ -173,7 +173,8 @@ class Host:
         if record is None or record.state is not RecordState.ATTACHED:
             self._board.report(failing(target, what))
             return
-        if self._board.has_symptom(target.backend_id) and _is_same(record.target, target):
+        if self._board.has_symptom(target.backend_id) and record.target.config == target.config:
+            # Newer credentials than those that are attached: what keeps them out is what keeps it from working.
             self._board.set_reason(target.backend_id, what)
             self._board.report(failing(record.target, what))
             return

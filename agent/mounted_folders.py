@@ -137,6 +137,10 @@ class MountedFolders:
                 await self._probes.clear_trial(place.below(space.trial_dir), target, space, mount_root=space.trial_dir)
         await self._mounts.unmount_anyhow(space.trial_dir)
 
+    def is_mounted(self, space: Workspace) -> bool:
+        """Whether anything is, by the kernel's word."""
+        return self._mounts.at(space.mount_dir) is not None
+
     def is_attached(self, place: Place, target: Target, space: Workspace) -> bool:
         """The kernel shows the plan, and this very mount was made with all of its options and the wanted credentials."""
         present = self._mounts.at(space.mount_dir)

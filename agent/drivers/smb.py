@@ -65,7 +65,7 @@ class Smb:
         try:
             return await self._folders.attach(place, target, space, secret, establish=establish)
         except AgentFault as error:
-            if error.fault.code not in SYMPTOMS or not await self.is_attached(target, space):
+            if error.fault.code not in SYMPTOMS or not self._folders.is_mounted(space):
                 raise
         await self.trial(target, credentials, space)
         return await self._folders.renew(place, target, space, secret, establish=establish)

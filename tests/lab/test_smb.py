@@ -456,7 +456,8 @@ def test_a_rotation_of_a_share_in_use_waits_for_it(
         assert backend.edit(credentials=other).status == 200
 
         assert user_of(hv1, backend.mount_dir) == "labuser"
-        assert backend.probe(hv1)["status"] == "healthy"
+        seen = backend.probe(hv1)
+        assert seen["status"] == "healthy", seen
     hv1.courier.run(f"rm {backend.mount_dir}/disk")
 
 
@@ -546,6 +547,25 @@ def test_a_password_changed_on_the_server_is_auth_failed_and_heals_by_a_rotation
 
     assert answer.status == 200, answer
     backend.wait_for(hv1, "healthy")
+
+
+def test_a_password_changed_on_the_server_beneath_a_share_in_use_is_rotated_once_it_is_idle(
+    storage: Storage, backends: Backends, hv1: Host, login: Login, secrets: Secrets
+) -> None:
+    backend = backends.add("smb", smb(storage.share()), credentials=login)
+    with hv1.holding(f"{backend.mount_dir}/disk"):
+        new = changed(login, storage, secrets)
+        storage.end_sessions("labuser")
+        backend.wait_for(hv1, "unreachable", "auth_failed")
+
+        # The kernel keeps to the old password, so only a new mount can take the new one.
+        answer = backend.edit(credentials=new)
+
+        assert answer.status == 200, answer
+        cell = backend.wait_for(hv1, "unreachable", "in_use")
+        assert "Stop what uses the backend" in cell["remedy"]
+    backend.wait_for(hv1, "healthy")
+    hv1.courier.run(f"rm {backend.mount_dir}/disk")
 
 
 def test_a_password_changed_on_the_server_and_changed_back_heals_by_itself(
