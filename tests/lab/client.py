@@ -9,6 +9,8 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+from schemas.problems import STATUS, ProblemCode
+
 #: Above the 30 s after which the manager answers 202.
 _TIMEOUT_S = 60
 _POLL_S = 0.1
@@ -45,8 +47,8 @@ class Api:
         while operation["state"] in ("running", "undoing"):
             time.sleep(_POLL_S)
             operation = self._ask("GET", answer.operation.removeprefix("/v1"), None, {}).body
-        if operation["error"] is not None:
-            return Answer(operation["error"]["status"], {**operation["error"], "operation": answer.operation})
+        if (error := operation["error"]) is not None:
+            return Answer(STATUS[ProblemCode(error["code"])], {**error, "operation": answer.operation})
         if method == "DELETE":
             return Answer(200, operation["result"]) if "Prefer" in headers else Answer(204, None)
         shown = self._ask("GET", f"/{operation['subject']}", None, {})

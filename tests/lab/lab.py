@@ -2,23 +2,28 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.lab import snapshots, switch
 from tests.lab.client import Api
 from tests.lab.host import Host
 from tests.lab.image import ROOT, LabError
-from tests.lab.qemu import Machine, Seat, Snapshot, wait_until
+from tests.lab.qemu import Machine, Seat, Snapshot, die_with_parent, wait_until
 from tests.lab.storage import Storage
 
 #: Below /run, for only root may write there, and the path of a unix socket has at most 107 bytes.
 RUN_DIR = Path("/run")
+_DATA_DIR = Path("/var/tmp")
+_PREFIX = "stowage-lab-"
 _STORAGE = Seat("storage", 1, "storage")
 _HOSTS = {f"hv{number}": Seat(f"hv{number}", 10 + number, "host") for number in range(1, 5)}
 _STACK_TIMEOUT_S = 120.0
@@ -90,7 +95,13 @@ class Stack:
         argv = [sys.executable, "-m", "manager.cli", "up", "--agents", "0", "--listen", listen, "--data-dir", str(data)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+                argv,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
         wait_until((data / "ready.json").exists, "the manager to be ready", _STACK_TIMEOUT_S, unless=self._end)
         ready = json.loads((data / "ready.json").read_text())
@@ -112,16 +123,19 @@ class Stack:
 def running(*, listen: str = "127.0.0.1:0") -> Generator[Lab]:
     """A lab of its own, built first if need be; any number may run beside each other. Raises LabError."""
     image, storage, host = snapshots.build()
+    _sweep()
     with contextlib.ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="stowage-lab-", dir=RUN_DIR))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=RUN_DIR))
         (folder / "net").mkdir()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         # On a disk, for PostgreSQL's sake, and passable, for it runs as another user.
-        data = Path(tempfile.mkdtemp(prefix="stowage-lab-", dir="/var/tmp"))
+        data = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_DATA_DIR))
         data.chmod(0o711)
         stack.callback(shutil.rmtree, data, ignore_errors=True)
         ports = [sys.executable, "-m", "tests.lab.switch", str(folder / "net"), _STORAGE.name, *_HOSTS]
-        switching = subprocess.Popen(ports, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+        switching = subprocess.Popen(
+            ports, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent
+        )
         stack.callback(switching.wait)
         stack.callback(switching.terminate)
         wait_until((folder / "net/control").exists, "the switch", 20.0)
@@ -130,6 +144,14 @@ def running(*, listen: str = "127.0.0.1:0") -> Generator[Lab]:
         lab = Lab(folder, image, storage, host, manager)
         stack.callback(lab.stop)
         yield lab
+
+
+def _sweep() -> None:
+    """What runs that were killed have left; their guests and servers died with them."""
+    for folder in (RUN_DIR, _DATA_DIR):
+        for place in folder.glob(f"{_PREFIX}[0-9]*-*"):
+            if not Path("/proc", place.name.split("-")[2]).exists():
+                shutil.rmtree(place, ignore_errors=True)
 
 
 __all__ = ["Lab", "LabError", "Stack", "running"]
