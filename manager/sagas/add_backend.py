@@ -5,8 +5,9 @@
 
 1. reserve   row in state creating                                  undo: row gone
 2. deliver   credentials to the online hosts (only where given)     undo: hosts let go of everything
-3. attach    mount and probe on the online hosts                    undo: hosts let go of everything
-4. activate  state, event, default: one transaction                 PIVOT
+3. claim     the place, where marks are made by one at a time; kept until the saga ends and the hosts have let go
+4. attach    mount and probe on the online hosts                    undo: hosts let go of everything
+5. activate  state, event, default: one transaction                 PIVOT
 """
 
 from typing import Any
@@ -65,7 +66,7 @@ async def attach(run: Run) -> dict[str, Any]:
     chosen = run.output.get("delivered", params["hosts"])
     online = run.online(chosen)
     wanted = moves.target(run, config=params["config"], generation=1, credential_version=params["credential_version"])
-    answers, errors = await moves.establish_each(run, online, wanted, alone=KINDS[params["kind"]].marks_alone)
+    answers, errors = await moves.establish_each(run, online, wanted, alone=bool(KINDS[params["kind"]].marks_alone_at))
     asked = len(answers) + len(errors)
     can_be_blank = KINDS[params["kind"]].can_initialize and not answers
     blank = moves.take_blank(errors) if can_be_blank else []
@@ -115,12 +116,13 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
 
 ADD_BACKEND = SagaDef(
     kind="backend.add",
-    version=1,
+    version=2,
     steps=(
         Step("reserve", do_sql=reserve, undo_sql=free_name),
         Step(
             "deliver", do=deliver, undo=moves.undo_by_release, applies=lambda params: params["credential_version"] > 0
         ),
+        Step("claim", do_sql=moves.claim_place),
         Step("attach", do=attach, undo=moves.undo_by_release),
         Step("activate", do_sql=activate),
     ),

@@ -4,9 +4,10 @@
     any failure: needs_initialization as before (what is on the device by then is ours and is found again)
 
 1. begin       state, confirmation
-2. initialize  on one host, chosen at the start, bound to the WWID that was inspected; ours already: success
-3. attach      on all online hosts; the structures stay if it fails, and the next try finds them
-4. activate    state, event                                             PIVOT
+2. claim       the place, which no other saga writes to until this one has ended
+3. initialize  on one host, chosen at the start, bound to the WWID that was inspected; ours already: success
+4. attach      on all online hosts; the structures stay if it fails, and the next try finds them
+5. activate    state, event                                             PIVOT
 """
 
 from typing import Any
@@ -101,9 +102,10 @@ def _target(run: Run) -> Any:
 
 INITIALIZE_BACKEND = SagaDef(
     kind="backend.initialize",
-    version=1,
+    version=2,
     steps=(
         Step("begin", do_sql=begin),
+        Step("claim", do_sql=moves.claim_place),
         Step("initialize", do=initialize),
         Step("attach", do=attach),
         Step("activate", do_sql=activate),

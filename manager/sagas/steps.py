@@ -23,11 +23,11 @@ _LEAST_TTL_MS = 1000
 class Run:
     """One saga as this replica drives it. `row` is the journal's latest word; `fence` in it is what commands carry.
 
-    The last five live in this process alone: after a takeover they are empty, and steps know it.
+    The last six live in this process alone: after a takeover they are empty, and steps know it.
     seen: observation a host, to be recorded. confirmed: hosts that said they hold nothing of the backend.
     failures: definite failures of a command in this step, (host id, verb) -> how many.
     ends_at: by the event loop's clock when the way forward is over, told by the database's clock alone; has_deadline: whether
-    that concerns the present step.
+    that concerns the present step. is_extended: a host has said that it needs longer.
     """
 
     row: OperationRow
@@ -42,6 +42,7 @@ class Run:
     phase: str = "do"
     failures: dict[tuple[str, str], int] = field(default_factory=lambda: dict[tuple[str, str], int]())
     has_deadline: bool = True
+    is_extended: bool = False
     ends_at: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +52,12 @@ class Run:
     def left_s(self) -> float:
         """Seconds of the saga's budget that are left; below 0 when it is spent."""
         return self.ends_at - time.monotonic()
+
+    def allow(self, more_s: float) -> None:
+        """The way forward may take this much longer, once. Not in the journal: after a takeover the budget is the old one."""
+        if not self.is_extended:
+            self.is_extended = True
+            self.ends_at += more_s
 
     @property
     def params(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ pool, migrate   connections and schema
 backends        backends and what each host saw of them
 hosts           hosts and join tokens
 operations      the saga journal
+places          where one saga at a time makes its marks
 events          outbox and audit log
 tokens          API tokens
 idempotency     answers kept for a repeated request
