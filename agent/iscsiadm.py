@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from agent.drivers.base import CommandResult, Commands
 from agent.errors import AgentFault
 from agent.node_records import NodeRecords
 from agent.portals import Node, Portal, choose_node, normalized
-from agent.reach import bare_host
+from agent.reach import bare_host, server_checks
 from agent.tool_faults import tool_fault
+from schemas.agent_rpc import Check
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 
@@ -29,6 +30,7 @@ _LOGOUT_TIMEOUT_S = 40.0
 _RECORD_TIMEOUT_S = 35.0
 #: Exit codes of iscsiadm(8).
 _SESSION_EXISTS = 15
+_FATAL_LOGIN = 19
 _NOTHING_FOUND = 21
 _AUTH = "node.session.auth."
 #: manual scan: only the LUN that was asked for becomes a disk here, not its neighbours.
@@ -62,17 +64,23 @@ class Iscsi:
         self,
         commands: Commands,
         *,
+        reach: Callable[[str, int], Awaitable[tuple[Check, ...]]] = server_checks,
         sysfs: Path = Path("/sys"),
         config_dirs: tuple[Path, ...] = (Path("/etc/iscsi"), Path("/var/lib/iscsi")),
         lock_dir: Path = Path("/run/lock/iscsi"),
     ) -> None:
         self._commands = commands
+        self._reach = reach
         self._sysfs = sysfs
         self._files = NodeRecords(config_dirs, lock_dir)
         self._records = asyncio.Lock()
 
     async def discover(self, portal: Portal) -> tuple[Node, ...]:
         """What the portal offers to this host's initiator; nothing is recorded."""
+        # iscsiadm tries six times to connect: 18 s at a dead address, 5 s where nothing listens (lab, 2026-11-28).
+        for check in await self._reach(portal.host, portal.port):
+            if not check.is_ok and check.code is not None:
+                raise AgentFault.of(check.code, check.detail or "", check.remedy, is_retryable=True)
         argv = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", str(portal), "-o", "nonpersistent"]
         result = await self._run(argv, _DISCOVER_TIMEOUT_S)
         if result.exit_code == _NOTHING_FOUND:
@@ -94,6 +102,10 @@ class Iscsi:
         try:
             result = await self._run_for(node, "--login", timeout_s=_LOGIN_TIMEOUT_S)
             # Exit 15: a login that we gave up on has succeeded. Never a reason to tear it down.
+            if result.exit_code == _FATAL_LOGIN and chap.reveal().get("mutual_username"):
+                # Ours to refuse the target's proof, which iscsiadm tells from no other refusal (2.1.8 in the lab, 2026-11-28).
+                raise AgentFault.of(FaultCode.AUTH_FAILED, f"{node.iqn} did not prove itself by mutual CHAP",
+                                    "Check the mutual CHAP user name and secret on the target, then rotate the backend's credentials")  # fmt: skip
             if result.exit_code not in (0, _SESSION_EXISTS):
                 raise tool_fault(result, chap)
         except BaseException:

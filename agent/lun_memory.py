@@ -19,8 +19,9 @@ class LunMemory:
     """Words by name. Each is written before the act that it speaks of, but for those that only a proof makes true.
 
     iqn, host, port, tpgt, iface, lun: the node and LUN that this backend uses. portal: as configured.
-    credential_version: of the credentials that the target has accepted.
+    credential_version: of the credentials that the target has accepted. login_version: of those that the session was made with.
     active_vg: UUID of the VG whose volumes may be active here by our doing.
+    locked_vg: name of the VG, where it is a shared one whose lockspace we start.
     wwid, vg_uuid, probe_uuid: LUN, VG and probe LV, proven by a write.
     making: what an add that has not come to its end has made in the VG. marked: "yes" where this host wrote our tags.
     """

@@ -7,7 +7,7 @@ that uses a LUN removes its disk. Whatever else of the host uses either, or migh
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -16,11 +16,11 @@ from agent.drivers.base import Workspace
 from agent.errors import AgentFault
 from agent.iscsiadm import Iscsi, Session, trial_node
 from agent.lun_memory import LunMemory, active_vgs, neighbours, node_of, node_words, remembered_node
-from agent.lvm import Lvm
+from agent.lvm import LOCK_LV, Lvm, mapper_name
 from agent.memory import Memory
 from agent.portals import Node, Portal
 from agent.probes import job_key
-from agent.scsi import Disk, Disks, refuse_foreign
+from agent.scsi import Disk, Disks, dm_uuid_of, refuse_foreign
 from schemas.agent_rpc import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _TRIAL_MEMORY = "iscsi-trial"
 _ALIVE = "LOGGED_IN"
+#: For a worker to come back from a disk that has gone, and be reaped: 5 s in all.
+_DEAD_TRIES = 20
+_DEAD_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Luns:
             # The LUN must be the same one behind the new portal, so what was proven stays known.
             await self.detach(target, space)
             node = None
+        if node is not None and self._is_lost_for(node, words, target):
+            await self.detach(target, space)
         if node is None or self._iscsi.session(node) is None:
             found = await self._iscsi.find_target(config.target_iqn, Portal.parse(config.portal))
             if node not in (None, found):
@@ -88,23 +93,31 @@ class Luns:
         with _quietly(target):
             await self.detach(target, space)
 
-    async def free(self, space: Workspace, disk: Disk) -> None:
-        """None of our volumes lies on the disk. Raises AgentFault in_use while one is open, or something of others lies there."""
+    async def free(self, space: Workspace, disk: Disk) -> str:
+        """None of our volumes lies on the disk. Raises AgentFault in_use while one is open, or something of others lies there.
+
+        Of a session that is down the probe LV may stay, for a probe of ours hangs in it: its dm UUID is returned.
+        """
         words = LunMemory(space.dir).read()
         node, lun, ours = remembered_node(words), int(words["lun"]), active_vgs(words)
         sharing = [other for other in neighbours(space) if (other.node, other.lun) == (node, lun)]
         if not sharing and not self._disks.has_other_path(disk):
+            if not ours:
+                await self._unmap_strangers(disk)
             refuse_foreign(self._disks.mappings(disk), ours)
         ours = ours.difference(*(other.vg_uuids for other in sharing))
         # Of those upon this disk alone: the operator may have others of the VG in use by a session of his own.
-        uuids = [mapping.lv_uuid for mapping in self._disks.mappings(disk) if mapping.is_of(ours) and mapping.lv_uuid]
+        lock_lv = _lock_lv(words)
+        uuids = [m.lv_uuid for m in self._disks.mappings(disk) if m.is_of(ours) and m.lv_uuid and m.dm_name != lock_lv]
         probe_uuid = words.get("probe_uuid", "")
         # The probe LV last: while another is open, the backend stays as it was.
         for chosen in ([uuid for uuid in uuids if uuid != probe_uuid], [uuid for uuid in uuids if uuid == probe_uuid]):
             if chosen and self._is_alive(node):
-                await self._deactivate(disk, chosen)
+                await self._deactivate(disk, chosen, is_locked=lock_lv != "")
         # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
-        await self._unmap(disk, ours)
+        is_down = not self._is_alive(node) and all(other.node != node for other in neighbours(space))
+        hung = dm_uuid_of(words["vg_uuid"], probe_uuid) if is_down and probe_uuid else ""
+        return await self._unmap(disk, ours, may_stay=hung, lock_lv=lock_lv)
 
     def found(self, space: Workspace) -> Disk | None:
         """The LUN's disk if it is here, in whatever state. Raises AgentFault io_error when that cannot be told."""
@@ -159,7 +172,10 @@ class Luns:
             disk = self._disks.find(session, int(words["lun"]))
             if disk is not None and not self._disks.has_other_path(disk):
                 # Activated by udev when the disk came. Not by LVM, which would take those of the session in use.
-                await self._unmap(disk, frozenset(filter(None, (words.get("vg_uuid"),))))
+                if words.get("vg_uuid"):
+                    await self._unmap(disk, frozenset((words["vg_uuid"],)))
+                else:
+                    await self._unmap_strangers(disk)
             await self._disks.refuse_used_session(session, job_key(target, is_trial=True))
             await self._iscsi.logout(node)
         await self._iscsi.delete_record(node)
@@ -179,6 +195,7 @@ class Luns:
         try:
             if not has_session:
                 await self._iscsi.login(node, credentials)
+                memory.add(login_version=version)
             elif not is_known or words.get("credential_version") != version:
                 # A session that is there says nothing of these credentials.
                 await self._prove_credentials(node, config, target, credentials, space)
@@ -201,18 +218,23 @@ class Luns:
             await self._lvm.remove_mapping(mapping.dm_name)
         session = self._iscsi.session(node)
         disk = None if session is None else self._disks.find(session, lun)
+        hung = ""
         if disk is not None:
-            await self.free(space, disk)
+            hung = await self.free(space, disk)
+            await self._leave_lockspace(disk, memory.read())
             if all(other.lun != lun for other in sharing):
-                await self._disks.refuse_used(disk, job_key(target))
-                with contextlib.suppress(AgentFault):
-                    # A dead target hangs this; ending the session removes the disk all the same.
-                    await self._disks.remove(disk, job_key(target))
+                await self._disks.refuse_used(disk, job_key(target), but=hung)
+                # A dead target hangs this; ending the session removes the disk all the same.
+                if sharing or self._is_alive(node):
+                    with contextlib.suppress(AgentFault):
+                        await self._disks.remove(disk, job_key(target))
         if not sharing:
             if session is not None:
-                await self._disks.refuse_used_session(session, job_key(target))
+                await self._disks.refuse_used_session(session, job_key(target), but=hung)
                 await self._iscsi.logout(node)
             await self._iscsi.delete_record(node)
+        if hung:
+            await self._remove_dead(active_vgs(memory.read()))
         memory.forget_way()
 
     async def _prove_credentials(
@@ -232,23 +254,65 @@ class Luns:
         await self._iscsi.login(trial, credentials)
         return self._session(trial)
 
+    async def _leave_lockspace(self, disk: Disk, words: Mapping[str, str]) -> None:
+        """The lockspace that lies on this disk is stopped; one that the operator started by a session of his own is his."""
+        lock_lv = _lock_lv(words)
+        if lock_lv and any(mapping.dm_name == lock_lv for mapping in self._disks.mappings(disk)):
+            await self._lvm.for_locks("any").stop_locking(disk.device, words["locked_vg"])
+
+    def _is_lost_for(self, node: Node, words: Mapping[str, str], target: Target) -> bool:
+        """Whether the session is down and was made with other credentials: iscsid tries those again for ever, whatever the record says."""
+        session = self._iscsi.session(node)
+        is_down = session is not None and session.state != _ALIVE
+        return is_down and words.get("login_version") != str(target.credential_version)
+
     def _is_alive(self, node: Node | None) -> bool:
         session = None if node is None else self._iscsi.session(node)
         return session is not None and session.state == _ALIVE
 
-    async def _deactivate(self, disk: Disk, lv_uuids: list[str]) -> None:
+    async def _deactivate(self, disk: Disk, lv_uuids: list[str], *, is_locked: bool) -> None:
         """Raises AgentFault in_use; of a dead disk nothing else can be expected than that it fails."""
         try:
-            await self._lvm.deactivate(disk.device, lv_uuids)
+            await self._lvm.for_locks("any" if is_locked else "").deactivate(disk.device, lv_uuids)
         except AgentFault as error:
             if error.fault.code is FaultCode.IN_USE:
                 raise
             log.warning("deactivation failed", extra={"device": disk.device, "code": str(error.fault.code)})
 
-    async def _unmap(self, disk: Disk, vg_uuids: frozenset[str]) -> None:
+    async def _unmap(self, disk: Disk, vg_uuids: frozenset[str], *, may_stay: str = "", lock_lv: str = "") -> str:
+        """may_stay, if that one was open. lock_lv: name of the one that goes with its lockspace."""
+        stays = ""
         for mapping in self._disks.mappings(disk):
-            if mapping.is_of(vg_uuids):
+            if not mapping.is_of(vg_uuids) or (lock_lv and mapping.dm_name == lock_lv):
+                continue
+            try:
                 await self._lvm.remove_mapping(mapping.dm_name)
+            except AgentFault as error:
+                if error.fault.code is not FaultCode.IN_USE or mapping.dm_uuid != may_stay:
+                    raise
+                stays = may_stay
+        return stays
+
+    async def _unmap_strangers(self, disk: Disk) -> None:
+        """Of a LUN of which no VG is known for ours: udev activated what it found when the disk came, and with it neither could
+        our session end nor the LUN be initialized. Raises AgentFault in_use for what somebody has open.
+        """
+        for mapping in self._disks.mappings(disk):
+            if mapping.is_lvm:
+                await self._lvm.remove_mapping(mapping.dm_name)
+
+    async def _remove_dead(self, vg_uuids: frozenset[str]) -> None:
+        """With its session gone, what hung in the probe LV has failed, and lets go within a moment. Raises AgentFault in_use."""
+        tries = _DEAD_TRIES
+        while dead := self._disks.dead_mappings(vg_uuids):
+            tries -= 1
+            try:
+                for mapping in dead:
+                    await self._lvm.remove_mapping(mapping.dm_name)
+            except AgentFault as error:
+                if error.fault.code is not FaultCode.IN_USE or tries <= 0:
+                    raise
+                await asyncio.sleep(_DEAD_PAUSE_S)
 
     def _session(self, node: Node) -> Session:
         """The node's session. Raises AgentFault server_unreachable without one."""
@@ -272,6 +336,11 @@ def refuse_wrong_disk(disk: Disk, space: Workspace) -> None:
     known = LunMemory(space.dir).read().get("wwid", "")
     if known not in ("", disk.wwid):
         raise AgentFault.of(FaultCode.WRONG_DEVICE, f"the LUN is {disk.wwid}, but {known} was attached before")
+
+
+def _lock_lv(words: Mapping[str, str]) -> str:
+    """The device mapper's name of the LV with the locks of a shared VG; empty for any other VG."""
+    return mapper_name(words["locked_vg"], LOCK_LV) if words.get("locked_vg") else ""
 
 
 def _trial_iface(target: Target) -> str:

@@ -2,6 +2,7 @@
 
 `--devices` hides all else (lvm(8)), so a guest's PV inside a volume or a stranger's VG of the same name is never touched, and
 no command waits for another backend's dead disk. Needs lvm2 2.03.12, which brought that and the autoactivation property.
+A shared VG (lvmlockd(8)) is read without its locks, for --shared shows it whatever the host runs, and changed under them.
 Formats and exit codes were seen with lvm2 2.03.16 on a loop device (2026-11-23, 2026-11-25).
 """
 
@@ -23,14 +24,19 @@ PROBE_LV = "stowage_probe"
 #: Whatever the VG's extents are; LVM rounds up to whole ones.
 PROBE_LV_BYTES = 4 * 1024 * 1024
 THIN_POOL_LV = "stowage_pool"
+#: LVM's own, in which sanlock has its leases; open while the lockspace is started.
+LOCK_LV = "lvmlock"
 _REPORT_TIMEOUT_S = 15.0
 #: Metadata commands took up to 3 s with three hosts on one LUN (lab, 2026-11-23).
 _CHANGE_TIMEOUT_S = 30.0
+_SETTINGS = "devices/obtain_device_list_from_udev=0"
 _PARTITION_TABLES = frozenset(("gpt", "PMBR", "dos", "mac", "sun", "sgi", "bsd", "atari"))
 
 
 @dataclass(frozen=True)
 class VolumeGroup:
+    """lock_type: sanlock or dlm, for a VG that was made with --shared; else empty."""
+
     name: str
     uuid: str
     size_bytes: int
@@ -38,11 +44,12 @@ class VolumeGroup:
     tags: tuple[str, ...]
     pv_count: int
     is_autoactivated: bool
+    lock_type: str = ""
 
 
 @dataclass(frozen=True)
 class LogicalVolume:
-    """data_percent: of a thin pool that is active here, else None."""
+    """data_percent: of a thin pool that is active here or has no volumes, else None."""
 
     name: str
     uuid: str
@@ -81,12 +88,18 @@ class _Signatures(msgspec.Struct, frozen=True, kw_only=True):
 class Lvm:
     """LVM commands. No lock of ours: LVM has its own for each VG, and one of ours would let a dead disk delay all others."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, *, is_locked: bool = False) -> None:
+        """is_locked: changes are made under lvmlockd's locks."""
         self._commands = commands
+        self._is_locked = is_locked
+
+    def for_locks(self, lock_type: str) -> "Lvm":
+        """These commands as a VG of that lock type needs them."""
+        return Lvm(self._commands, is_locked=True) if lock_type else self
 
     async def volume_groups(self, device: str) -> tuple[VolumeGroup, ...]:
         """The VGs that the device belongs to: none or one."""
-        columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation"
+        columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type"
         rows = await self._report("vgs", device, "vg", columns)
         return tuple(
             VolumeGroup(
@@ -97,20 +110,26 @@ class Lvm:
                 tags=tuple(filter(None, row["vg_tags"].split(","))),
                 pv_count=int(row["pv_count"]),
                 is_autoactivated=row["vg_autoactivation"] != "",
+                lock_type=row["vg_lock_type"].replace("none", ""),
             )
             for row in rows
         )
 
     async def logical_volumes(self, device: str, vg_name: str) -> tuple[LogicalVolume, ...]:
         """The VG's LVs, inner ones of a pool left out."""
-        rows = await self._report("lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent", "--", vg_name)
+        rows = await self._report(
+            "lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", vg_name
+        )
         return tuple(
             LogicalVolume(
                 name=row["lv_name"],
                 uuid=row["lv_uuid"],
                 size_bytes=int(row["lv_size"]),
                 tags=tuple(filter(None, row["lv_tags"].split(","))),
-                data_percent=float(row["data_percent"]) if row["data_percent"] else None,
+                # LVM asks the kernel for what is used, so of an inactive pool it tells only whether anything can be.
+                data_percent=float(row["data_percent"] or 0)
+                if row["data_percent"] or row["thin_count"] == "0"
+                else None,
             )
             for row in rows
         )
@@ -139,62 +158,78 @@ class Lvm:
 
         Raises AgentFault foreign_data when a signature has appeared: without --yes LVM asks, and its empty input answers no.
         """
-        await self._run(["pvcreate", *_scope(device), "--", device], _CHANGE_TIMEOUT_S)
+        await self._run(["pvcreate", *self._scope(device), "--", device], _CHANGE_TIMEOUT_S)
         # A host with a system ID would give it to the VG, and hide the VG from all others (lvmsystemid(7)).
         options = ["--systemid", "", "--setautoactivation", "n", *_words("--addtag", tags)]
-        await self._run(["vgcreate", *_scope(device), *options, "--", vg_name, device], _CHANGE_TIMEOUT_S)
+        await self._run(["vgcreate", *self._scope(device), *options, "--", vg_name, device], _CHANGE_TIMEOUT_S)
 
     async def mark_group(self, device: str, group: VolumeGroup, tags: Sequence[str]) -> None:
         """The VG has the tags, and no host activates its volumes by itself; one write of the metadata for both."""
         # Where it is off already, vgchange ends with 5 and adds no tag (seen with 2.03.16).
         options = [*(("--setautoactivation", "n") if group.is_autoactivated else ()), *_words("--addtag", tags)]
         if options:
-            await self._run(["vgchange", *_scope(device), *options, "--", group.name], _CHANGE_TIMEOUT_S)
+            await self._run(["vgchange", *self._scope(device), *options, "--", group.name], _CHANGE_TIMEOUT_S)
 
     async def unmark_group(self, device: str, group: VolumeGroup, tags: Sequence[str], *, autoactivate: bool) -> None:
         """The tags are gone; with `autoactivate` the VG is activated by itself again."""
         turns_on = autoactivate and not group.is_autoactivated
         options = [*(("--setautoactivation", "y") if turns_on else ()), *_words("--deltag", tags)]
         if options:
-            await self._run(["vgchange", *_scope(device), *options, "--", group.name], _CHANGE_TIMEOUT_S)
+            await self._run(["vgchange", *self._scope(device), *options, "--", group.name], _CHANGE_TIMEOUT_S)
 
     async def create_probe_volume(self, device: str, vg_name: str, tag: str) -> None:
         """The LV exists, inactive, with the tag of who made it."""
         await self._run(
-            ["lvcreate", *_scope(device), "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
+            ["lvcreate", *self._scope(device), "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
              "--size", f"{PROBE_LV_BYTES // 1024**2}m", "--addtag", tag, "--name", PROBE_LV, "--", vg_name], _CHANGE_TIMEOUT_S,
         )  # fmt: skip
 
     async def create_thin_pool(self, device: str, vg_name: str, tag: str) -> None:
         """The pool exists, inactive, with the tag of who made it, and takes 95 % of what is free; the rest is for its metadata to grow."""
         await self._run(
-            ["lvcreate", *_scope(device), "--yes", "--type", "thin-pool", "--extents", "95%FREE",
+            ["lvcreate", *self._scope(device), "--yes", "--type", "thin-pool", "--extents", "95%FREE",
              "--addtag", tag, "--name", THIN_POOL_LV, "--", vg_name], _CHANGE_TIMEOUT_S,
         )  # fmt: skip
         await self._run(
-            ["lvchange", *_scope(device), "--activate", "n", "--", f"{vg_name}/{THIN_POOL_LV}"], _CHANGE_TIMEOUT_S
+            ["lvchange", *self._scope(device), "--activate", "n", "--", f"{vg_name}/{THIN_POOL_LV}"], _CHANGE_TIMEOUT_S
         )
 
     async def remove_volume(self, device: str, vg_name: str, lv_name: str) -> None:
-        await self._run(["lvremove", *_scope(device), "--yes", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S)
+        await self._run(["lvremove", *self._scope(device), "--yes", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S)
 
     async def activate(self, device: str, vg_name: str, lv_name: str) -> None:
+        """The LV is active here; under locks shared with other hosts."""
+        how = "sy" if self._is_locked else "y"
         await self._run(
-            ["lvchange", *_scope(device), "--activate", "y", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S
+            ["lvchange", *self._scope(device), "--activate", how, "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S
         )
+
+    async def start_locking(self, device: str, vg_name: str) -> None:
+        """The VG's lockspace starts, if it has not; until it has, which takes sanlock 20 to 30 s, changes fail with converging."""
+        await self._run(
+            ["vgchange", *self._scope(device), "--lockstart", "--lockopt", "nowait", "--", vg_name], _CHANGE_TIMEOUT_S
+        )
+
+    async def stop_locking(self, device: str, vg_name: str) -> None:
+        """This host is in the VG's lockspace no more. Raises AgentFault in_use while an LV of it is active here."""
+        await self._run(["vgchange", *self._scope(device), "--lockstop", "--", vg_name], _CHANGE_TIMEOUT_S)
 
     async def deactivate(self, device: str, lv_uuids: Sequence[str]) -> None:
         """These LVs are inactive here, and no others. Raises AgentFault in_use while one is open."""
         chosen = " || ".join(f"lv_uuid={uuid}" for uuid in lv_uuids)
-        await self._run(["lvchange", *_scope(device), "--activate", "n", "--select", chosen], _CHANGE_TIMEOUT_S)
+        await self._run(["lvchange", *self._scope(device), "--activate", "n", "--select", chosen], _CHANGE_TIMEOUT_S)
 
     async def remove_mapping(self, name: str) -> None:
         """The dm device is gone, without a look at the disk below: for one that is dead, or whose metadata another host has changed."""
         await self._run(["dmsetup", "remove", "--", name], _CHANGE_TIMEOUT_S)
 
+    def _scope(self, device: str) -> tuple[str, ...]:
+        settings = _SETTINGS + (" global/use_lvmlockd=1" if self._is_locked else "")
+        return ("--devices", device, "--nohints", "--config", settings)
+
     async def _report(self, tool: str, device: str, section: str, columns: str, *names: str) -> list[dict[str, str]]:
-        how = ("--reportformat", "json", "--units", "b", "--nosuffix", "--options", columns)
-        argv = [tool, *_scope(device), *how, *names]
+        how = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", columns)
+        argv = [tool, "--devices", device, "--nohints", "--config", _SETTINGS, *how, *names]
         result = await self._run(argv, _REPORT_TIMEOUT_S)
         # With exit 0 and an empty list, as for a blank device (seen with 2.03.16): a device that is gone must not look blank.
         # Likewise for the VG of another host's system ID, or of a lock manager: it is there and must not look absent.
@@ -216,10 +251,6 @@ def mapper_name(vg_name: str, lv_name: str) -> str:
 
 def _words(option: str, values: Sequence[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
-
-
-def _scope(device: str) -> tuple[str, ...]:
-    return ("--devices", device, "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
 
 
 def _decoded(result: CommandResult, shape: type[T]) -> T:

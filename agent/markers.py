@@ -43,16 +43,17 @@ def tags_for(target: Target) -> tuple[str, str]:
 
 def read_tags(tags: tuple[str, ...], target: Target) -> dict[str, Any]:
     """The answer of jobs.read_marker for a VG's tags: {"marker": ours | other | missing, "found": …}."""
+    ours = tags_for(target)
+    marks = [tag for tag in tags if tag.startswith((_BACKEND_TAG, _FLEET_TAG))]
+    if not marks:
+        return {"marker": "missing"}
     found: dict[str, str] = {}
-    for tag in tags:
+    # Ours first: beside another's they are those of two who came at once, and it is the other who is to be named.
+    for tag in sorted(marks, key=lambda tag: tag not in ours):
         for prefix, field in ((_BACKEND_TAG, "backend_id"), (_FLEET_TAG, "fleet_id")):
             if tag.startswith(prefix):
                 found[field] = tag.removeprefix(prefix)
-    if not found:
-        return {"marker": "missing"}
-    if all(tag in tags for tag in tags_for(target)):
-        return {"marker": "ours", "found": found}
-    return {"marker": "other", "found": found}
+    return {"marker": "ours" if sorted(marks) == sorted(ours) else "other", "found": found}
 
 
 def refuse_other(answer: Mapping[str, Any], target: Target, where: str, *, clear_with: str | None = None) -> None:

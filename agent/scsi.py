@@ -62,6 +62,11 @@ class Mapping:
         return self.dm_name or self.name
 
     @property
+    def is_lvm(self) -> bool:
+        """Whether it is an LV, or an inner part of one, of whatever VG."""
+        return self.dm_uuid.startswith(_LVM)
+
+    @property
     def lv_uuid(self) -> str:
         """As LVM reports it; empty for what is no LV by itself, as the inner parts of a pool, whose dm_uuid has a suffix."""
         if not self.dm_uuid.startswith(_LVM) or len(self.dm_uuid) != len(_LVM) + 2 * _UUID_CHARS:
@@ -137,20 +142,20 @@ class Disks:
             "write_sysfs", {"path": str(disk.scsi_dir / "delete"), "text": "1"}, key=key, timeout_s=_REMOVE_TIMEOUT_S
         )
 
-    async def refuse_used(self, disk: Disk, key: str) -> None:
+    async def refuse_used(self, disk: Disk, key: str, *, but: str = "") -> None:
         """Raises AgentFault in_use while anything of this host lies on the disk or has it open for itself.
 
-        One of several paths of a multipath device is not missed.
+        One of several paths of a multipath device is not missed. but: UUID of the one mapping that may lie on it.
         """
         with _told(f"what uses disk {disk.name}"):
-            devices = [] if _has_other_path(disk.block_dir) else _devices_of(disk.block_dir)
+            devices = [] if _has_other_path(disk.block_dir) else _devices_of(disk.block_dir, but)
         await self._refuse_busy(devices, key)
 
-    async def refuse_used_session(self, session: Session, key: str) -> None:
+    async def refuse_used_session(self, session: Session, key: str, *, but: str = "") -> None:
         """As refuse_used, for every disk of the session: a rescan may have brought more of them than we asked for."""
         with _told(f"what uses {session.name}"):
             disks = [block_dir for block_dir in _block_dirs(session) if not _has_other_path(block_dir)]
-            devices = [device for block_dir in disks for device in _devices_of(block_dir)]
+            devices = [device for block_dir in disks for device in _devices_of(block_dir, but)]
         await self._refuse_busy(devices, key)
 
     async def refuse_used_lun(self, disk: Disk, key: str) -> None:
@@ -288,11 +293,19 @@ def _has_other_path(block_dir: Path) -> bool:
     return claim is not None and len(list((claim / "slaves").iterdir())) > 1
 
 
-def _devices_of(block_dir: Path) -> list[str]:
-    """What to open for itself to learn whether the disk is used. Raises AgentFault in_use for what lies on it."""
+def _devices_of(block_dir: Path, but: str = "") -> list[str]:
+    """What to open for itself to learn whether the disk is used. Raises AgentFault in_use for what lies on it.
+
+    None of a disk upon which the mapping `but` lies: with it the disk is the device mapper's, and so nobody else's.
+    """
     claim = _multipath(block_dir)
+    is_mapped = False
     for mapping in _mappings(block_dir):
-        raise _in_use(mapping.shown)
+        if not but or mapping.dm_uuid != but:
+            raise _in_use(mapping.shown)
+        is_mapped = True
+    if is_mapped:
+        return []
     return [f"/dev/{part.name}" for part in ([claim] if claim is not None else _parts(block_dir))]
 
 

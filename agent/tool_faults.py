@@ -25,6 +25,7 @@ _RETRYABLE = frozenset(
         FaultCode.IN_USE,
         FaultCode.TIMED_OUT,
         FaultCode.STALE_HANDLE,
+        FaultCode.CONVERGING,
     )
 )
 
@@ -109,6 +110,13 @@ TABLE: tuple[Row, ...] = (
     Row("lvm", None, r"thin_check.*(failed|not found)|thin-pool.*not found|Required device-mapper target.*not detected", FaultCode.TOOL_MISSING,
         "Install thin-provisioning-tools and load the module dm_thin_pool on this host"),
     Row("lvm", None, r"unrecognized option|Unrecognised field", FaultCode.KIND_UNSUPPORTED, "Install lvm2 2.03.12 or newer on this host"),
+    Row("lvm", None, r"lock start in progress", FaultCode.CONVERGING, "Wait: the volume group's lockspace is starting, which takes up to half a minute"),
+    Row("lvm", None, r"lvmlockd (process )?is not running", FaultCode.TOOL_MISSING,
+        "Start sanlock and lvmlockd on this host (packages sanlock, lvm2-lockd): the volume group is a shared one"),
+    Row("lvm", None, r"invalid parameters for sanlock|did not find one running", FaultCode.TOOL_MISSING,
+        "Start sanlock and then lvmlockd on this host, and give it a host_id of its own in lvmlocal.conf"),
+    Row("lvm", None, r"due to failed lock", FaultCode.CONVERGING, "Wait: the volume group's lockspace is started with the next attempt"),
+    Row("lvm", None, r"LVs must first be deactivated", FaultCode.IN_USE),
     Row("lvm", None, r"Cannot access VG", FaultCode.FOREIGN_DATA,
         "The volume group belongs to one host or to a lock manager: run vgchange --systemid '' there, or choose another LUN"),
     Row("lvm", None, r"Device or resource busy", FaultCode.IN_USE),
@@ -117,7 +125,7 @@ TABLE: tuple[Row, ...] = (
     Row("lvm", None, r"insufficient free (space|extents)", FaultCode.NO_SPACE),
     Row("lvm", None, r"Input/output error|error reading|read failed|write failed", FaultCode.IO_ERROR),
     Row("lvm", None, r"locked by other host|VG lock failed", FaultCode.IN_USE),
-    Row("lvm", None, r"Permission denied|Read-only file system|write protected", FaultCode.READ_ONLY, "Map the LUN writable for this host"),
+    Row("lvm", None, r"Permission denied|Read-only file system|write protected|open rw .* errno 30", FaultCode.READ_ONLY, "Map the LUN writable for this host"),
     Row("lvm", None, r"Device not found|No device found|No such device", FaultCode.LUN_NOT_FOUND),
     Row("wipefs", None, r"Device or resource busy", FaultCode.IN_USE),
     Row("wipefs", None, r"Input/output error", FaultCode.IO_ERROR),

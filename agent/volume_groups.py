@@ -18,7 +18,7 @@ from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.jobs import BLOCK_BYTES
 from agent.lun_memory import LunMemory
-from agent.lvm import PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
+from agent.lvm import LOCK_LV, PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
 from agent.probes import PROBE_TIMEOUT_S, job_key, report_of
 from agent.scsi import Disk, Disks, Mapping, dm_uuid_of
 from schemas.agent_rpc import Target
@@ -51,6 +51,15 @@ class Place:
         return LunMemory(self.space.dir)
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """answer: of the write into the probe LV."""
+
+    probe: LogicalVolume
+    volumes: tuple[LogicalVolume, ...]
+    answer: dict[str, Any]
+
+
 class VolumeGroups:
     """Looks for, makes, proves and gives back VGs."""
 
@@ -66,6 +75,13 @@ class VolumeGroups:
         if group is None:
             content = await self._lvm.content(place.disk.device)
             found = f"volume group {content.vg_name}" if content.vg_name else ", ".join(content.signatures)
+            if place.memory.read().get("vg_uuid"):
+                # Of a LUN that the target swapped beneath the session the kernel still tells the WWID of the one before.
+                raise AgentFault.of(
+                    FaultCode.MARKER_MISSING,
+                    f"{place} {'is blank' if content.is_blank else f'holds {found}'}; volume group {place.config.vg_name} is gone from it",
+                    "Check that the target maps the right LUN; nothing was written to it",
+                )
             raise AgentFault.of(
                 FaultCode.NEEDS_INITIALIZATION,
                 f"{place} ({place.disk.wwid}) {'is blank' if content.is_blank else f'holds {found}'}; there is no volume group {place.config.vg_name}",
@@ -94,23 +110,27 @@ class VolumeGroups:
     async def attach(self, place: Place, *, establish: bool) -> ProbeReport:
         """The probe LV is active, proven and remembered; with `establish` a VG without tags is made ours."""
         group = await self.find(place)
+        if not self._is_ours(place, group) and not establish:
+            raise _lost(place, group, "its tags")
+        if group.lock_type:
+            # Before it is started, for a kill must leave a trace of what release has to stop.
+            place.memory.add(locked_vg=group.name)
+            await self._for(group).start_locking(place.disk.device, group.name)
         if not self._is_ours(place, group):
-            if not establish:
-                raise _lost(place, group, "its tags")
             return await self._take_over(place, group)
         # The tags are made last, so an add that was killed had come to its end.
         place.memory.add(making="")
         if establish:
-            await self._complete(place, group)
+            group = await self._complete(place, group)
         elif group.is_autoactivated:
             raise AgentFault.of(
                 FaultCode.FAILED,
                 f"every host would activate the volumes of {group.name} by itself",
                 f"Run vgchange --setautoactivation n {group.name} on one host",
             )
-        report, probe = await self._bring_up(place, group)
-        self._remember(place, group, probe)
-        return report
+        proof = await self._bring_up(place, group)
+        self._remember(place, group, proof.probe)
+        return self._report(place, group, proof.volumes, proof.answer)
 
     async def probe(self, place: Place) -> ProbeReport:
         """The proof on what is attached; nothing is written before VG, LV and mapping are known for ours."""
@@ -161,7 +181,9 @@ class VolumeGroups:
         if not self._is_ours(place, group):
             await self._undo(place)
         elif remove_marker and place.memory.read().get("marked") == "yes":
-            await self._lvm.unmark_group(place.disk.device, group, markers.tags_for(place.target), autoactivate=False)
+            await self._for(group).unmark_group(
+                place.disk.device, group, markers.tags_for(place.target), autoactivate=False
+            )
         names = [volume.name for volume in await self._lvm.logical_volumes(place.disk.device, group.name)]
         return (_left(place, group, names),) if remove_marker else ()
 
@@ -172,10 +194,14 @@ class VolumeGroups:
         await self._undo(place)
         try:
             await self._complete_volumes(place, group, is_noted=True)
-            report, probe = await self._bring_up(place, group)
+            proof = await self._bring_up(place, group)
             self._note(place, group, _TAGS, *((_AUTOACTIVATION,) if group.is_autoactivated else ()))
             place.memory.add(marked="yes")
-            await self._lvm.mark_group(place.disk.device, group, markers.tags_for(place.target))
+            await self._for(group).mark_group(place.disk.device, group, markers.tags_for(place.target))
+            # The manager sends one host at a time to a LUN; where it knows one LUN by two targets, it could not.
+            marked = await self.find(place)
+            if not self._is_ours(place, marked):
+                raise _lost(place, group, "its tags")
         except BaseException:
             try:
                 await self._undo(place)
@@ -183,15 +209,29 @@ class VolumeGroups:
                 log.warning("what an add made stays", extra={"vg_name": group.name, "code": str(error.fault.code)})
             raise
         place.memory.add(making="")
-        self._remember(place, group, probe)
-        return report
+        self._remember(place, group, proof.probe)
+        if group.is_autoactivated:
+            await self._quiet(place, group, proof.probe)
+        return self._report(place, marked, proof.volumes, proof.answer)
 
-    async def _complete(self, place: Place, group: VolumeGroup) -> None:
+    async def _quiet(self, place: Place, group: VolumeGroup, probe: LogicalVolume) -> None:
+        """What udev activated when the disk came, for the VG's autoactivation was still on, is inactive again, unless somebody has it open."""
+        mappings = [each for each in self._disks.mappings(place.disk) if each.is_of(frozenset((group.uuid,)))]
+        lock_lv = mapper_name(group.name, LOCK_LV)
+        for uuid in [m.lv_uuid for m in mappings if m.lv_uuid not in ("", probe.uuid) and m.dm_name != lock_lv]:
+            try:
+                await self._for(group).deactivate(place.disk.device, [uuid])
+            except AgentFault as error:
+                log.warning("volume stays active", extra={"vg_name": group.name, "code": str(error.fault.code)})
+
+    async def _complete(self, place: Place, group: VolumeGroup) -> VolumeGroup:
         """A VG with our tags has all that belongs to it: after initialize, or an add that is repeated. Nothing of it is taken back."""
-        await self._complete_volumes(place, group, is_noted=False)
-        await self._lvm.mark_group(place.disk.device, group, ())
+        is_changed = await self._complete_volumes(place, group, is_noted=False)
+        await self._for(group).mark_group(place.disk.device, group, ())
+        return await self.find(place) if is_changed else group
 
-    async def _complete_volumes(self, place: Place, group: VolumeGroup, *, is_noted: bool) -> None:
+    async def _complete_volumes(self, place: Place, group: VolumeGroup, *, is_noted: bool) -> bool:
+        """Whether anything was missing."""
         device, tag = place.disk.device, markers.tags_for(place.target)[0]
         # Making a pool activates it.
         place.memory.add(active_vg=group.uuid)
@@ -199,11 +239,12 @@ class VolumeGroups:
         if PROBE_LV not in there:
             if is_noted:
                 self._note(place, group, PROBE_LV)
-            await self._lvm.create_probe_volume(device, group.name, tag)
+            await self._for(group).create_probe_volume(device, group.name, tag)
         if place.config.thin and THIN_POOL_LV not in there:
             if is_noted:
                 self._note(place, group, THIN_POOL_LV)
-            await self._lvm.create_thin_pool(device, group.name, tag)
+            await self._for(group).create_thin_pool(device, group.name, tag)
+        return PROBE_LV not in there or (place.config.thin and THIN_POOL_LV not in there)
 
     async def _undo(self, place: Place) -> None:
         """What the note says is gone from the VG, and so is the note: LVs that bear this backend's tag, and the VG's tags."""
@@ -214,11 +255,11 @@ class VolumeGroups:
         group = await self._named(place)
         if group is not None and group.uuid == uuid:
             if _TAGS in made:
-                await self._lvm.unmark_group(device, group, tags, autoactivate=_AUTOACTIVATION in made)
+                await self._for(group).unmark_group(device, group, tags, autoactivate=_AUTOACTIVATION in made)
             for volume in await self._lvm.logical_volumes(device, group.name):
                 # Noted before it was made: if that failed, one of this name is somebody else's.
                 if volume.name in made and tags[0] in volume.tags:
-                    await self._lvm.remove_volume(device, group.name, volume.name)
+                    await self._for(group).remove_volume(device, group.name, volume.name)
         place.memory.add(making="", marked="")
 
     def _note(self, place: Place, group: VolumeGroup, *made: str) -> None:
@@ -230,7 +271,7 @@ class VolumeGroups:
 
     # The proof.
 
-    async def _bring_up(self, place: Place, group: VolumeGroup) -> tuple[ProbeReport, LogicalVolume]:
+    async def _bring_up(self, place: Place, group: VolumeGroup) -> _Proof:
         """The probe LV is active upon this disk, and a write was proven."""
         volumes = await self._lvm.logical_volumes(place.disk.device, group.name)
         probe = _probe_volume(place, group, volumes)
@@ -242,7 +283,7 @@ class VolumeGroups:
                 await self._lvm.remove_mapping(mapping.dm_name)
         for mapping in self._disks.dead_mappings(frozenset((group.uuid,))):
             await self._lvm.remove_mapping(mapping.dm_name)
-        await self._lvm.activate(place.disk.device, group.name, PROBE_LV)
+        await self._for(group).activate(place.disk.device, group.name, PROBE_LV)
         found = self._mapping(place, group, probe)
         if found is None:
             raise AgentFault.of(
@@ -251,7 +292,10 @@ class VolumeGroups:
                 f"Run vgchange --activate n {group.name} on this host",
                 is_retryable=True,
             )
-        return self._report(place, group, volumes, await self._write(place, found)), probe
+        return _Proof(probe, volumes, await self._write(place, found))
+
+    def _for(self, group: VolumeGroup) -> Lvm:
+        return self._lvm.for_locks(group.lock_type)
 
     def _is_ours(self, place: Place, group: VolumeGroup) -> bool:
         return bool(markers.read_tags(group.tags, place.target)["marker"] == "ours")

@@ -4,8 +4,9 @@ The marker is two tags of the VG. A write is proven in the LV `stowage_probe`, i
 attached, the LUN is known by its WWID and the VG by its UUID, and another of either is a wrong device.
 
 The VG's metadata is written by attach with establish (on a VG that the operator made), by initialize, and by release with
-remove_marker on the host that did either. LVM has no lock between hosts here, so the manager must send the first two to
-one host before any other.
+remove_marker on the host that did either. A plain VG has no lock between hosts, so the manager must send the first two to
+one host before any other, and to one backend of a LUN at a time. A shared VG (vgcreate --shared, lvmlockd) is changed and
+activated under its own locks too; its lockspace is started by attach and stopped by release.
 """
 
 import logging
@@ -61,8 +62,10 @@ class IscsiLvm:
         try:
             await self._disks.read(link.disk, job_key(target))
             return await self._groups.attach(Place(config, target, space, link.disk), establish=establish)
-        except BaseException:
-            if link.is_new:
+        except BaseException as error:
+            # A lockspace that is starting goes on with it; whoever gives up waiting for it releases the backend.
+            is_starting = isinstance(error, AgentFault) and error.fault.code is FaultCode.CONVERGING
+            if link.is_new and not is_starting:
                 await self._luns.detach_quietly(target, space)
             raise
 
@@ -162,6 +165,8 @@ class IscsiLvm:
                     FaultCode.WRONG_DEVICE, f"LUN {config.lun} is {link.disk.wwid}, but {wwid} was confirmed"
                 )
             place = Place(config, target, space, link.disk)
+            if force:
+                await self._luns.free(space, link.disk)
             await self._groups.create(place, force=force)
             return await self._groups.attach(place, establish=True)
         except BaseException:

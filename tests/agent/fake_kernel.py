@@ -4,6 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from schemas.agent_rpc import Check
+
 NFS4 = "nfs4 10.0.0.5:/tank/vms rw,vers=4.2,rsize=1048576,hard,proto=tcp,timeo=600,retrans=2,sec=sys,clientaddr=10.0.1.12,addr=10.0.0.5"
 FLAGS = "rw,nosuid,nodev,noexec,relatime"
 
@@ -71,6 +73,11 @@ class FakeIscsi:
             (self.sysfs / name).mkdir(parents=True)
         (self.sysfs / "class/scsi_host/host3/scan").touch()
         (self.config_dir / "nodes").mkdir(parents=True)
+        self.unreached: tuple[Check, ...] = ()
+
+    async def reach(self, host: str, port: int) -> tuple[Check, ...]:
+        """What Iscsi asks before a discovery: passed unless `unreached` says otherwise."""
+        return self.unreached
 
     def record(self, iqn: str, host: str, port: int, tpgt: int, iface: str = "stowage") -> Path:
         return self.config_dir / "nodes" / iqn / f"{host},{port},{tpgt}" / iface

@@ -31,7 +31,7 @@ OTHER_TRIAL_IFACE = "stowage-000000000002"
 TAGS = (f"stowage_backend_{BACKEND}", f"stowage_fleet_{FLEET}")
 OTHER_TAGS = (f"stowage_backend_{OTHER_BACKEND}", f"stowage_fleet_{FLEET}")
 SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
-REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix", "--options")
+REPORT = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options")
 DM_NAME = "vg_vms-stowage_probe"
 VG_UUID = "EAJJxm-e0jP-4VzX-TTTT-2222-3333-aaaaaa"
 PROBE_UUID = "6q9OWI-nF0X-qbI8-HP00-lpnf-glcx-tvGJMr"
@@ -105,7 +105,11 @@ class San:
     def restarted(self) -> IscsiLvm:
         """The driver as a new agent process has it."""
         iscsi = Iscsi(
-            self.commands, sysfs=self.host.sysfs, config_dirs=(self.host.config_dir,), lock_dir=self.host.lock_dir
+            self.commands,
+            reach=self.host.reach,
+            sysfs=self.host.sysfs,
+            config_dirs=(self.host.config_dir,),
+            lock_dir=self.host.lock_dir,
         )
         return IscsiLvm(self.commands, self.blocks, iscsi, Disks(self.blocks, self.host.sysfs), Lvm(self.commands))
 
@@ -209,6 +213,7 @@ def vgs(
     pv_count: int = 1,
     is_there: bool = True,
     is_autoactivated: bool = False,
+    lock_type: str = "none",
     device: str = "/dev/sdb",
 ) -> Step:
     rows = [
@@ -220,9 +225,10 @@ def vgs(
             "vg_tags": ",".join(tags),
             "pv_count": str(pv_count),
             "vg_autoactivation": "enabled" if is_autoactivated else "",
+            "vg_lock_type": lock_type,
         }
     ]
-    columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation"
+    columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type"
     argv = ("vgs", "--devices", device, *SCOPE[2:], *REPORT, columns)
     return Step(argv, stdout=json.dumps({"report": [{"vg": rows if is_there else []}]}))
 
@@ -230,6 +236,7 @@ def vgs(
 def lvs(
     *names: str,
     pool_percent: str = "",
+    thin_count: str = "1",
     tags: Mapping[str, str] | None = None,
     probe_uuid: str = PROBE_UUID,
     probe_size: int = 4194304,
@@ -241,11 +248,12 @@ def lvs(
             "lv_size": str(probe_size) if name == PROBE else "20000000",
             "lv_tags": (tags or {}).get(name, ""),
             "data_percent": pool_percent if name == POOL else "",
+            "thin_count": thin_count if name == POOL else "",
         }
         for name in names
     ]
     return Step(
-        ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent", "--", "vg_vms"),
+        ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", "vg_vms"),
         stdout=json.dumps({"report": [{"lv": rows}]}),
     )
 

@@ -10,6 +10,7 @@ from agent.errors import AgentFault
 from agent.iscsiadm import Iscsi
 from agent.node_records import NodeRecords
 from agent.portals import Node, Portal
+from schemas.agent_rpc import Check
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.fake_kernel import FakeIscsi
@@ -32,7 +33,13 @@ def world(tmp_path: Path) -> FakeIscsi:
 
 
 def iscsi_with(world: FakeIscsi, *steps: Step) -> Iscsi:
-    return Iscsi(RecordedCommands(*steps), sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir)
+    return iscsi_of(world, RecordedCommands(*steps))
+
+
+def iscsi_of(world: FakeIscsi, commands: RecordedCommands) -> Iscsi:
+    return Iscsi(
+        commands, reach=world.reach, sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir
+    )
 
 
 def makes_record(world: FakeIscsi) -> Step:
@@ -59,7 +66,7 @@ async def test_find_target_of_a_portal_that_offers_nothing_is_target_not_found(w
 
 async def test_login_writes_the_secrets_into_the_record_and_never_into_argv(world: FakeIscsi) -> None:
     commands = RecordedCommands(makes_record(world), Step((*BASE, "--login")))
-    iscsi = Iscsi(commands, sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir)
+    iscsi = iscsi_of(world, commands)
     await iscsi.login(NODE, CHAP)
     words = words_of(world)
     assert words["node.session.auth.authmethod"] == "CHAP"
@@ -92,7 +99,7 @@ async def test_login_of_a_session_that_exists_is_success(world: FakeIscsi) -> No
     ("recording", "code"),
     [
         ("wrong_chap", "auth_failed"),
-        ("fatal_login", "target_not_found"),
+        ("fatal_login", "auth_failed"),
         ("timed_out", "server_unreachable"),
         ("iscsid_stopped", "tool_missing"),
     ],
@@ -104,11 +111,31 @@ async def test_login_that_fails_leaves_no_session_and_no_record(world: FakeIscsi
         Step((*BASE, "--logout"), 21, stderr="iscsiadm: No matching sessions found\n"),
         Step((*BASE, "-o", "delete")),
     )
-    iscsi = Iscsi(commands, sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir)
+    iscsi = iscsi_of(world, commands)
     with pytest.raises(AgentFault) as caught:
         await iscsi.login(NODE, CHAP)
     assert caught.value.fault.code == code and "canary" not in str(caught.value)
     commands.assert_done()
+
+
+async def test_login_that_is_fatal_without_mutual_chap_is_target_not_found(world: FakeIscsi) -> None:
+    steps = (
+        makes_record(world),
+        replay("iscsiadm", "fatal_login", (*BASE, "--login")),
+        Step((*BASE, "--logout"), 21),
+        Step((*BASE, "-o", "delete")),
+    )
+    with pytest.raises(AgentFault) as caught:
+        await iscsi_with(world, *steps).login(NODE, Credentials({"username": "chap", "password": "chap-canary 0"}))
+    assert caught.value.fault.code is FaultCode.TARGET_NOT_FOUND and "non-retryable" in caught.value.fault.detail
+
+
+async def test_discover_at_a_portal_that_does_not_answer_starts_no_tool(world: FakeIscsi) -> None:
+    what = FaultCode.SERVER_UNREACHABLE
+    world.unreached = (Check(name="name", is_ok=True), Check(name="port", is_ok=False, code=what, detail="silent"))
+    with pytest.raises(AgentFault) as caught:
+        await iscsi_with(world).discover(Portal("10.0.0.9", 3260))
+    assert caught.value.fault.code is FaultCode.SERVER_UNREACHABLE and caught.value.is_retryable
 
 
 @pytest.mark.parametrize("password", [" leading", "trailing ", "two\nlines", "x" * 256, "zero\0"])

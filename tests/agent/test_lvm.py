@@ -12,10 +12,10 @@ from schemas.faults import FaultCode
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
 
 SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
-REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix", "--options")
-VGS = ("vgs", *SCOPE, *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation")
+REPORT = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options")
+VGS = ("vgs", *SCOPE, *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type")
 PVS = ("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use")
-LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent", "--", "vg_vms")
+LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", "vg_vms")
 QUIET = VolumeGroup("vg_vms", "u-1", 62914560, 58720256, (), 1, False)
 LOUD = replace(QUIET, is_autoactivated=True)
 WIPEFS = ("wipefs", "--no-act", "--json", "--", "/dev/sdb")
@@ -40,6 +40,7 @@ async def test_volume_groups_reads_the_report() -> None:
     row = {
         "vg_name": "vg_vms", "vg_uuid": "EAJJxm-e0jP", "vg_size": "62914560", "vg_free": "58720256",
         "vg_tags": "stowage_backend_1,stowage_fleet_f", "pv_count": "1", "vg_autoactivation": "enabled",
+        "vg_lock_type": "none",
     }  # fmt: skip
     (group,) = await Lvm(RecordedCommands(Step(VGS, stdout=report("vg", row)))).volume_groups("/dev/sdb")
     assert group == VolumeGroup(
@@ -63,14 +64,19 @@ async def test_volume_groups_of_garbage_is_failed(stdout: str) -> None:
 
 
 async def test_logical_volumes_reads_the_report() -> None:
-    rows = (
-        {"lv_name": "disk", "lv_uuid": "u-1", "lv_size": "4194304", "lv_tags": "a,b", "data_percent": ""},
-        {"lv_name": "stowage_pool", "lv_uuid": "u-2", "lv_size": "41943040", "lv_tags": "", "data_percent": "12.50"},
+    found = (
+        ("disk", "u-1", "4194304", "a,b", "", ""),
+        ("stowage_pool", "u-2", "41943040", "", "12.50", "1"),
+        ("inactive", "u-3", "41943040", "", "", "2"),
+        ("unused", "u-4", "41943040", "", "", "0"),
     )
-    found = await Lvm(RecordedCommands(Step(LVS, stdout=report("lv", *rows)))).logical_volumes("/dev/sdb", "vg_vms")
-    assert found == (
+    columns = ("lv_name", "lv_uuid", "lv_size", "lv_tags", "data_percent", "thin_count")
+    rows = [dict(zip(columns, values, strict=True)) for values in found]
+    assert await Lvm(RecordedCommands(Step(LVS, stdout=report("lv", *rows)))).logical_volumes("/dev/sdb", "vg_vms") == (
         LogicalVolume("disk", "u-1", 4194304, ("a", "b"), None),
         LogicalVolume("stowage_pool", "u-2", 41943040, (), 12.5),
+        LogicalVolume("inactive", "u-3", 41943040, (), None),
+        LogicalVolume("unused", "u-4", 41943040, (), 0.0),
     )
 
 

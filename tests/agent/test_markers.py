@@ -41,7 +41,14 @@ def test_refuse_other_lets_ours_and_none_pass(answer: dict[str, object]) -> None
         (("stowage_backend_b-2", "stowage_fleet_f-1"), "other"),
         (("stowage_backend_b-1", "stowage_fleet_f-2"), "other"),
         (("stowage_backend_b-1",), "other"),
+        (("stowage_backend_b-1", "stowage_backend_b-2", "stowage_fleet_f-1"), "other"),
+        (("stowage_backend_b-1", "stowage_fleet_f-1", "stowage_fleet_f-2"), "other"),
     ],
 )
 def test_read_tags_takes_ours_only_whole(tags: tuple[str, ...], marker: str) -> None:
     assert markers.read_tags(tags, TARGET)["marker"] == marker
+
+
+def test_read_tags_of_two_backends_names_the_other() -> None:
+    for tags in (("stowage_backend_b-1", "stowage_backend_b-2"), ("stowage_backend_b-2", "stowage_backend_b-1")):
+        assert markers.read_tags((*tags, "stowage_fleet_f-1"), TARGET)["found"]["backend_id"] == "b-2"

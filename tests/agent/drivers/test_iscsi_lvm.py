@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent.errors import AgentFault
+from agent.scsi import dm_uuid_of
 from agent.workers import WorkerPool
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
@@ -28,6 +29,7 @@ from tests.agent.san import (
     SCOPE,
     TAGS,
     TRIAL_IFACE,
+    VG_UUID,
     San,
     content,
     fault_of,
@@ -97,7 +99,7 @@ async def test_attach_with_new_credentials_proves_them_beside_the_session_and_re
 
 async def test_attach_to_a_vg_that_the_operator_made_adds_the_tags_last(san: San) -> None:
     san.then(
-        san.comes(), vgs("theirs"), lvs("disk"), MAKES_PROBE_LV, lvs("disk", PROBE), san.activates(), ADDS_TAGS
+        san.comes(), vgs("theirs"), lvs("disk"), MAKES_PROBE_LV, lvs("disk", PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS)
     )  # fmt: skip
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
     assert await san.driver.is_attached(target_for(), san.space)
@@ -180,7 +182,7 @@ async def test_probe_of_a_dead_lun_starts_no_tool(san: San) -> None:
         ((vgs(),), "marker_missing"),
         ((vgs(*TAGS), lvs()), "marker_missing"),
         ((vgs(*TAGS), lvs(PROBE, probe_uuid="made-anew")), "converging"),
-        ((vgs(is_there=False), *content()), "needs_initialization"),
+        ((vgs(is_there=False), *content()), "marker_missing"),
     ],
 )
 async def test_probe_of_a_vg_that_changed_is_noticed_and_writes_nothing(
@@ -230,9 +232,23 @@ async def test_release_deactivates_removes_the_disk_logs_out_and_forgets_the_sec
     assert (await san.driver.release(target_for(), san.space, remove_marker=True)).left == ()
 
 
+async def test_attach_with_newer_credentials_replaces_a_session_that_is_down(san: San) -> None:
+    """iscsid goes on trying with the secret that it has in memory; while the session is up it stays."""
+    await san.attach()
+    newer = Credentials({"username": "chap", "password": "newer-canary"})
+    san.then(san.beside(), san.new_record(), vgs(*TAGS), lvs(PROBE), san.activates())
+    await san.driver.attach(target_for(version=2), newer, san.space, establish=False)
+    san.host.set_state("FAILED")
+    assert not await san.driver.is_attached(target_for(version=2), san.space)
+    removes = Step(("dmsetup", "remove", "--", DM_NAME), effect=lambda: san.host.drop_holders(san.block_dir))
+    san.then(removes, san.goes(), san.comes(), vgs(*TAGS), lvs(PROBE), san.activates())
+    await san.driver.attach(target_for(version=2), newer, san.space, establish=False)
+    assert "newer-canary" in san.host.record(IQN, "10.0.0.9", 3260, 1).read_text()
+
+
 async def test_release_by_the_host_that_marked_the_vg_removes_tags_and_says_what_is_left(san: San) -> None:
     san.then(
-        san.comes(), vgs(), lvs(), MAKES_PROBE_LV, lvs(PROBE), san.activates(), ADDS_TAGS,
+        san.comes(), vgs(), lvs(), MAKES_PROBE_LV, lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS),
         san.deactivates(), vgs(*TAGS), REMOVES_TAGS, lvs(PROBE, "disk1", "disk2"), san.goes(),
     )  # fmt: skip
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
@@ -248,7 +264,7 @@ async def test_release_by_another_host_leaves_the_metadata_alone(san: San) -> No
 
 
 async def test_release_by_the_host_that_marked_the_vg_without_a_session_says_that_the_tags_stay(san: San) -> None:
-    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS)
+    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS))
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
     san.host.logout()
     san.then(Step(("dmsetup", "remove", "--", DM_NAME), effect=san.host.drop_mapping), san.delete_record())
@@ -294,6 +310,37 @@ async def test_release_of_a_session_that_has_failed_asks_no_lvm(san: San) -> Non
     san.then(removes, san.goes())
     report = await san.driver.release(target_for(), san.space, remove_marker=True)
     assert "server_unreachable" in report.left[0]
+
+
+def removes_busy() -> Step:
+    return replay("lvm", "mapping_busy", ("dmsetup", "remove", "--", DM_NAME))
+
+
+async def test_release_while_a_probe_hangs_in_a_session_that_is_down_ends_the_session_first(san: San) -> None:
+    """The probe's own worker has the probe LV open, until what it waits for fails with the session."""
+    await san.attach()
+    san.host.set_state("FAILED")
+    san.blocks.busy = "/dev/sdb"
+    removes = Step(("dmsetup", "remove", "--", DM_NAME), effect=san.host.drop_mapping)
+    san.then(removes_busy(), san.goes(), removes_busy(), removes)
+    await san.driver.release(target_for(), san.space, remove_marker=False)
+    assert not san.has_session() and os.listdir(san.space.dir) == []
+
+
+@pytest.mark.parametrize("state", ["LOGGED_IN", "FAILED"])
+async def test_release_while_another_volume_is_open_keeps_the_session_also_when_it_is_down(
+    state: str, san: San
+) -> None:
+    await san.attach()
+    san.hold("vg_vms-disk", dm_uuid_of(VG_UUID, "disk00-0000-0000-0000-0000-0000-disk00"), 1)
+    san.host.set_state(state)
+    busy = replay("lvm", "mapping_busy", ("dmsetup", "remove", "--", "vg_vms-disk"))
+    if state == "LOGGED_IN":
+        san.then(replay("lvm", "lv_open", san.deactivates("disk00-0000-0000-0000-0000-0000-disk00").argv))
+    else:
+        san.then(removes_busy(), busy)
+    assert (await fault_of(san.driver.release(target_for(), san.space, remove_marker=False))).code is FaultCode.IN_USE
+    assert san.has_session()
 
 
 async def test_release_of_an_exchanged_lun_writes_nothing_on_it(san: San) -> None:
@@ -389,7 +436,7 @@ def creates() -> tuple[Step, ...]:
 
 
 async def test_initialize_of_a_blank_lun_makes_the_vg_and_attaches(san: San) -> None:
-    san.then(san.comes(), vgs(is_there=False), content(), creates(), lvs(PROBE), san.activates())
+    san.then(san.comes(), vgs(is_there=False), content(), creates(), vgs(*TAGS), lvs(PROBE), san.activates())
     report = await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
     assert report.latency_ms > 0
     assert await san.driver.is_attached(target_for(), san.space)
@@ -397,7 +444,7 @@ async def test_initialize_of_a_blank_lun_makes_the_vg_and_attaches(san: San) -> 
 
 async def test_initialize_with_thin_makes_the_pool_too(san: San) -> None:
     san.then(
-        san.comes(), vgs(is_there=False), content(), creates(), MAKES_POOL,
+        san.comes(), vgs(is_there=False), content(), creates(), MAKES_POOL, vgs(*TAGS),
         lvs(PROBE, POOL, pool_percent="50.00"), san.activates(),
     )  # fmt: skip
     report = await san.driver.initialize(target_for(thin=True), CHAP, san.space, wwid=WWID, force=False)
@@ -405,13 +452,13 @@ async def test_initialize_with_thin_makes_the_pool_too(san: San) -> None:
 
 
 async def test_initialize_twice_finds_its_own_work_and_completes_it(san: San) -> None:
-    san.then(san.comes(), vgs(*TAGS), creates()[2:], lvs(PROBE), san.activates())
+    san.then(san.comes(), vgs(*TAGS), creates()[2:], vgs(*TAGS), lvs(PROBE), san.activates())
     await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
 
 
 async def test_initialize_after_a_kill_between_pvcreate_and_vgcreate_goes_on(san: San) -> None:
     san.then(
-        san.comes(), vgs(is_there=False), content("LVM2_member"), WIPE, creates(), lvs(PROBE), san.activates()
+        san.comes(), vgs(is_there=False), content("LVM2_member"), WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates()
     )  # fmt: skip
     await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
 
@@ -421,7 +468,7 @@ async def test_initialize_of_foreign_data_needs_force(san: San) -> None:
     fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False))
     assert fault.code is FaultCode.FOREIGN_DATA and "gpt" in fault.detail
     san.then(
-        san.comes(), vgs(is_there=False), content("gpt", "PMBR"), WIPE, creates(), lvs(PROBE), san.activates()
+        san.comes(), vgs(is_there=False), content("gpt", "PMBR"), WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates()
     )  # fmt: skip
     await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True)
 
@@ -454,6 +501,45 @@ async def test_initialize_of_a_lun_on_which_an_array_runs_names_it(san: San) -> 
     san.then(san.comes(), vgs(is_there=False), content("ext4"), san.goes())
     fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
     assert fault.code is FaultCode.IN_USE and "md127" in fault.detail
+
+
+THEIRS = "LVM-" + "t" * 64
+
+
+def theirs_comes(san: San) -> None:
+    """udev activates a VG of which nothing is known when its disk comes."""
+    san.blocks.on_scan = lambda: (san.add_disk(), san.hold("vg_theirs-disk", THEIRS, 3))
+
+
+def removes_theirs(san: San, *, is_open: bool = False) -> Step:
+    argv = ("dmsetup", "remove", "--", "vg_theirs-disk")
+    if is_open:
+        return replay("lvm", "mapping_busy", argv)
+    return Step(argv, effect=lambda: san.host.drop_holders(san.block_dir))
+
+
+async def test_inspect_of_a_vg_that_udev_has_activated_leaves_the_session_again(san: San) -> None:
+    theirs_comes(san)
+    san.then(
+        san.comes(), content("LVM2_member", vg_name="vg_theirs"), vgs(name="vg_theirs"), removes_theirs(san), san.goes()
+    )
+    found = await san.driver.inspect(target_for(), CHAP, san.space)
+    assert found.foreign_vg == "vg_theirs" and not san.has_session()
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_initialize_with_force_of_a_vg_that_udev_has_activated(is_open: bool, san: San) -> None:
+    theirs_comes(san)
+    if is_open:
+        san.then(san.comes(), removes_theirs(san, is_open=True), removes_theirs(san, is_open=True))
+        fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+        assert fault.code is FaultCode.IN_USE and san.has_session()
+        return
+    san.then(
+        san.comes(), removes_theirs(san), vgs(name="vg_theirs"), content("LVM2_member", vg_name="vg_theirs"), WIPE, creates(),
+        vgs(*TAGS), lvs(PROBE), san.activates(),
+    )  # fmt: skip
+    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True)
 
 
 async def test_initialize_where_a_signature_appeared_since_is_foreign_data(san: San) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from agent.errors import AgentFault
 from agent.lun_memory import LunMemory
+from agent.scsi import dm_uuid_of
 from agent.workers import WorkerPool
 from schemas.faults import FaultCode
 from tests.agent.recorded_commands import Step
@@ -25,6 +26,7 @@ from tests.agent.san import (
     REMOVES_TAGS,
     SCOPE,
     TAGS,
+    VG_UUID,
     San,
     fault_of,
     lvs,
@@ -61,7 +63,7 @@ def changes_since(san: San, number: int) -> list[tuple[str, ...]]:
 async def add(san: San) -> None:
     """A thin backend on the operator's VG, added by this host."""
     san.then(
-        san.comes(), vgs(), lvs("disk"), MAKES_PROBE_LV, MAKES_POOL, lvs("disk", PROBE, POOL), san.activates(), ADDS_TAGS
+        san.comes(), vgs(), lvs("disk"), MAKES_PROBE_LV, MAKES_POOL, lvs("disk", PROBE, POOL), san.activates(), ADDS_TAGS, vgs(*TAGS)
     )  # fmt: skip
     await san.driver.attach(THIN, CHAP, san.space, establish=True)
 
@@ -162,7 +164,7 @@ async def test_add_that_fails_leaves_a_volume_of_another_who_was_faster(san: San
 
 
 async def test_add_to_a_vg_with_a_probe_lv_uses_it(san: San) -> None:
-    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS)
+    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS))
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
     assert san.blocks.dm_uuids == [DM_UUID]
 
@@ -179,9 +181,39 @@ ADDS_TAGS_QUIETLY = Step(("vgchange", *SCOPE, "--setautoactivation", "n", *ADDS_
 
 async def test_add_to_a_vg_that_activates_itself_turns_that_off_with_the_tags(san: San) -> None:
     san.then(
-        san.comes(), vgs(is_autoactivated=True), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS_QUIETLY
+        san.comes(), vgs(is_autoactivated=True), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS_QUIETLY, vgs(*TAGS)
     )  # fmt: skip
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+
+
+DISK_UUID = "Yi0Yy1-6Jm0-0bZc-0000-lpnf-glcx-disk00"
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_add_to_a_vg_that_udev_has_activated_takes_that_back_unless_somebody_uses_it(
+    is_open: bool, san: San
+) -> None:
+    def add() -> None:
+        san.add_disk()
+        san.hold("vg_vms-disk", dm_uuid_of(VG_UUID, DISK_UUID), 3)
+
+    san.blocks.on_scan = add
+    fault = AgentFault.of(FaultCode.IN_USE, "open") if is_open else None
+    san.then(
+        san.comes(), vgs(is_autoactivated=True), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS_QUIETLY, vgs(*TAGS),
+        Step(("lvchange", *SCOPE, "--activate", "n", "--select", f"lv_uuid={DISK_UUID}"), fault=fault),
+    )  # fmt: skip
+    await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+
+
+async def test_add_that_another_one_has_overtaken_takes_its_marks_back(san: San) -> None:
+    """Two managers, or one that knows the LUN by two targets: what counts is what LVM has in the end."""
+    san.then(
+        san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS, OTHER_TAGS[0]),
+        vgs(*TAGS, OTHER_TAGS[0]), REMOVES_TAGS, lvs(PROBE), san.deactivates(), san.goes(),
+    )  # fmt: skip
+    fault = await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=True))
+    assert fault.code is FaultCode.MARKER_MISMATCH and OTHER_TAGS[0].rpartition("_")[2] in fault.detail
 
 
 async def test_add_that_fails_turns_autoactivation_on_again_where_it_was(san: San) -> None:
@@ -224,7 +256,7 @@ async def test_add_again_after_a_kill_within_an_add_begins_anew(san: San, monkey
     san.driver = san.restarted()
     san.then(
         vgs(), vgs(), MADE_PROBE, san.removes_probe_lv(),
-        lvs("disk"), MAKES_PROBE_LV, lvs("disk", PROBE), san.activates(), ADDS_TAGS,
+        lvs("disk"), MAKES_PROBE_LV, lvs("disk", PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS),
     )  # fmt: skip
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
 
