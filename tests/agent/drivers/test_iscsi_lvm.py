@@ -508,7 +508,12 @@ THEIRS = "LVM-" + "t" * 64
 
 def theirs_comes(san: San) -> None:
     """udev activates a VG of which nothing is known when its disk comes."""
-    san.blocks.on_scan = lambda: (san.add_disk(), san.hold("vg_theirs-disk", THEIRS, 3))
+
+    def add() -> None:
+        san.add_disk()
+        san.hold("vg_theirs-disk", THEIRS, 3)
+
+    san.blocks.on_scan = add
 
 
 def removes_theirs(san: San, *, is_open: bool = False) -> Step:

@@ -55,7 +55,11 @@ def shared(*tags: str) -> Step:
 
 
 async def attached(san: San) -> None:
-    san.blocks.on_scan = lambda: (san.add_disk(), san.hold("vg_vms-lvmlock", LOCK_UUID, 7))
+    def add() -> None:
+        san.add_disk()
+        san.hold("vg_vms-lvmlock", LOCK_UUID, 7)
+
+    san.blocks.on_scan = add
     san.then(san.comes(), shared(*TAGS), STARTS, lvs(PROBE), activates(san))
     await san.driver.attach(target_for(), CHAP, san.space, establish=False)
 
