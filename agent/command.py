@@ -58,6 +58,7 @@ class ToolRunner:
                 )
         finally:
             if not child.has_ended:
+                log.debug("tool killed", extra={"argv": list(argv), "duration_s": round(time.monotonic() - started, 3)})
                 child.kill()
                 self._abandoned.add(child)
                 child.ended.add_done_callback(lambda _: self._abandoned.discard(child))

@@ -25,7 +25,7 @@ _LISTEN = "127.0.0.1:8080"
 _EXPORT = "/srv/nfs/vms"
 _UP_TIMEOUT_S = 600.0
 #: pytest's words for the whole suite: two labs beside each other, each with its own guests.
-_ALL = ("-n", "2", "--dist", "loadfile", "--quiet", "tests/lab")
+_ALL = ("-n", "2", "--dist", "worksteal", "--quiet", "tests/lab")
 
 
 def main() -> int:

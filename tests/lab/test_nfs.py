@@ -342,7 +342,9 @@ def test_two_hosts_at_once(storage: Storage, backends: Backends, hv1: Host, hv2:
 
     for host in (hv1, hv2):
         assert backend.probe(host)["status"] == "healthy"
-    assert storage.courier.run(f"ls -A {export}").out.split() == [".stowage-backend.json"]
+    # Between two probes; while one is under way its file is there.
+    listing = f"ls -A {export}"
+    wait_until(lambda: storage.courier.run(listing).out.split() == [".stowage-backend.json"], "one marker alone", 30)
 
 
 def test_a_host_that_leaves_lets_go_and_one_that_comes_mounts(
