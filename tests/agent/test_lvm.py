@@ -70,7 +70,7 @@ async def test_logical_volumes_reads_the_report() -> None:
         ("inactive", "u-3", "41943040", "", "", "2"),
         ("unused", "u-4", "41943040", "", "", "0"),
     )
-    columns: list[str] = "lv_name lv_uuid lv_size lv_tags data_percent thin_count".split()
+    columns: list[str] = ["lv_name", "lv_uuid", "lv_size", "lv_tags", "data_percent", "thin_count"]
     rows: list[dict[str, str]] = [dict(zip(columns, values, strict=True)) for values in found]
     assert await Lvm(RecordedCommands(Step(LVS, stdout=report("lv", *rows)))).logical_volumes("/dev/sdb", "vg_vms") == (
         LogicalVolume("disk", "u-1", 4194304, ("a", "b"), None),
