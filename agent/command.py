@@ -65,7 +65,11 @@ class ToolRunner:
                 if not await child.ends_within(KILL_GRACE_S):
                     log.error("tool abandoned: it does not die", extra={"argv": list(argv), "pid": child.pid})
         duration_s = time.monotonic() - started
-        facts: dict[str, object] = {"argv": list(argv), "exit_code": child.exit_code, "duration_s": round(duration_s, 3)}
+        facts: dict[str, object] = {
+            "argv": list(argv),
+            "exit_code": child.exit_code,
+            "duration_s": round(duration_s, 3),
+        }
         if child.exit_code != 0:
             facts["stderr"] = child.stderr.text()[:MAX_LOGGED_CHARS]
         log.debug("tool ended", extra=facts)

@@ -165,7 +165,7 @@ class Host:
         # Not where this agent has seen it already: a share in use keeps to its old credentials, which counts as lost, and works.
         if self._board.latest(target.backend_id) is None:
             detail = "it is not attached on this host any more and is being attached again"
-            self._board.report(failing(target, fault(FaultCode.CONVERGING, detail)))
+            self._board.report(failing(target, fault(FaultCode.CONVERGING, detail), status=HealthStatus.PENDING))
 
     def note_failure(self, target: Target, what: Fault) -> None:
         """The manager learns that the target could not be attached: amber where an older form works on, else red."""

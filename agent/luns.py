@@ -258,13 +258,24 @@ class Luns:
         """The lockspace that lies on this disk is stopped; one that the operator started by a session of his own is his."""
         lock_lv = _lock_lv(words)
         if lock_lv and any(mapping.dm_name == lock_lv for mapping in self._disks.mappings(disk)):
+            if not self._is_alive(remembered_node(words)):
+                # vgchange would hang on the dead disk, unkillable, and another one with each try.
+                raise AgentFault.of(
+                    FaultCode.SERVER_UNREACHABLE,
+                    f"the lockspace of {words['locked_vg']} cannot be stopped while the target is away",
+                    f"Bring the target back, or run lvmlockctl --kill {words['locked_vg']} on this host",
+                    is_retryable=True,
+                )
             await self._lvm.for_locks("any").stop_locking(disk.device, words["locked_vg"])
 
     def _is_lost_for(self, node: Node, words: Mapping[str, str], target: Target) -> bool:
-        """Whether the session is down and was made with other credentials: iscsid tries those again for ever, whatever the record says."""
+        """Whether the session is down and was made with other credentials: iscsid tries those again for ever, whatever the record says.
+
+        Only what this backend knows to be so: of a session that another one made it lets the other judge.
+        """
         session = self._iscsi.session(node)
         is_down = session is not None and session.state != _ALIVE
-        return is_down and words.get("login_version") != str(target.credential_version)
+        return is_down and words.get("login_version") not in (None, str(target.credential_version))
 
     def _is_alive(self, node: Node | None) -> bool:
         session = None if node is None else self._iscsi.session(node)

@@ -113,8 +113,9 @@ class VolumeGroups:
         if not self._is_ours(place, group) and not establish:
             raise _lost(place, group, "its tags")
         if group.lock_type:
-            # Before it is started, for a kill must leave a trace of what release has to stop.
-            place.memory.add(locked_vg=group.name)
+            # Before it is started, for a kill must leave a trace of what release has to stop; and that the VG is ours to let go
+            # of, or release would take the volume with the leases for a stranger's.
+            place.memory.add(locked_vg=group.name, active_vg=group.uuid)
             await self._for(group).start_locking(place.disk.device, group.name)
         if not self._is_ours(place, group):
             return await self._take_over(place, group)

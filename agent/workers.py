@@ -61,11 +61,10 @@ FAULT_OF_ERRNO: dict[int, FaultCode] = {
 
 @dataclass
 class _Slot:
-    """What a key has going on. hung: the abandoned job's end. in_kernel: whether the last one that was abandoned waited there."""
+    """What a key has going on. hung: the abandoned job's end."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     hung: "asyncio.Future[bytes] | None" = None
-    in_kernel: bool = False
 
 
 class WorkerPool:
@@ -103,16 +102,21 @@ class WorkerPool:
     async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
         """See `Workers.run`. timeout_s includes the wait for the key's earlier job. Cancelled: the job is killed."""
         slot = self._slots.setdefault(key, _Slot())
-        slot.in_kernel = False
+        waits_in_kernel = False
+
+        def on_abandoned(pid: int | None) -> None:
+            nonlocal waits_in_kernel
+            waits_in_kernel = pid is not None and self._state_of(pid) == _UNINTERRUPTIBLE
+
         try:
             async with asyncio.timeout(timeout_s), slot.lock:
                 if slot.hung is not None:
                     raise AgentFault.of(
                         FaultCode.HUNG, "an earlier job on this storage is still stuck in the kernel", is_retryable=True
                     )
-                return _outcome(job, await self._run_alone(job, args, slot))
+                return _outcome(job, await self._run_alone(job, args, slot, on_abandoned))
         except TimeoutError as error:
-            if slot.in_kernel:
+            if waits_in_kernel:
                 raise AgentFault.of(
                     FaultCode.HUNG, f"the storage did not answer within {timeout_s:g} s", is_retryable=True
                 ) from error
@@ -120,12 +124,14 @@ class WorkerPool:
                 FaultCode.TIMED_OUT, f"the storage did not answer within {timeout_s:g} s", is_retryable=True
             ) from error
 
-    async def _run_alone(self, job: str, args: Mapping[str, Any], slot: _Slot) -> bytes:
+    async def _run_alone(
+        self, job: str, args: Mapping[str, Any], slot: _Slot, on_abandoned: Callable[[int | None], None]
+    ) -> bytes:
         job_id, pipe = await self._launch(job, args)
         try:
             await asyncio.wait({pipe.ended})
         except asyncio.CancelledError:
-            slot.in_kernel = pipe.pid is not None and self._state_of(pipe.pid) == _UNINTERRUPTIBLE
+            on_abandoned(pipe.pid)
             await self._abandon(job_id, pipe.ended, slot)
             raise
         return pipe.ended.result()

@@ -78,11 +78,13 @@ def judge(run: Run, errors: dict[str, AgentError], *, what: str, asked: int, of:
     silent = {h: e for h, e in errors.items() if isinstance(e, AgentTimeout)}
     if failed:
         problem = failure(run, list(failed.values()), what=what, is_first=asked < of, of=of)
-        if all(e.fault.code is FaultCode.CONVERGING for e in failed.values()):
-            # Something that the host needs is coming: the lockspace of a shared VG takes longer than any command lives.
-            run.allow(CONVERGE_S)
-            raise TryAgain(problem)
-        if all(e.is_retryable and most_failures(run, h) < MOST_FAILURES for h, e in failed.items()):
+        converging = {h for h, e in failed.items() if e.fault.code is FaultCode.CONVERGING}
+        if all(
+            h in converging or (e.is_retryable and most_failures(run, h) < MOST_FAILURES) for h, e in failed.items()
+        ):
+            if converging:
+                # Something that the host needs is coming: the lockspace of a shared VG takes longer than any command lives.
+                run.allow(CONVERGE_S)
             raise TryAgain(problem)
         raise StepFailed(problem)
     if silent:
