@@ -72,6 +72,33 @@ async def test_place_of_an_undone_add_waits_for_the_hosts_that_have_not_let_go(c
     assert await claimed(connection, second) is None
 
 
+async def test_place_of_an_initialization_without_an_answer_rests_but_for_its_own_backend(
+    connection: Connection,
+) -> None:
+    backend_id, first = new_id(), await operation(connection, "failed")
+    assert await claimed(connection, first, backend_id) is None
+    ended = "UPDATE operation SET kind = 'backend.initialize', error = $2, updated_at = now() - make_interval(secs => $3) WHERE id = $1"
+
+    await connection.execute(ended, first, {"code": "agent_timeout"}, 1.0)
+    assert await claimed(connection, await operation(connection)) == places.Holder(backend_id, ())
+
+    await connection.execute(ended, first, {"code": "probe_failed"}, 1.0)
+    other = await operation(connection, "failed")
+    assert await claimed(connection, other) is None
+
+    await connection.execute(ended, other, {"code": "agent_timeout"}, places.REST_S + 1)
+    assert await claimed(connection, await operation(connection, "failed")) is None
+
+
+async def test_place_of_an_initialization_is_its_own_backends_to_try_again(connection: Connection) -> None:
+    backend_id, first = new_id(), await operation(connection, "failed")
+    assert await claimed(connection, first, backend_id) is None
+    await connection.execute(
+        "UPDATE operation SET kind = 'backend.initialize', error = $2 WHERE id = $1", first, {"code": "agent_timeout"}
+    )
+    assert await claimed(connection, await operation(connection), backend_id) is None
+
+
 async def test_place_of_a_host_that_was_revoked_is_free(connection: Connection) -> None:
     host_id, backend_id, first = new_id(), new_id(), await operation(connection, "failed")
     await connection.execute(
