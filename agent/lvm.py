@@ -120,6 +120,8 @@ class Lvm:
         rows = await self._report(
             "lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", vg_name
         )
+        # thin_count is a segment's, so an LV has a row for each of its segments.
+        of_each = {row["lv_uuid"]: row for row in reversed(rows)}
         return tuple(
             LogicalVolume(
                 name=row["lv_name"],
@@ -131,7 +133,7 @@ class Lvm:
                 if row["data_percent"] or row["thin_count"] == "0"
                 else None,
             )
-            for row in rows
+            for row in reversed(of_each.values())
         )
 
     async def content(self, device: str) -> DeviceContent:

@@ -97,7 +97,10 @@ class VolumeGroups:
         tags = " ".join(
             f"--deltag {tag}"
             for tag in group.tags
-            if tag.startswith("stowage_") and tag.replace("_", "-").replace("-", "").isalnum()
+            if tag.startswith("stowage_")
+            # Ours beside another's are of two that came at once; the other may be a backend that works.
+            and tag not in markers.tags_for(place.target)
+            and tag.replace("_", "-").replace("-", "").isalnum()
         )
         markers.refuse_other(
             markers.read_tags(group.tags, place.target),
@@ -177,7 +180,11 @@ class VolumeGroups:
         Only that host: all hosts release at once, and of two that write a VG's metadata one destroys the other's.
         """
         group = await self._named(place)
-        if group is None or markers.read_tags(group.tags, place.target)["marker"] == "other":
+        if group is None:
+            return ()
+        if self._is_anothers(place, group):
+            # Which keeps it; what an add of ours wrote beside is still ours to take back.
+            await self._undo(place)
             return ()
         if not self._is_ours(place, group):
             await self._undo(place)
@@ -256,7 +263,8 @@ class VolumeGroups:
         group = await self._named(place)
         if group is not None and group.uuid == uuid:
             if _TAGS in made:
-                await self._for(group).unmark_group(device, group, tags, autoactivate=_AUTOACTIVATION in made)
+                turns_on = _AUTOACTIVATION in made and not self._is_anothers(place, group)
+                await self._for(group).unmark_group(device, group, tags, autoactivate=turns_on)
             for volume in await self._lvm.logical_volumes(device, group.name):
                 # Noted before it was made: if that failed, one of this name is somebody else's.
                 if volume.name in made and tags[0] in volume.tags:
@@ -297,6 +305,9 @@ class VolumeGroups:
 
     def _for(self, group: VolumeGroup) -> Lvm:
         return self._lvm.for_locks(group.lock_type)
+
+    def _is_anothers(self, place: Place, group: VolumeGroup) -> bool:
+        return bool(markers.read_tags(group.tags, place.target)["marker"] == "other")
 
     def _is_ours(self, place: Place, group: VolumeGroup) -> bool:
         return bool(markers.read_tags(group.tags, place.target)["marker"] == "ours")

@@ -66,6 +66,8 @@ async def test_volume_groups_of_garbage_is_failed(stdout: str) -> None:
 async def test_logical_volumes_reads_the_report() -> None:
     found = (
         ("disk", "u-1", "4194304", "a,b", "", ""),
+        # Another segment of it: lvs has a row for each.
+        ("disk", "u-1", "4194304", "a,b", "", ""),
         ("stowage_pool", "u-2", "41943040", "", "12.50", "1"),
         ("inactive", "u-3", "41943040", "", "", "2"),
         ("unused", "u-4", "41943040", "", "", "0"),
