@@ -248,6 +248,19 @@ async def test_release_after_a_kill_within_an_add_takes_back_what_it_made(
     assert (await san.driver.release(THIN, san.space, remove_marker=False)).left == ()
 
 
+async def test_release_after_an_add_that_was_overtaken_and_killed_takes_its_own_marks_back(
+    san: San, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = vgs(*TAGS, OTHER_TAGS[0])
+    with monkeypatch.context() as context:
+        without_handlers(context)
+        san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS, both)
+        await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=True))
+    san.driver = san.restarted()
+    san.then(san.deactivates(), both, both, REMOVES_TAGS, lvs(PROBE), san.goes())
+    assert (await san.driver.release(target_for(), san.space, remove_marker=False)).left == ()
+
+
 async def test_add_again_after_a_kill_within_an_add_begins_anew(san: San, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as context:
         without_handlers(context)
