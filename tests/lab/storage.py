@@ -11,7 +11,8 @@ from tests.lab.qemu import Machine
 
 ADDRESS = "10.77.0.1"
 ADDRESS_6 = "fd77::1"
-_CLIENTS = ("10.77.0.0/24", "fd77::/64")
+#: As exportfs takes them; an IPv6 network in brackets, for a colon parts it from the path.
+_CLIENTS = ("10.77.0.0/24", "[fd77::]/64")
 #: no_root_squash: the agent writes as root.
 _RIGHTS = "rw,sync,no_subtree_check,no_root_squash,insecure"
 _TARGETS = "/sys/kernel/config/target/iscsi"
@@ -65,7 +66,7 @@ class Storage:
         path = path or f"/srv/nfs/{self.unique('e')}"
         self.folder(path, mib=mib)
         for clients in _CLIENTS:
-            self.courier.run("exportfs -o", rights, f"{clients}:{path}" if ":" not in clients else f"[{clients.split('/')[0]}]/64:{path}")  # fmt: skip
+            self.courier.run("exportfs -o", rights, f"{clients}:{path}")
             self._exports.add((clients, path))
         return path
 
@@ -86,7 +87,7 @@ class Storage:
         """The export is gone; its folder is not."""
         for clients in _CLIENTS:
             if (clients, path) in self._exports:
-                self.courier.run("exportfs -u", f"{clients}:{path}" if ":" not in clients else f"[{clients.split('/')[0]}]/64:{path}")  # fmt: skip
+                self.courier.run("exportfs -u", f"{clients}:{path}")
                 self._exports.discard((clients, path))
 
     def stop_nfs(self) -> None:
