@@ -132,7 +132,7 @@ def _down(_: argparse.Namespace) -> int:
         print("lab: it is not up")
         return 0
     os.kill(state["pid"], signal.SIGTERM)
-    wait_until(lambda: not _is_keeper(state["pid"]), "the lab to end", 60.0, unless=lambda: None)
+    wait_until(lambda: not _is_keeper(state["pid"]), "the lab to end", 60.0)
     print("lab: ended")
     return 0
 

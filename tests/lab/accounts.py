@@ -80,4 +80,4 @@ def unaccounted(host: Host, api: Api) -> dict[str, list[str]]:
 
 def left_on_server(storage: Storage) -> list[str]:
     """Files that probes or trials have left on what the server serves, and markers without a backend."""
-    return storage.courier.run("find /srv -name '.stowage*' 2>/dev/null").out.split()
+    return storage.courier.run("find /srv -name '.stowage*'").out.split()

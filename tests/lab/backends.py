@@ -65,7 +65,7 @@ class Backend:
             is_new = after is None or dt.datetime.fromisoformat(cell["observed_at"]) > after
             return is_new and (cell["status"], cell["code"]) == (status, code)
 
-        wait_until(is_so, f"{self.name} to be {status} ({code}) on {host.name}", patience_s, unless=lambda: None)
+        wait_until(is_so, f"{self.name} to be {status} ({code}) on {host.name}", patience_s)
         return self.cell(host)
 
     def remove(self) -> Answer:

@@ -137,7 +137,7 @@ def _wait_for_none(look: Callable[[], dict[str, list[str]]], where: str) -> None
         return not last
 
     try:
-        wait_until(is_none, "nothing to be left", PATIENCE_S / 2, unless=lambda: None)
+        wait_until(is_none, "nothing to be left", PATIENCE_S / 2)
     except labs.LabError:
         pytest.fail(f"left on {where}: {last}")
 

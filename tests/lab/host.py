@@ -164,7 +164,7 @@ class Host:
         return bool(self._api.get(f"/hosts/{self.name}")["state"] == "online")
 
     def wait_online(self) -> None:
-        wait_until(self.is_online, f"{self.name} to be online", _ONLINE_TIMEOUT_S, unless=lambda: None)
+        wait_until(self.is_online, f"{self.name} to be online", _ONLINE_TIMEOUT_S)
 
     def new_log(self) -> list[dict[str, Any]]:
         """What the agent has logged since this was last asked."""
