@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _MEMORY = "mount"
 _ATTACHED = "attached"
+_HARDNESS = ("hard", "soft", "softerr")
 #: A qcow2 volume can be cloned and frozen on any file system.
 _CAPABILITIES = (Capability.EXTERNAL, Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)
 
@@ -117,11 +118,14 @@ class MountedFolders:
         return ReleaseReport(left=left, was_lazy=was_lazy)
 
     async def trial(
-        self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, own_session: str
+        self, place: Place, target: Target, space: Workspace, secret: SecretFile | None, *own: str
     ) -> ProbeReport:
-        """See Driver.trial. own_session: the option by which the trial shares no connection or cache with the mount in use."""
+        """See Driver.trial. own: options by which the trial shares no connection or cache with the mount in use, and how it gives up.
+
+        Soft, whatever the mount will be: nobody's disk is on it, and a server that dies beneath it must not keep the probe for ever.
+        """
         await self.clean_trial(place, target, space)
-        options = (*(option for option in place.plan.options if option != own_session), own_session)
+        options = (*(option for option in place.plan.options if option not in (*_HARDNESS, *own)), "soft", *own)
         await self._mounts.mount(replace(place.plan, options=options), space.trial_dir, secret)
         # Once attached here, the place must bear the marker, also after a change of server; a preflight's has none yet.
         on_missing = OnMissing.REFUSE if Memory(space.dir, _ATTACHED).read() else OnMissing.IGNORE

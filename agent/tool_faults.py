@@ -115,6 +115,9 @@ TABLE: tuple[Row, ...] = (
         "Start sanlock and lvmlockd on this host (packages sanlock, lvm2-lockd): the volume group is a shared one"),
     Row("lvm", None, r"invalid parameters for sanlock|did not find one running", FaultCode.TOOL_MISSING,
         "Start sanlock and then lvmlockd on this host, and give it a host_id of its own in lvmlocal.conf"),
+    Row("lvm", None, r"lock (failed|skipped): held by other host", FaultCode.IN_USE, "Try again: another host is changing the volume group"),
+    Row("lvm", None, r"lock (failed|skipped): storage \w+ for sanlock leases", FaultCode.IO_ERROR),
+    # Alone, which is how it is said where the lockspace was never started; a reason before it is met above.
     Row("lvm", None, r"due to failed lock", FaultCode.CONVERGING, "Wait: the volume group's lockspace is started with the next attempt"),
     Row("lvm", None, r"LVs must first be deactivated", FaultCode.IN_USE),
     Row("lvm", None, r"Cannot access VG", FaultCode.FOREIGN_DATA,

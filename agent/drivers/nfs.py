@@ -16,6 +16,8 @@ from schemas.kinds import NFS, NfsConfig
 
 _PORT = 2049
 _DISCOVER_TIMEOUT_S = 15.0
+#: Of a soft mount: seconds, where the defaults (timeo=600, retrans=2; nfs(5)) are minutes.
+_GIVES_UP = ("timeo=50", "retrans=1")
 #: What mountinfo shows after `vers=` for each choice; 4 leaves the minor version to the two sides.
 _SHOWN_VERSION = {"default": "", "3": r"3", "4": r"4\.\d", "4.0": r"4\.0", "4.1": r"4\.1", "4.2": r"4\.2"}
 
@@ -45,7 +47,7 @@ class Nfs:
         return await self._folders.release(_place(_held(target)), target, space, remove_marker=remove_marker)
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
-        return await self._folders.trial(_place(_config(target)), target, space, None, "nosharecache")
+        return await self._folders.trial(_place(_config(target)), target, space, None, "nosharecache", *_GIVES_UP)
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
         await self._folders.clean_trial(_place(_held(target)), target, space)

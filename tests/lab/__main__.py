@@ -25,7 +25,7 @@ _LISTEN = "127.0.0.1:8080"
 _EXPORT = "/srv/nfs/vms"
 _UP_TIMEOUT_S = 600.0
 #: pytest's words for the whole suite: two labs beside each other, each with its own guests.
-_ALL = ("-n", "2", "--dist", "worksteal", "--quiet", "tests/lab")
+_ALL = ("-n", "2", "--dist", "worksteal", "--quiet")
 
 
 def main() -> int:
@@ -52,7 +52,8 @@ def _build(_: argparse.Namespace) -> int:
 
 def _test(args: argparse.Namespace) -> NoReturn:
     snapshots.build()
-    argv = [sys.executable, "-m", "pytest", "--override-ini=timeout=600", *(args.rest or _ALL)]
+    ours = ("--override-ini=timeout=600", "--override-ini=testpaths=tests/lab")
+    argv = [sys.executable, "-m", "pytest", *ours, *(args.rest or _ALL)]
     print(f"lab: the commands that the agents run go to {log_dir()}/, test by test", flush=True)
     os.chdir(ROOT)
     # In our place, so that whoever ends us ends pytest and its guests.

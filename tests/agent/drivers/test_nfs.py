@@ -347,7 +347,7 @@ async def test_release_with_a_server_that_hangs_unmounts_all_the_same(
 async def test_trial_stands_beside_the_mount_and_leaves_nothing(
     driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    options = "nosuid,nodev,noexec,hard,retry=0,noatime,nosharecache"
+    options = "nosuid,nodev,noexec,retry=0,noatime,soft,nosharecache,timeo=50,retrans=1"
     commands.then(
         mounts_it(server, space.mount_dir),
         mounts_it(server, space.trial_dir, options=options),
@@ -364,7 +364,7 @@ async def test_trial_stands_beside_the_mount_and_leaves_nothing(
 async def test_trial_of_a_new_backend_needs_no_marker_and_makes_none(
     driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    options = "nosuid,nodev,noexec,hard,retry=0,nosharecache"
+    options = "nosuid,nodev,noexec,retry=0,soft,nosharecache,timeo=50,retrans=1"
     commands.then(mounts_it(server, space.trial_dir, options=options), unmounts_it(server, space.trial_dir))
     await driver.trial(target_for(), NONE, space)
     assert os.listdir(server.folder) == []
@@ -376,7 +376,7 @@ async def test_trial_of_another_place_for_a_known_backend_needs_its_marker(
 ) -> None:
     commands.then(
         mounts_it(server, space.mount_dir),
-        mounts_it(server, space.trial_dir, options="nosuid,nodev,noexec,hard,retry=0,nosharecache", source="10.0.0.6:/tank/vms",
+        mounts_it(server, space.trial_dir, options="nosuid,nodev,noexec,retry=0,soft,nosharecache,timeo=50,retrans=1", source="10.0.0.6:/tank/vms",
                   shown=SHOWN.replace("10.0.0.5", "10.0.0.6")),
         unmounts_it(server, space.trial_dir),
     )  # fmt: skip

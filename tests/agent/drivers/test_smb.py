@@ -283,7 +283,7 @@ async def test_attach_of_a_mount_that_lost_its_server_keeps_it_and_tells_what_a_
     commands.then(Step(mount_argv(space.mount_dir, options), effect=lambda: server.mount(space.mount_dir, SHOWN)))
     await driver.attach(target_for(), SECRET, space, establish=True)
     lost.is_lost = True
-    beside = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock"
+    beside = f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, beside)))
     fault = await fault_of(driver.attach(target_for(), SECRET, space, establish=False))
     assert fault.code is FaultCode.AUTH_FAILED
@@ -310,7 +310,7 @@ async def test_attach_of_a_mount_that_lost_its_server_mounts_anew_where_a_login_
         server.unmount(where)
         lost.is_lost = False
 
-    beside = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock"
+    beside = f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
     commands.then(
         Step(mount_argv(trial, beside), effect=lambda: server.mount(trial, SHOWN)),
         Step(umount_argv(trial), effect=lambda: server.unmount(trial)),
@@ -326,7 +326,7 @@ async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
 ) -> None:
     where, options = (
         space.trial_dir,
-        f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock",
+        f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock",
     )
     commands.then(
         Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
@@ -339,7 +339,7 @@ async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
 async def test_trial_with_a_wrong_password_is_auth_failed(
     driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
-    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space, 'trial.smb')},nosharesock"
+    options = f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, options)))
     assert (await fault_of(driver.trial(target_for(2), SECRET, space))).code is FaultCode.AUTH_FAILED
     assert not space.trial_dir.exists() and os.listdir(space.run_dir) == []
