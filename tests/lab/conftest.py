@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import accounts
+from tests.lab import accounts, leaks
 from tests.lab import lab as labs
 from tests.lab.backends import PATIENCE_S, Backends
+from tests.lab.client import Api
 from tests.lab.host import Command, Host, commands_in
 from tests.lab.image import log_dir
+from tests.lab.iscsi import target_with_group
 from tests.lab.lab import Lab
+from tests.lab.leaks import Secrets
 from tests.lab.qemu import wait_until
-from tests.lab.storage import Storage
+from tests.lab.smb import Login, login_of
+from tests.lab.storage import Chap, Storage
 
-_CANARY = "/tmp/canary"
-#: Everything that was used as a secret in this session.
-Secrets = Callable[[str], str]
 #: The tools that a host's agent has run in this test, in the order in which they ended.
 Ran = Callable[[Host], list[Command]]
 
@@ -89,7 +90,51 @@ def secrets(lab: Lab) -> Iterator[Secrets]:
         return text
 
     yield note
-    _refuse_leaks(lab, known)
+    leaks.refuse(lab, known)
+
+
+@pytest.fixture
+def api(lab: Lab) -> Api:
+    return lab.api
+
+
+@pytest.fixture
+def login(storage: Storage, secrets: Secrets) -> Login:
+    """The user that shares are made for, with a password that no other test has."""
+    return login_of("labuser", storage, secrets)
+
+
+@pytest.fixture
+def other(storage: Storage, secrets: Secrets) -> Login:
+    return login_of("other", storage, secrets)
+
+
+@pytest.fixture
+def chap(secrets: Secrets) -> Chap:
+    return Chap("labchap", secrets("chap-canary-1"))
+
+
+@pytest.fixture
+def mutual(secrets: Secrets) -> Chap:
+    return Chap("labchap", secrets("chap-canary-1"), "labtarget", secrets("mutual-canary-1"))
+
+
+@pytest.fixture
+def vms_iqn(storage: Storage) -> str:
+    """A target that asks for nothing, with the VG vg_vms on LUN 0."""
+    return target_with_group(storage)
+
+
+@pytest.fixture
+def iqn(storage: Storage) -> str:
+    """A target that asks for nothing and has no LUN."""
+    return storage.target()
+
+
+@pytest.fixture
+def image(storage: Storage, iqn: str) -> str:
+    """The file behind LUN 0 of that target, which is blank."""
+    return storage.lun(iqn)
 
 
 @pytest.fixture
@@ -154,25 +199,3 @@ def _write_commands(test: str, hosts: Sequence[Host], record: dict[str, list[Com
         lines += [f"{host.name}  {command}" for command in record[host.name]]
     with path.open("a") as log:
         log.write("\n".join(lines) + "\n")
-
-
-def _refuse_leaks(lab: Lab, secrets: set[str]) -> None:
-    """Every file of the stack's data folder (PostgreSQL's and JetStream's too), and everything of the hosts but the one place for them."""
-    needles = [secret.encode() for secret in secrets]
-    if not needles:
-        return
-    found = [
-        str(path.relative_to(lab.stack.data))
-        for path in lab.stack.data.rglob("*")
-        if path.is_file() and any(needle in path.read_bytes() for needle in needles)
-    ]
-    for host in lab.hosts:
-        host.courier.put("/run/needles", b"\n".join(needles) + b"\n", 0o600)
-        host.courier.put(_CANARY, needles[0])
-        # It fails at a file that goes while it reads, so its exit code says nothing; that it finds the canary does.
-        there = host.courier.run(
-            f"grep -rlaFf /run/needles /var /etc /tmp 2>/dev/null; rm /run/needles {_CANARY}"
-        ).out.split()
-        assert _CANARY in there, f"the search on {host.name} does not find what is there"
-        found += [path for path in there if path != _CANARY]
-    assert not found, f"secrets are in {found[:10]}"

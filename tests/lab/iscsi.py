@@ -5,10 +5,13 @@ from typing import Any
 from tests.lab.backends import Backend, Backends
 from tests.lab.client import Answer, Api
 from tests.lab.host import Host
-from tests.lab.storage import ADDRESS
+from tests.lab.storage import ADDRESS, Chap, Storage
 
 KIND = "iscsi_lvm"
 PROBE_LV = "stowage_probe"
+#: Seconds; above the manager's budget for an add. Whatever needs longer than an API call waits would be a 202.
+BOUND_S = 28.0
+_NO_CHAP = Chap()
 
 
 def iscsi(iqn: str, vg_name: str = "vg_vms", portal: str = ADDRESS, **more: Any) -> dict[str, Any]:
@@ -55,3 +58,40 @@ def added_blank(backends: Backends, config: dict[str, Any], **fields: Any) -> Ba
     backend = backends.add(KIND, config, **fields)
     assert backend.now()["state"] == "needs_initialization"
     return backend
+
+
+def target_with_group(storage: Storage, chap: Chap = _NO_CHAP, vg_name: str = "vg_vms") -> str:
+    """A target with this VG on LUN 0; its IQN."""
+    iqn = storage.target(chap)
+    storage.volume_group(storage.lun(iqn), vg_name)
+    return iqn
+
+
+def end_session(host: Host, iqn: str) -> None:
+    """Somebody ends our session."""
+    iface = "/etc/iscsi/ifaces/stowage"
+    host.courier.run(
+        f"mkdir -p /etc/iscsi/ifaces; printf 'iface.iscsi_ifacename = stowage\\niface.transport_name = tcp\\n' >{iface};"
+        f" iscsiadm -m node -T {iqn} -I stowage --logout; code=$?; rm -f {iface}; exit $code"
+    )
+
+
+def vgs(host: Host, iqn: str, columns: str) -> list[str]:
+    """What `vgs` on the host says of the LUN's VG, in bytes."""
+    return host.courier.run(
+        f"vgs --devices /dev/{disk_of(host, iqn)} --noheadings --units b --nosuffix --separator ' ' -o", columns
+    ).out.split()
+
+
+def lvs(host: Host, iqn: str, columns: str, name: str) -> list[str]:
+    """What `lvs` on the host says of the LV of vg_vms, in bytes."""
+    return host.courier.run(
+        f"lvs --devices /dev/{disk_of(host, iqn)} --noheadings --units b --nosuffix --separator ' ' -o",
+        columns,
+        f"vg_vms/{name}",
+    ).out.split()
+
+
+def content(storage: Storage, image: str) -> str:
+    """A digest of the LUN's first and last MiB."""
+    return storage.courier.run(f"(head -c 1048576 {image}; tail -c 1048576 {image}) | sha256sum").out

@@ -4,10 +4,10 @@ import datetime as dt
 
 from tests.lab import accounts
 from tests.lab.backends import Backends
-from tests.lab.conftest import Secrets
 from tests.lab.host import INTERVALS, Host
 from tests.lab.iscsi import initialize
 from tests.lab.lab import Lab
+from tests.lab.leaks import Secrets
 from tests.lab.nfs import SHOWN, mounted, nfs, options_of
 from tests.lab.qemu import wait_until
 from tests.lab.storage import ADDRESS, Chap, Storage
