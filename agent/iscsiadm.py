@@ -19,6 +19,7 @@ from agent.node_records import NodeRecords
 from agent.portals import Node, Portal, choose_node, normalized
 from agent.reach import bare_host, server_checks
 from agent.tool_faults import tool_fault
+from agent.udev_rule import UdevRule
 from schemas.agent_rpc import Check
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
@@ -68,12 +69,14 @@ class Iscsi:
         sysfs: Path = Path("/sys"),
         config_dirs: tuple[Path, ...] = (Path("/etc/iscsi"), Path("/var/lib/iscsi")),
         lock_dir: Path = Path("/run/lock/iscsi"),
+        udev_rules: Path = Path("/run/udev/rules.d"),
     ) -> None:
         self._commands = commands
         self._reach = reach
         self._sysfs = sysfs
         self._files = NodeRecords(config_dirs, lock_dir)
         self._records = asyncio.Lock()
+        self._rule = UdevRule(commands, udev_rules)
 
     async def discover(self, portal: Portal) -> tuple[Node, ...]:
         """What the portal offers to this host's initiator; nothing is recorded."""
@@ -98,6 +101,7 @@ class Iscsi:
 
     async def login(self, node: Node, chap: Credentials) -> None:
         """A session of the node exists, made with these secrets unless one was there. Raises AgentFault and leaves no record."""
+        await self._rule.ensure()
         await self.write_record(node, chap)
         try:
             result = await self._run_for(node, "--login", timeout_s=_LOGIN_TIMEOUT_S)

@@ -171,7 +171,7 @@ class Luns:
         if session is not None:
             disk = self._disks.find(session, int(words["lun"]))
             if disk is not None and not self._disks.has_other_path(disk):
-                # Activated by udev when the disk came. Not by LVM, which would take those of the session in use.
+                # Activated where our udev rule does not hold. Not by LVM, which would take those of the session in use.
                 if words.get("vg_uuid"):
                     await self._unmap(disk, frozenset((words["vg_uuid"],)))
                 else:
@@ -305,8 +305,8 @@ class Luns:
         return stays
 
     async def _unmap_strangers(self, disk: Disk) -> None:
-        """Of a LUN of which no VG is known for ours: udev activated what it found when the disk came, and with it neither could
-        our session end nor the LUN be initialized. Raises AgentFault in_use for what somebody has open.
+        """Of a LUN of which no VG is known for ours: where our udev rule does not hold, what LVM finds on a disk is activated when
+        that comes, and with it neither could our session end nor the LUN be initialized. Raises AgentFault in_use for what is open.
         """
         for mapping in self._disks.mappings(disk):
             if mapping.is_lvm:

@@ -223,7 +223,9 @@ class VolumeGroups:
         return self._report(place, marked, proof.volumes, proof.answer)
 
     async def _quiet(self, place: Place, group: VolumeGroup, probe: LogicalVolume) -> None:
-        """What udev activated when the disk came, for the VG's autoactivation was still on, is inactive again, unless somebody has it open."""
+        """What was activated when the disk came, where our udev rule does not hold and the VG's autoactivation was still on, is
+        inactive again, unless somebody has it open.
+        """
         mappings = [each for each in self._disks.mappings(place.disk) if each.is_of(frozenset((group.uuid,)))]
         lock_lv = mapper_name(group.name, LOCK_LV)
         for uuid in [m.lv_uuid for m in mappings if m.lv_uuid not in ("", probe.uuid) and m.dm_name != lock_lv]:

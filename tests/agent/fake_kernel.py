@@ -69,6 +69,7 @@ class FakeIscsi:
         self.sysfs = folder / "sys"
         self.config_dir = folder / "etc/iscsi"
         self.lock_dir = folder / "lock/iscsi"
+        self.udev_rules = folder / "run/udev/rules.d"  # not there: a host without udev
         for name in ("class/iscsi_session", "class/block", "class/scsi_host/host3"):
             (self.sysfs / name).mkdir(parents=True)
         (self.sysfs / "class/scsi_host/host3/scan").touch()

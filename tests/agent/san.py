@@ -110,6 +110,7 @@ class San:
             sysfs=self.host.sysfs,
             config_dirs=(self.host.config_dir,),
             lock_dir=self.host.lock_dir,
+            udev_rules=self.host.udev_rules,
         )
         return IscsiLvm(self.commands, self.blocks, iscsi, Disks(self.blocks, self.host.sysfs), Lvm(self.commands))
 

@@ -38,7 +38,12 @@ def iscsi_with(world: FakeIscsi, *steps: Step) -> Iscsi:
 
 def iscsi_of(world: FakeIscsi, commands: RecordedCommands) -> Iscsi:
     return Iscsi(
-        commands, reach=world.reach, sysfs=world.sysfs, config_dirs=(world.config_dir,), lock_dir=world.lock_dir
+        commands,
+        reach=world.reach,
+        sysfs=world.sysfs,
+        config_dirs=(world.config_dir,),
+        lock_dir=world.lock_dir,
+        udev_rules=world.udev_rules,
     )
 
 

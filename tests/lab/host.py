@@ -83,6 +83,13 @@ class Host:
         self.courier.put(_ENV_FILE, "\n".join(words) + "\n")
         self.courier.run("sync; echo go >/run/agent.go")
 
+    def rerun_agent(self, **seconds: float) -> None:
+        """The agent, started again with other intervals."""
+        self.stop_agent()
+        self.courier.run(f"rm {_OFF_FILE}")
+        self.run_agent(**seconds)
+        self.wait_online()
+
     def stop_agent(self) -> None:
         """The agent is gone, as by `systemctl stop`, and stays away."""
         self.courier.run(

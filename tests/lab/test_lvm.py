@@ -183,7 +183,7 @@ def test_capacity_is_the_volume_groups_own(
 def test_other_volumes_stay_inactive_on_every_host(
     storage: Storage, backends: Backends, hv1: Host, hv2: Host, iqn: str, image: str
 ) -> None:
-    # Its autoactivation is on, as vgcreate leaves it: udev activates it at the first login, before the add switches it off.
+    # Its autoactivation is on, as vgcreate leaves it, until the add switches it off.
     storage.volume_group(image, "vg_vms", volumes=("disk",))
 
     backend = backends.add(KIND, iscsi(iqn), on=(hv1, hv2))

@@ -12,11 +12,15 @@ from tests.lab.nfs import SHOWN, mounted, nfs, options_of
 from tests.lab.qemu import wait_until
 from tests.lab.storage import ADDRESS, Chap, Storage
 
+#: Seconds; the default is 300, the lab's other hosts have 10, which is what logging in and mounting take under emulation.
+_RECONCILE_S = 30
+
 
 def test_a_host_that_was_cut_off_is_right_within_one_reconcile_interval(
     lab: Lab, storage: Storage, backends: Backends, hv1: Host, hv2: Host, hv3: Host, secrets: Secrets
 ) -> None:
     hosts = (hv1, hv2, hv3)
+    hv3.rerun_agent(**INTERVALS | {"RECONCILE": _RECONCILE_S})
     before, after = secrets("Before-the-cut-1"), secrets("After-the-cut-2")
     storage.set_password("labuser", before)
     share = storage.share()
@@ -71,5 +75,5 @@ def test_a_host_that_was_cut_off_is_right_within_one_reconcile_interval(
     wait_until(is_right, "hv3 to be right", 60)
     took_s = (dt.datetime.now(dt.UTC) - healed_at).total_seconds()
     assert accounts.unaccounted(hv3, lab.api) == {}
-    # One reconcile interval and its jitter of a fifth, the reconnection, and what the work itself takes under emulation.
-    assert took_s < 1.2 * INTERVALS["RECONCILE"] + 15, took_s
+    # A tenth of an operator's interval, and its jitter of a fifth.
+    assert took_s < 1.2 * _RECONCILE_S, took_s
