@@ -24,8 +24,8 @@ _TOKEN = _TOLD / "admin.token"
 _LISTEN = "127.0.0.1:8080"
 _EXPORT = "/srv/nfs/vms"
 _UP_TIMEOUT_S = 600.0
-#: pytest's words for the whole suite: two labs beside each other, each with its own guests.
-_ALL = ("-n", "2", "--dist", "worksteal", "--quiet")
+#: pytest's words for the whole suite: two labs beside each other, each with its own guests, which take test by test.
+_ALL = ("-n", "2", "--dist", "load", "--maxschedchunk", "1", "--quiet")
 
 
 def main() -> int:
