@@ -78,16 +78,14 @@ class Host:
 
     def run_agent(self, **seconds: float) -> None:
         """Init starts the agent, with these intervals, and again whenever it ends."""
-        words = [f"STOWAGE_AGENT_NATS_URLS=nats://10.0.2.2:{self._nats_port}"]
-        words += [f"STOWAGE_AGENT_{name}_S={value}" for name, value in seconds.items()]
-        self.courier.put(_ENV_FILE, "\n".join(words) + "\n")
+        self._set_intervals(seconds)
         self.courier.run("sync; echo go >/run/agent.go")
 
     def rerun_agent(self, **seconds: float) -> None:
         """The agent, started again with other intervals."""
         self.stop_agent()
-        self.courier.run(f"rm {_OFF_FILE}")
-        self.run_agent(**seconds)
+        self._set_intervals(seconds)
+        self.start_agent()
         self.wait_online()
 
     def stop_agent(self) -> None:
@@ -179,6 +177,11 @@ class Host:
         whole = text[: text.rfind("\n") + 1]
         self._read_bytes += len(whole.encode())
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def _set_intervals(self, seconds: dict[str, float]) -> None:
+        words = [f"STOWAGE_AGENT_NATS_URLS=nats://10.0.2.2:{self._nats_port}"]
+        words += [f"STOWAGE_AGENT_{name}_S={value}" for name, value in seconds.items()]
+        self.courier.put(_ENV_FILE, "\n".join(words) + "\n")
 
 
 def seconds_of(action: Callable[[], None]) -> float:

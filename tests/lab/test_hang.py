@@ -74,11 +74,9 @@ def test_hung_is_red_and_turns_green_by_itself(
     backend.wait_for(hv1, "healthy")
 
 
-def test_other_probes_go_on_at_their_pace(
-    storage: Storage, backends: Backends, hv1: Host, local: Backend, take_away: Away
-) -> None:
+def test_other_probes_go_on_at_their_pace(storage: Storage, backends: Backends, hv1: Host, local: Backend) -> None:
     backend = backends.add("nfs", nfs(storage.export()))
-    hang(backend, hv1, take_away)
+    hang(backend, hv1, storage.stop_nfs)
 
     # One probe each 3 s: three different times of observation while the other hangs.
     seen: set[str] = set()
@@ -152,10 +150,10 @@ def test_an_agent_starts_in_its_normal_time_beside_a_hung_mount(
 
 
 def test_an_add_from_a_hanging_server_ends_and_leaves_nothing(
-    storage: Storage, backends: Backends, hv1: Host, local: Backend, take_away: Away
+    lab: Lab, storage: Storage, backends: Backends, hv1: Host, local: Backend
 ) -> None:
     export = storage.export()
-    take_away()
+    lab.isolate("storage")
 
     refused_for_the_host(backends.attempt("nfs", nfs(export)), hv1)
     assert local.probe(hv1)["status"] == "healthy"
