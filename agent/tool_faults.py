@@ -66,7 +66,7 @@ TABLE: tuple[Row, ...] = (
     Row("mount.nfs", None, r"timed out|No route to host|is unreachable|Connection (refused|reset)|Host is down|mount to NFS server .* failed",
         FaultCode.SERVER_UNREACHABLE),
     # EIO in its words: a soft mount, as a trial is, that waited in vain.
-    Row("mount.nfs", None, r"mount system call failed", FaultCode.SERVER_UNREACHABLE),
+    Row("mount.nfs", None, r"mount system call failed$", FaultCode.SERVER_UNREACHABLE),
     Row("mount.nfs", None, r"Input/output error", FaultCode.IO_ERROR),
     Row("mount.nfs", None, r"Permission denied|Operation not permitted", FaultCode.PERMISSION_DENIED),
     # mount -t cifs

@@ -1,4 +1,4 @@
-"""A shared volume group: lvmlockd and sanlock, where the operator has chosen them. A lockspace takes half a minute to start."""
+"""A shared volume group: lvmlockd and sanlock, where the operator has chosen them. A lockspace takes its time to start."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ _LOCKD = "--config global/use_lvmlockd=1"
 
 @contextmanager
 def lock_manager(host: Host) -> Generator[None]:
-    """sanlock and lvmlockd run on the host, under a host_id of its own."""
+    """sanlock and lvmlockd run on the host, under a host_id of its own. -o: seconds; with the default of 10 all of it takes minutes."""
     number = host.machine.seat.number
     conf = "/etc/lvm/lvmlocal.conf"
     host.courier.run(f"cp {conf} {conf}.away; sed -i 's/^local {{/local {{\\n\\thost_id = {number}/' {conf}")
     host.courier.run(
         "mkdir -p /run/sanlock; sanlock daemon -w 0; while ! sanlock client status >/dev/null 2>&1; do sleep 0.1; done;"
-        " lvmlockd -g sanlock; while ! lvmlockctl --info >/dev/null 2>&1; do sleep 0.1; done"
+        " lvmlockd -g sanlock -o 2; while ! lvmlockctl --info >/dev/null 2>&1; do sleep 0.1; done"
     )
     try:
         yield
