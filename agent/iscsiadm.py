@@ -16,8 +16,8 @@ from pathlib import Path
 from agent.drivers.base import CommandResult, Commands
 from agent.errors import AgentFault
 from agent.node_records import NodeRecords
-from agent.portals import Node, Portal, choose_node, normalized
-from agent.reach import bare_host, server_checks
+from agent.portals import Node, Portal, choose_node
+from agent.reach import bare_host, normalized, server_checks
 from agent.tool_faults import tool_fault
 from agent.udev_rule import UdevRule
 from schemas.agent_rpc import Check

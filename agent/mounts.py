@@ -33,9 +33,10 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo. options are the mount's, super_options the file system's."""
+    """One line of mountinfo. options are the mount's, super_options the file system's, device its number: major:minor."""
 
     mount_id: int
+    device: str
     where: Path
     fstype: str
     source: str
@@ -96,6 +97,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
         mounts.append(
             Mount(
                 mount_id=int(fields[0]),
+                device=fields[2],
                 where=Path(_unescape(fields[4])),
                 fstype=tail[0],
                 source=_unescape(tail[1]),
@@ -148,7 +150,8 @@ class Mounts:
     async def unmount_anyhow(self, where: Path, *, spare_busy: bool = False) -> bool:
         """Nothing is mounted there and the folder is gone; whether it took a lazy unmount. Plain, then forced, then lazy.
 
-        Busy goes straight to lazy: the server answers, and MNT_FORCE would fail the writes of whoever still uses it.
+        Busy goes straight to lazy: the server answers, and MNT_FORCE would fail the writes of whoever still uses it. So does what
+        shares its file system with another mount, as two backends on one export do: MNT_FORCE would fail the other's writes too.
         With spare_busy it stays: raises AgentFault in_use.
         """
         was_lazy = False
@@ -158,12 +161,18 @@ class Mounts:
             if spare_busy and error.fault.code is FaultCode.IN_USE:
                 raise
             log.warning("plain unmount failed", extra={"mount_dir": str(where), "code": str(error.fault.code)})
-            if error.fault.code is FaultCode.IN_USE or not await self._try_harder(where, "-f"):
+            may_force = error.fault.code is not FaultCode.IN_USE and not self._is_shared(where)
+            if not (may_force and await self._try_harder(where, "-f")):
                 was_lazy = True
                 if not await self._try_harder(where, "-l"):
                     raise
         _remove_folder(where)
         return was_lazy
+
+    def _is_shared(self, where: Path) -> bool:
+        """Whether the same file system is mounted elsewhere as well."""
+        present = self.at(where)
+        return present is not None and any(m.device == present.device and m.where != where for m in self._all())
 
     def _all(self) -> tuple[Mount, ...]:
         return parse_mountinfo(self._mountinfo.read_text(encoding="utf-8", errors="surrogateescape"))

@@ -1,13 +1,10 @@
 """A target's portals: as the operator writes them, as the target reports them, and which of them is the configured one."""
 
-import asyncio
-import ipaddress
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.errors import AgentFault
-from agent.reach import REACH_TIMEOUT_S, bare_host, is_ipv6
+from agent.reach import addresses_of, bare_host, is_ipv6, normalized
 from schemas.faults import FaultCode
 
 DEFAULT_PORT = 3260
@@ -75,27 +72,3 @@ async def choose_node(iqn: str, portal: Portal, offered: Iterable[Node]) -> Node
             "Give one of these portals in the backend's config",
         )
     return Node(iqn, Portal(addresses[0], portal.port), tags.pop())
-
-
-async def addresses_of(host: str) -> tuple[str, ...]:
-    """The host's addresses, normalized, best first; one for an address. Raises AgentFault name_not_resolved."""
-    try:
-        return (str(ipaddress.ip_address(host)),)
-    except ValueError:
-        pass
-    try:
-        async with asyncio.timeout(REACH_TIMEOUT_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError, UnicodeError) as error:
-        raise AgentFault.of(
-            FaultCode.NAME_NOT_RESOLVED, f"{host} does not resolve on this host", is_retryable=True
-        ) from error
-    return tuple(dict.fromkeys(normalized(str(row[4][0])) for row in found))
-
-
-def normalized(host: str) -> str:
-    """An address in its one canonical text; whatever is none as it is."""
-    try:
-        return str(ipaddress.ip_address(bare_host(host)))
-    except ValueError:
-        return host

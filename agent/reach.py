@@ -1,6 +1,7 @@
 """Whether a server's name resolves and its port answers from this host, asked before any mount."""
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -46,11 +47,10 @@ async def server_checks(server: str, port: int) -> tuple[Check, ...]:
     """Two checks, name and port; the second only if the first is passed."""
     host = bare_host(server)
     try:
-        async with asyncio.timeout(REACH_TIMEOUT_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError, UnicodeError):
-        return (failed_check("name", fault(FaultCode.NAME_NOT_RESOLVED, f"{host} does not resolve")),)
-    name = Check(name="name", is_ok=True, detail=f"{host} is {found[0][4][0]}")
+        addresses = await addresses_of(host)
+    except AgentFault as error:
+        return (failed_check("name", error.fault),)
+    name = Check(name="name", is_ok=True, detail=f"{host} is {addresses[0]}")
     try:
         async with asyncio.timeout(REACH_TIMEOUT_S):
             _, writer = await asyncio.open_connection(host, port)
@@ -58,3 +58,26 @@ async def server_checks(server: str, port: int) -> tuple[Check, ...]:
         return name, failed_check("port", fault(FaultCode.SERVER_UNREACHABLE, f"{host} port {port} does not answer"))
     writer.close()
     return name, Check(name="port", is_ok=True, detail=f"port {port} answers")
+
+
+async def addresses_of(host: str) -> tuple[str, ...]:
+    """The host's addresses, normalized, best first; one for an address. Raises AgentFault name_not_resolved."""
+    with contextlib.suppress(ValueError):
+        # Not by the resolver: its few threads may all be waiting for a dead name server.
+        return (str(ipaddress.ip_address(host)),)
+    try:
+        async with asyncio.timeout(REACH_TIMEOUT_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError) as error:
+        raise AgentFault.of(
+            FaultCode.NAME_NOT_RESOLVED, f"{host} does not resolve on this host", is_retryable=True
+        ) from error
+    return tuple(dict.fromkeys(normalized(str(row[4][0])) for row in found))
+
+
+def normalized(host: str) -> str:
+    """An address in its one canonical text; whatever is none as it is."""
+    try:
+        return str(ipaddress.ip_address(bare_host(host)))
+    except ValueError:
+        return host

@@ -10,6 +10,7 @@ from schemas.credentials import Credentials
 from schemas.kinds import KindSpec, field_hints
 from schemas.problems import FieldError
 
+_MAX_PORT = 65535
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -150,7 +151,8 @@ def _option_errors(options: str, allowed: frozenset[str], at: str) -> list[Field
         name, equals, value = option.partition("=")
         is_right = (
             (name + equals in allowed and (not equals or re.fullmatch(r"[A-Za-z0-9_.:/-]+", value)))
-            or (f"{name}{equals}#" in allowed and re.fullmatch(r"[0-9]{1,10}", value))
+            or (f"{name}{equals}#" in allowed and re.fullmatch(r"[0-9]{1,10}", value)
+                and not (name.endswith("port") and int(value) > _MAX_PORT))
         )  # fmt: skip
         if not is_right:
             shown = name if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "(unreadable)"

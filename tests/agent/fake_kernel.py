@@ -18,9 +18,11 @@ class FakeKernel:
         self.lines: list[str] = ["22 27 0:21 / /proc rw,relatime - proc proc rw"]
         self._write()
 
-    def mount(self, where: Path, words: str = NFS4, flags: str = FLAGS) -> None:
+    def mount(self, where: Path, words: str = NFS4, flags: str = FLAGS, device: str = "") -> None:
+        """device: that of another mount, where both are of one file system."""
         escaped = str(where).replace(" ", "\\040")
-        self.lines.append(f"{100 + len(self.lines)} 27 0:50 / {escaped} {flags} shared:5 - {words}")
+        number = 100 + len(self.lines)
+        self.lines.append(f"{number} 27 {device or f'0:{number}'} / {escaped} {flags} shared:5 - {words}")
         self._write()
 
     def unmount(self, where: Path) -> None:

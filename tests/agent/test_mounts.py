@@ -47,7 +47,13 @@ def test_parse_mountinfo_reads_escapes_optional_fields_and_skips_what_it_cannot_
     )
     first, second = parse_mountinfo(text)
     assert first == Mount(
-        36, Path("/mnt 2\tx"), "ext3", "/dev/root", frozenset(("rw", "noatime")), frozenset(("rw", "errors=continue"))
+        36,
+        "98:0",
+        Path("/mnt 2\tx"),
+        "ext3",
+        "/dev/root",
+        frozenset(("rw", "noatime")),
+        frozenset(("rw", "errors=continue")),
     )
     assert (second.source, second.fstype) == ("//nas/my share", "cifs")
 
@@ -209,6 +215,19 @@ async def test_unmount_anyhow_of_a_dead_server_goes_from_plain_to_forced_to_lazy
     commands = RecordedCommands(
         Step(umount_argv(where), fault=TIMED_OUT),
         Step(umount_argv(where, "-f"), fault=TIMED_OUT),
+        Step(umount_argv(where, "-l"), effect=lambda: kernel.unmount(where)),
+    )
+    assert await Mounts(commands, kernel.file).unmount_anyhow(where) is True
+    commands.assert_done()
+
+
+async def test_unmount_anyhow_never_forces_a_file_system_that_is_mounted_elsewhere_too(
+    kernel: FakeKernel, where: Path, tmp_path: Path
+) -> None:
+    kernel.mount(where, device="0:7")
+    kernel.mount(tmp_path / "neighbour", device="0:7")
+    commands = RecordedCommands(
+        Step(umount_argv(where), fault=TIMED_OUT),
         Step(umount_argv(where, "-l"), effect=lambda: kernel.unmount(where)),
     )
     assert await Mounts(commands, kernel.file).unmount_anyhow(where) is True

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agent.errors import AgentFault
-from agent.reach import bare_host, is_ipv6, server_checks, tool_check
+from agent.reach import addresses_of, bare_host, is_ipv6, server_checks, tool_check
 from schemas.faults import FaultCode
 from tests.agent.recorded_commands import RecordedCommands, Step
 
@@ -43,3 +43,13 @@ async def test_tool_check_says_how_to_install_what_is_missing() -> None:
 )
 def test_servers_address_family_is_seen_through_brackets_and_zone(server: str, bare: str, is_six: bool) -> None:
     assert (bare_host(server), is_ipv6(server)) == (bare, is_six)
+
+
+async def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the resolver was asked")
+
+    monkeypatch.setattr("asyncio.BaseEventLoop.getaddrinfo", fail)
+
+    assert await addresses_of("10.0.0.9") == ("10.0.0.9",)
+    assert await addresses_of("fd00:0::9") == ("fd00::9",)
