@@ -1,4 +1,4 @@
-"""What runs in a forked worker process: everything that may touch a mount or a device and hang in the kernel.
+"""What runs in a forked worker process: everything that may touch a mount and hang in the kernel; jobs on devices are in block_jobs.py.
 
 Standard library only and few imports, for the worker is forked for each job. A job takes and returns
 plain values; an OSError simply leaves it, and the worker maps its errno to a fault. Every job is
@@ -8,16 +8,15 @@ idempotent, and one that is killed leaves at most a file of a known name that th
 import errno
 import fcntl
 import json
-import mmap
 import os
 import stat
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
+from agent.block_jobs import BLOCK_BYTES, BLOCK_JOBS
+
 MARKER_NAME = ".stowage-backend.json"
-#: Bytes; one page, so that it is also a legal O_DIRECT transfer.
-BLOCK_BYTES = 4096
 #: Bytes; a marker is 200, and whatever is larger is not one.
 _MARKER_MAX_BYTES = 4096
 #: ioctl of linux/fs.h: _IOW(0x94, 9, int).
@@ -323,86 +322,6 @@ def reflink_test(args: dict[str, Any]) -> dict[str, Any]:
     return {"can_reflink": True}
 
 
-def write_block(args: dict[str, Any]) -> dict[str, Any]:
-    """A block of a shared device written, read back past every cache and compared. args: device, offset_bytes, dm_uuid.
-
-    dm_uuid: what the opened device must be by the kernel's word; its name may have become another's since it was looked up.
-    O_DIRECT and O_DSYNC, so that neither direction is answered by memory. Two hosts may have been given the same
-    place in rare cases, hence a few tries before bytes that differ count as an error.
-    """
-    started = time.monotonic()
-    with mmap.mmap(-1, BLOCK_BYTES) as page, mmap.mmap(-1, BLOCK_BYTES) as read:
-        # Not O_CREAT: a device node that is missing must not become a file in /dev.
-        descriptor = os.open(args["device"], os.O_RDWR | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC)
-        try:
-            _refuse_other_mapping(descriptor, args)
-            for _ in range(3):
-                page[:] = os.urandom(BLOCK_BYTES)
-                if os.pwritev(descriptor, [page], args["offset_bytes"]) != BLOCK_BYTES:
-                    raise OSError(errno.EIO, "short write", args["device"])
-                if os.preadv(descriptor, [read], args["offset_bytes"]) == BLOCK_BYTES and read[:] == page[:]:
-                    return {"latency_ms": round((time.monotonic() - started) * 1000, 3)}
-        finally:
-            os.close(descriptor)
-    raise OSError(errno.EIO, "the storage gave back other bytes than were written", args["device"])
-
-
-def read_block(args: dict[str, Any]) -> dict[str, Any]:
-    """The device's first block is readable past the cache, within latency_ms. args: device."""
-    started = time.monotonic()
-    with mmap.mmap(-1, BLOCK_BYTES) as page:
-        descriptor = os.open(args["device"], os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        try:
-            if os.preadv(descriptor, [page], 0) != BLOCK_BYTES:
-                raise OSError(errno.EIO, "short read", args["device"])
-        finally:
-            os.close(descriptor)
-    return {"latency_ms": round((time.monotonic() - started) * 1000, 3)}
-
-
-def write_sysfs(args: dict[str, Any]) -> dict[str, Any]:
-    """The text is written to a sysfs attribute in one write; scans and removals wait for the device. args: path, text."""
-    try:
-        descriptor = os.open(args["path"], os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return {"is_there": False}
-    try:
-        os.write(descriptor, args["text"].encode())
-    finally:
-        os.close(descriptor)
-    return {"is_there": True}
-
-
-def find_busy(args: dict[str, Any]) -> dict[str, Any]:
-    """{"busy"}: the first of the block devices that somebody has open for himself, as a mount, a mapping or an array does; empty for none.
-
-    args: devices. Read-only, so that closing it is no sign to udev to read it anew; a device that is gone or dead is not used.
-    """
-    for device in args["devices"]:
-        try:
-            descriptor = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                return {"busy": device}
-            if error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-                raise
-        else:
-            os.close(descriptor)
-    return {"busy": ""}
-
-
-def _refuse_other_mapping(descriptor: int, args: dict[str, Any]) -> None:
-    """Raises ENXIO unless the open device is the mapping of that UUID."""
-    number = os.fstat(descriptor).st_rdev
-    try:
-        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid", encoding="ascii") as text:
-            found = text.read().strip()
-    except FileNotFoundError:
-        found = ""
-    if found != args["dm_uuid"]:
-        raise OSError(errno.ENXIO, f"is {found or 'no mapping'}, not {args['dm_uuid']}", args["device"])
-
-
 def _unlink_if_there(path: str) -> None:
     try:
         os.unlink(path)
@@ -472,9 +391,6 @@ JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         make_dir,
         remove_dir_if_empty,
         reflink_test,
-        write_block,
-        read_block,
-        write_sysfs,
-        find_busy,
+        *BLOCK_JOBS,
     )
 }

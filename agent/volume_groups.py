@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent import markers
+from agent.block_jobs import BLOCK_BYTES
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
-from agent.jobs import BLOCK_BYTES
 from agent.lun_memory import LunMemory
 from agent.lvm import LOCK_LV, PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
 from agent.probes import PROBE_TIMEOUT_S, job_key, report_of

@@ -19,6 +19,7 @@ PACKAGES = ("schemas", "agent", "manager")
 #: Lowest first.
 RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
+        ("block_jobs",),
         ("errors", "packages", "private_files", "worker_main", "jobs", "journal", "drivers.base"),
         (
             "config",
@@ -37,8 +38,9 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("mounts", "node_records", "lvm", "probes", "join"),
         ("iscsiadm", "mounted_folders", "strays"),
         ("scsi", "lun_memory"),
+        ("lun_content",),
         ("luns", "volume_groups"),
-        ("host",),
+        ("host", "initialization"),
         ("drivers.*", "health", "reconcile", "rpc"),
         ("catalog",),
         ("app",),
@@ -208,10 +210,12 @@ def test_agent_needs_nothing_that_only_the_manager_installs(path: Path) -> None:
     assert not {top(imported) for imported in imports_of(path)} & MANAGER_ONLY
 
 
-@pytest.mark.parametrize("name", ["jobs", "worker_main"])
+@pytest.mark.parametrize("name", ["jobs", "block_jobs", "worker_main"])
 def test_what_runs_in_a_worker_is_the_standard_library_alone(name: str) -> None:
     """It is copied into every child, and starts in a Python without site-packages."""
-    assert {top(imported) for imported in imports_of(ROOT / "agent" / f"{name}.py")} <= sys.stdlib_module_names
+    others = {imported for imported in imports_of(ROOT / "agent" / f"{name}.py") if not imported.startswith("agent.")}
+    assert {top(imported) for imported in others} <= sys.stdlib_module_names
+    assert ours(ROOT / "agent" / f"{name}.py") <= {"agent.block_jobs"}
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if is_map(path)], ids=name_of)

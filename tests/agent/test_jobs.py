@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import socket
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from agent import jobs
-from tests.agent.loops import loop_device, needs_loop
 from tests.agent.mounting import fill, needs_root, tmpfs
 
 OURS = {"backend_id": "b-1", "fleet_id": "f-1", "created_at": "2026-11-23T00:00:00+00:00"}
@@ -319,61 +317,3 @@ def test_make_dir_twice_is_made_once(tmp_path: Path) -> None:
 def test_reflink_test_answers_and_leaves_nothing(tmp_path: Path) -> None:
     assert jobs.reflink_test(args_for(tmp_path))["can_reflink"] in (True, False)
     assert os.listdir(tmp_path) == []
-
-
-def test_write_block_writes_only_its_place_and_reads_it_back(tmp_path: Path) -> None:
-    device = tmp_path / "device"
-    device.write_bytes(bytes(4 * jobs.BLOCK_BYTES))
-    assert jobs.write_block({"device": str(device), "offset_bytes": jobs.BLOCK_BYTES, "dm_uuid": ""})["latency_ms"] > 0
-    content = device.read_bytes()
-    assert content[jobs.BLOCK_BYTES : 2 * jobs.BLOCK_BYTES] != bytes(jobs.BLOCK_BYTES)
-    assert content[: jobs.BLOCK_BYTES] == bytes(jobs.BLOCK_BYTES)
-    assert content[2 * jobs.BLOCK_BYTES :] == bytes(2 * jobs.BLOCK_BYTES)
-    assert jobs.read_block({"device": str(device)})["latency_ms"] > 0
-
-
-def test_write_block_without_device_makes_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        jobs.write_block({"device": str(tmp_path / "gone"), "offset_bytes": 0, "dm_uuid": ""})
-    assert os.listdir(tmp_path) == []
-
-
-@needs_loop
-def test_write_block_of_a_device_that_is_not_the_mapping_writes_nothing(tmp_path: Path) -> None:
-    """What a stale mapping lay upon may be a stranger's by now."""
-    with loop_device(tmp_path / "disk") as device:
-        with pytest.raises(OSError, match="no mapping") as caught:
-            jobs.write_block({"device": device, "offset_bytes": 0, "dm_uuid": "LVM-" + "x" * 64})
-        assert caught.value.errno == errno.ENXIO
-    assert not any((tmp_path / "disk").read_bytes())
-
-
-@needs_loop
-def test_find_busy_names_the_device_that_somebody_has_for_himself(tmp_path: Path) -> None:
-    with loop_device(tmp_path / "a") as free, loop_device(tmp_path / "b") as held:
-        assert jobs.find_busy({"devices": [free, held, str(tmp_path / "gone")]}) == {"busy": ""}
-        descriptor = os.open(held, os.O_RDONLY | os.O_EXCL)
-        assert jobs.find_busy({"devices": [free, held]}) == {"busy": held}
-        os.close(descriptor)
-        assert jobs.find_busy({"devices": [free, held]}) == {"busy": ""}
-
-
-@needs_loop
-def test_find_busy_names_the_device_of_a_mounted_file_system(tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    with loop_device(tmp_path / "disk") as device:
-        subprocess.run(["mkfs.ext4", "-q", "-F", device], check=True, timeout=30)
-        subprocess.run(["mount", device, str(place)], check=True, timeout=10)
-        try:
-            assert jobs.find_busy({"devices": [device]}) == {"busy": device}
-        finally:
-            subprocess.run(["umount", str(place)], check=True, timeout=10)
-
-
-def test_write_sysfs_of_a_device_that_is_gone_is_an_answer(tmp_path: Path) -> None:
-    attribute = tmp_path / "delete"
-    assert jobs.write_sysfs({"path": str(attribute), "text": "1"}) == {"is_there": False}
-    attribute.touch()
-    assert jobs.write_sysfs({"path": str(attribute), "text": "1"}) == {"is_there": True}
-    assert attribute.read_text() == "1"
