@@ -39,19 +39,21 @@ answer = {{
     "driver folders": names(state + "/backends/*"),
     "credential files": files(state + "/credentials"),
     "secret files": files(state + "/run"),
-    "sessions": [text(entry + "/targetname") for entry in names("/sys/class/iscsi_session/session*")],
+    "sessions": [text(entry + "/targetname") + " " + text(entry + "/ifacename") for entry in names("/sys/class/iscsi_session/session*")],
     "node records": files("/etc/iscsi/nodes") + files("/var/lib/iscsi/nodes"),
     "iface records": names("/etc/iscsi/ifaces/stowage*") + names("/etc/iscsi/.stowage*") + names("/run/lock/iscsi/*stowage*"),
     "mapped volumes": [text(entry) for entry in names("/sys/class/block/dm-*/dm/name")],
     "disks": [os.path.basename(entry) for entry in names("/sys/class/block/sd*")],
     "workers": [line for pid, (parent, line) in processes.items() if parent in zygotes],
     "tools": [line for pid, (parent, line) in processes.items() if parent in agents and pid not in zygotes],
-    "temporary files": [path for path in names("/tmp/*") + names(state + "/*.part") + names(state + "/*.tmp")],
+    "temporary files": names("/tmp/*") + names(state + "/**/.new-*") + names(state + "/**/*.part") + names("/run/udev/rules.d/*.part"),
 }}
 """
 #: Of which the manager may know while backends are there; names hold the backend's id, or belong to its session.
 _BY_ID = ("mounts", "mount folders", "driver folders", "credential files")
 _BY_SESSION = ("sessions", "node records", "mapped volumes", "disks")
+#: In a session or record of a trial, which is over; ours of the backends have the bare name.
+_TRIAL_IFACE = "stowage-"
 
 
 def on(host: Host) -> dict[str, list[str]]:
@@ -68,7 +70,7 @@ def unaccounted(host: Host, api: Api) -> dict[str, list[str]]:
     found = on(host)
     excused = {what: [path for path in found[what] if any(id_ in path for id_ in ids)] for what in _BY_ID}
     if has_luns:
-        excused |= {what: found[what] for what in _BY_SESSION}
+        excused |= {what: [one for one in found[what] if _TRIAL_IFACE not in one] for what in _BY_SESSION}
     if backends:
         excused |= {"workers": found["workers"], "tools": found["tools"]}
         if has_luns:

@@ -106,7 +106,10 @@ class Backends:
         **fields: Any,
     ) -> Backend:
         """The backend, added."""
-        answer = self.attempt(kind, config, on=on, credentials=credentials, **fields)
+        return self.of(self.attempt(kind, config, on=on, credentials=credentials, **fields))
+
+    def of(self, answer: Answer) -> Backend:
+        """What an add answered, if it succeeded."""
         assert answer.status == 201, answer
         return Backend(self._api, answer.body)
 

@@ -23,6 +23,8 @@ from tests.lab.qemu import wait_until
 from tests.lab.smb import Login, login_of
 from tests.lab.storage import Chap, Storage
 
+#: With what a node record's parser might take for its own.
+_CHAP = "chap-canary-\"'#=\\%$[1]"
 _LONGEST = ("test_three_hosts.py", "test_lvmlockd.py")
 #: The tools that a host's agent has run in this test, in the order in which they ended.
 Ran = Callable[[Host], list[Command]]
@@ -117,12 +119,12 @@ def other(storage: Storage, secrets: Secrets) -> Login:
 
 @pytest.fixture
 def chap(secrets: Secrets) -> Chap:
-    return Chap("labchap", secrets("chap-canary-1"))
+    return Chap("labchap", secrets(_CHAP))
 
 
 @pytest.fixture
 def mutual(secrets: Secrets) -> Chap:
-    return Chap("labchap", secrets("chap-canary-1"), "labtarget", secrets("mutual-canary-1"))
+    return Chap("labchap", secrets(_CHAP), "labtarget", secrets(f"mutual-{_CHAP}"))
 
 
 @pytest.fixture

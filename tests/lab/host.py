@@ -38,6 +38,25 @@ print(*lines, "end", sep="\\n")
 """
 
 
+_KILL = """
+import os, re, sys
+agent, pattern = int(sys.argv[1]), re.compile(sys.argv[2].encode())
+done = False
+while not done:
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    line = file.read().replace(b"\\0", b" ")
+            except OSError:
+                continue
+            if pattern.match(line):
+                os.kill(agent, 9)
+                done = True
+                break
+"""
+
+
 @dataclass(frozen=True)
 class Command:
     """A tool that the agent ran, by its own log at debug level. code None: it was abandoned."""
@@ -103,6 +122,19 @@ class Host:
     def kill_agent(self) -> None:
         """kill -9; init starts it again."""
         self.courier.run("pkill -KILL -f '[s]towage-agent run'")
+
+    @contextmanager
+    def killing_agent_at(self, pattern: str) -> Generator[None]:
+        """kill -9 of the agent as soon as a process is seen whose command line begins so; the block ends after that."""
+        self.courier.put("/run/kill.py", _KILL)
+        self.courier.run(
+            f"(python3 -E -s /run/kill.py {self.agent_pid()} {shlex.quote(pattern)}; echo end) >/run/killed 2>&1 </dev/null &"
+        )
+        yield
+        wait_until(
+            lambda: self.courier.run("cat /run/killed 2>/dev/null; true").out == "end\n", f"{pattern} to be seen", 60.0
+        )
+        self.courier.run("rm /run/kill.py /run/killed")
 
     def restart_agent(self) -> None:
         """Killed, started again by init, and connected."""

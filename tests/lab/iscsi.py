@@ -67,12 +67,13 @@ def target_with_group(storage: Storage, chap: Chap = _NO_CHAP, vg_name: str = "v
     return iqn
 
 
-def end_session(host: Host, iqn: str) -> None:
-    """Somebody ends our session."""
-    iface = "/etc/iscsi/ifaces/stowage"
+def end_session(host: Host, iqn: str, iface: str = "stowage") -> None:
+    """Somebody ends a session, ours unless told; its record stays."""
+    name = f"/etc/iscsi/ifaces/{iface}"
+    node = f"iscsiadm -m node -T {iqn} -I {iface}"
+    record = f"printf 'iface.iscsi_ifacename = {iface}\\niface.transport_name = tcp\\n' >{name}"
     host.courier.run(
-        f"mkdir -p /etc/iscsi/ifaces; printf 'iface.iscsi_ifacename = stowage\\niface.transport_name = tcp\\n' >{iface};"
-        f" iscsiadm -m node -T {iqn} -I stowage --logout; code=$?; rm -f {iface}; exit $code"
+        f"mkdir -p /etc/iscsi/ifaces; [ {iface} = default ] || {record}; {node} --logout; code=$?; rm -f {name}; exit $code"
     )
 
 
@@ -93,5 +94,5 @@ def lvs(host: Host, iqn: str, columns: str, name: str) -> list[str]:
 
 
 def content(storage: Storage, image: str) -> str:
-    """A digest of the LUN's first and last MiB."""
-    return storage.courier.run(f"(head -c 1048576 {image}; tail -c 1048576 {image}) | sha256sum").out
+    """A digest of the LUN's first 16 MiB, where the first volumes of a VG lie, and its last one; and how many blocks were ever written."""
+    return storage.courier.run(f"(head -c 16M {image}; tail -c 1M {image}) | sha256sum; stat -c %b {image}").out

@@ -1,5 +1,6 @@
 """Secrets that tests have given to the product, and the search for them where they must not be."""
 
+import json
 from collections.abc import Callable
 
 from tests.lab.lab import Lab
@@ -11,7 +12,7 @@ _CANARY = "/tmp/canary"
 
 def refuse(lab: Lab, secrets: set[str]) -> None:
     """None of them is in a file of the stack's data folder (PostgreSQL's and JetStream's too) or of a host, where by now no backend is."""
-    needles = [secret.encode() for secret in secrets]
+    needles = sorted({form.encode() for secret in secrets for form in _forms(secret)})
     if not needles:
         return
     found = [
@@ -24,8 +25,13 @@ def refuse(lab: Lab, secrets: set[str]) -> None:
         host.courier.put(_CANARY, needles[0])
         # It fails at a file that goes while it reads, so its exit code says nothing; that it finds the canary does.
         there = host.courier.run(
-            f"grep -rlaFf /run/needles /var /etc /tmp 2>/dev/null; rm /run/needles {_CANARY}"
+            f"grep -rlaFf /run/needles --exclude=needles /var /etc /tmp /run /root /dev/shm 2>/dev/null; rm /run/needles {_CANARY}"
         ).out.split()
         assert _CANARY in there, f"the search on {host.name} does not find what is there"
         found += [path for path in there if path != _CANARY]
     assert not found, f"secrets are in {found[:10]}"
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """As it is, and as a JSON text shows it."""
+    return secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]

@@ -12,6 +12,7 @@ from tests.lab.iscsi import (
     added_blank,
     content,
     disk_of,
+    end_session,
     initialize,
     inspection,
     iscsi,
@@ -196,6 +197,24 @@ def test_other_volumes_stay_inactive_on_every_host(
         host.courier.run(f"pvscan --cache -aay /dev/{disk_of(host, iqn)}; vgchange -aay --autoactivation event vg_vms")
         assert mapped(host) == [_PROBE]
     assert backend.probe(hv1)["status"] == "healthy"
+
+
+def test_udev_activates_nothing_on_a_disk_of_ours_and_what_it_likes_on_an_operators(
+    storage: Storage, backends: Backends, hv1: Host, iqn: str, image: str
+) -> None:
+    # The first login of a host brings the rule; this target has no VG of that name.
+    other = storage.target()
+    storage.lun(other)
+    added_blank(backends, iscsi(other)).remove()
+    storage.volume_group(image, "vg_theirs", volumes=("disk",))
+
+    for iface, activated in (("stowage", []), ("default", ["vg_theirs-disk"])):
+        hv1.log_in(iqn, ADDRESS, iface)
+        hv1.courier.run("udevadm settle")
+        assert mapped(hv1) == activated
+        hv1.courier.run("vgchange -an vg_theirs")
+        end_session(hv1, iqn, iface)
+        hv1.courier.run(f"iscsiadm -m node -T {iqn} -o delete")
 
 
 def test_every_lvm_command_sees_its_own_device_alone(

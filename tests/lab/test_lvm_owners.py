@@ -110,12 +110,15 @@ def test_a_lun_that_is_swapped_beneath_for_a_blank_one(
     storage.volume_group(image, "vg_vms")
     backend = backends.add(KIND, iscsi(iqn))
     storage.unmap(iqn, 0)
-    storage.lun(iqn, 0)
+    blank = storage.lun(iqn, 0)
+    before = content(storage, blank)
 
     # In the session that is there the kernel goes by the WWID of before.
     backend.wait_for(hv1, "unreachable", "marker_missing")
     storage.stop_target(iqn)
     storage.start_target(iqn)
+    assert backend.probe(hv1)["status"] != "healthy"
+    assert content(storage, blank) == before
 
     storage.unmap(iqn, 0)
     storage.map(iqn, 0, image)

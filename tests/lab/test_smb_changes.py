@@ -105,7 +105,8 @@ def test_a_rotation_of_a_share_in_use_waits_for_it(
         assert user_of(hv1, backend.mount_dir) == "labuser"
         seen = backend.probe(hv1)
         assert seen["status"] == "healthy", seen
-    hv1.courier.run(f"rm {backend.mount_dir}/disk")
+    wait_until(lambda: user_of(hv1, backend.mount_dir) == "other", "the new user to be logged in", PATIENCE_S)
+    storage.courier.run(f"rm /srv/smb/{backend.now()['config']['share']}/disk")
 
 
 # Hosts and neighbours.
