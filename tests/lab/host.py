@@ -57,6 +57,18 @@ while not done:
 """
 
 
+_WRITE = """
+import os, sys
+try:
+    with open(sys.argv[1], "ab", buffering=0) as file:
+        while not os.path.exists("/run/write-end"):
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+except OSError as error:
+    print(error)
+"""
+
+
 @dataclass(frozen=True)
 class Command:
     """A tool that the agent ran, by its own log at debug level. code None: it was abandoned."""
@@ -155,6 +167,20 @@ class Host:
             yield
         finally:
             self.courier.run("kill", pid)
+
+    @contextmanager
+    def writing(self, path: str) -> Generator[list[str]]:
+        """A process of the host writes and syncs the file without a pause. After the block the list holds the error that ended it, if one did."""
+        errors: list[str] = []
+        self.courier.put("/run/write.py", _WRITE)
+        self.courier.run(
+            f"rm -f /run/write-end; (python3 -E -s /run/write.py '{path}'; echo end) >/run/written 2>&1 </dev/null &"
+        )
+        try:
+            yield errors
+        finally:
+            self.courier.run("touch /run/write-end; while ! grep -q '^end$' /run/written; do sleep 0.05; done")
+            errors += self.courier.run("cat /run/written; rm /run/writ*").out.splitlines()[:-1]
 
     @contextmanager
     def serving_nfs(self, path: str) -> Generator[None]:

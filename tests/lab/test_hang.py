@@ -9,6 +9,7 @@ from tests.lab.backends import Backend, Backends
 from tests.lab.client import Answer
 from tests.lab.conftest import Ran
 from tests.lab.host import Host, seconds_of
+from tests.lab.iscsi import KIND, iscsi
 from tests.lab.lab import Lab
 from tests.lab.nfs import mounted, nfs
 from tests.lab.qemu import wait_until
@@ -180,4 +181,45 @@ def test_a_soft_mount_fails_instead_of_hanging_for_ever(
     wait_until(lambda: backend.cell(hv1)["status"] == "unreachable", "red", 60)
     bring_back()
 
+    backend.wait_for(hv1, "healthy")
+
+
+def test_removal_of_a_hung_backend_fails_no_write_of_its_neighbour_on_the_same_export(
+    storage: Storage, backends: Backends, hv1: Host, bring_back: Away
+) -> None:
+    """Both are one file system to the kernel, so what is forced for one is forced for both."""
+    export = storage.export()
+    storage.courier.run(f"mkdir {export}/gold {export}/silver")
+    gold, silver = (backends.add("nfs", nfs(export, subdir=name)) for name in ("gold", "silver"))
+
+    with hv1.writing(f"{silver.mount_dir}/silver/disk") as errors:
+        hang(gold, hv1, storage.stop_nfs)
+        answer = gold.remove_and_tell()
+        bring_back()
+        silver.wait_for(hv1, "healthy")
+
+    assert answer.status == 200, answer
+    assert errors == []
+    storage.courier.run(f"rm {export}/silver/disk {export}/gold/.stowage-backend.json")
+
+
+def test_a_dead_lun_hangs_nothing_else(lab: Lab, backends: Backends, hv1: Host, local: Backend, vms_iqn: str) -> None:
+    """What waits for a disk can't be killed, so each further probe would add one."""
+    backend = backends.add(KIND, iscsi(vms_iqn))
+    lab.isolate("storage")
+    wait_until(lambda: backend.cell(hv1)["status"] == "unreachable", "the LUN to be red", 60)
+
+    seen, beside = {backend.cell(hv1)["observed_at"]}, {local.cell(hv1)["observed_at"]}
+
+    def have_been_probed() -> bool:
+        seen.add(backend.cell(hv1)["observed_at"])
+        beside.add(local.cell(hv1)["observed_at"])
+        return len(seen) >= 4 and len(beside) >= 4
+
+    wait_until(have_been_probed, "three more probes of both", 60)
+    assert local.cell(hv1)["status"] == "healthy"
+    there = accounts.on(hv1)
+    assert len(there["workers"]) <= 2
+    assert len(there["tools"]) <= 1
+    lab.heal()
     backend.wait_for(hv1, "healthy")

@@ -71,13 +71,16 @@ def test_a_share_that_is_withdrawn_and_comes_back(
     share = storage.share()
     backend = backends.add("smb", smb(share), credentials=login)
     neighbour = backends.add("smb", smb(storage.share()), credentials=login)
+    storage.courier.run(f"install -d -o labuser /srv/smb/{share}/twin")
+    twin = backends.add("smb", smb(share, subdir="twin"), credentials=login)
 
     storage.unshare(share)
 
     backend.wait_for(hv1, "unreachable", "share_not_found")
     assert neighbour.probe(hv1)["status"] == "healthy"
     storage.share(name=share)
-    backend.wait_for(hv1, "healthy")
+    for one in (backend, twin):
+        one.wait_for(hv1, "healthy")
 
 
 def test_a_share_that_is_withdrawn_is_removed_all_the_same(
