@@ -61,9 +61,10 @@ FAULT_OF_ERRNO: dict[int, FaultCode] = {
 
 @dataclass
 class _Slot:
-    """What a key has going on. hung: the abandoned job's end."""
+    """What a key has going on. users: callers that run a job or wait. hung: the abandoned job's end."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
     hung: "asyncio.Future[bytes] | None" = None
 
 
@@ -95,6 +96,11 @@ class WorkerPool:
         return sum(slot.hung is not None for slot in self._slots.values())
 
     @property
+    def key_count(self) -> int:
+        """Keys of which a job runs, waits or hangs."""
+        return len(self._slots)
+
+    @property
     def zygote_pid(self) -> int | None:
         """None until the first job."""
         return None if self._zygote is None else self._zygote.pid
@@ -102,6 +108,7 @@ class WorkerPool:
     async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
         """See `Workers.run`. timeout_s includes the wait for the key's earlier job. Cancelled: the job is killed."""
         slot = self._slots.setdefault(key, _Slot())
+        slot.users += 1
         waits_in_kernel = False
 
         def on_abandoned(pid: int | None) -> None:
@@ -114,7 +121,7 @@ class WorkerPool:
                     raise AgentFault.of(
                         FaultCode.HUNG, "an earlier job on this storage is still stuck in the kernel", is_retryable=True
                     )
-                return _outcome(job, await self._run_alone(job, args, slot, on_abandoned))
+                return _outcome(job, await self._run_alone(job, args, key, on_abandoned))
         except TimeoutError as error:
             if waits_in_kernel:
                 raise AgentFault.of(
@@ -123,16 +130,19 @@ class WorkerPool:
             raise AgentFault.of(
                 FaultCode.TIMED_OUT, f"the storage did not answer within {timeout_s:g} s", is_retryable=True
             ) from error
+        finally:
+            slot.users -= 1
+            self._drop_if_idle(key)
 
     async def _run_alone(
-        self, job: str, args: Mapping[str, Any], slot: _Slot, on_abandoned: Callable[[int | None], None]
+        self, job: str, args: Mapping[str, Any], key: str, on_abandoned: Callable[[int | None], None]
     ) -> bytes:
         job_id, pipe = await self._launch(job, args)
         try:
             await asyncio.wait({pipe.ended})
         except asyncio.CancelledError:
             on_abandoned(pipe.pid)
-            await self._abandon(job_id, pipe.ended, slot)
+            await self._abandon(job_id, pipe.ended, key)
             raise
         return pipe.ended.result()
 
@@ -171,16 +181,26 @@ class WorkerPool:
                 self._zygote = await _Zygote.start(self._jobs_module)
             return self._zygote
 
-    async def _abandon(self, job_id: int, answer: "asyncio.Future[bytes]", slot: _Slot) -> None:
+    async def _abandon(self, job_id: int, answer: "asyncio.Future[bytes]", key: str) -> None:
         """The child is killed; until its pipe closes, the key counts as hung."""
-        slot.hung = answer
-        answer.add_done_callback(lambda _: setattr(slot, "hung", None))
+        self._slots[key].hung = answer
+        answer.add_done_callback(lambda _: self._on_hung_end(key))
         if self._zygote is not None:
             with contextlib.suppress(OSError):
                 self._zygote.send(json.dumps({"kill": job_id}).encode())
         done, _ = await asyncio.wait({answer}, timeout=KILL_GRACE_S)
         if not done:
             log.warning("worker hangs", extra={"hung_workers": self.hung_count})
+
+    def _on_hung_end(self, key: str) -> None:
+        self._slots[key].hung = None
+        self._drop_if_idle(key)
+
+    def _drop_if_idle(self, key: str) -> None:
+        """Every preflight and every backend that is gone again had keys of its own, and none may stay for ever."""
+        slot = self._slots[key]
+        if slot.users == 0 and slot.hung is None:
+            del self._slots[key]
 
 
 class _Zygote:

@@ -144,6 +144,30 @@ async def test_run_same_key_twice_runs_one_after_the_other(pool: WorkerPool) -> 
     assert time.monotonic() - started >= 0.4
 
 
+async def test_pool_remembers_a_key_only_while_something_goes_on(pool: WorkerPool, tmp_path: Path) -> None:
+    """Every preflight comes under a new id, so keys that stayed would be without end."""
+    began, stuck = tmp_path / "pid", tmp_path / "stuck"
+    for number in range(3):
+        await pool.run("echo", {}, key=f"preflight-{number}", timeout_s=5)
+        await fault_of(pool, "fail", key=f"failed-{number}", errno=errno.EIO)
+        await fault_of(pool, "sleep", key=f"late-{number}", timeout_s=0.1, s=60)
+    await until(lambda: pool.key_count == 0)
+    running = asyncio.create_task(pool.run("sleep", {"s": 60, "began": str(began)}, key="k", timeout_s=60))
+    await until(lambda: began.exists() and began.read_text())
+    # One that waits, and gives up, leaves the key to the one that runs.
+    assert (await fault_of(pool, "echo", timeout_s=0.1)).fault.code is FaultCode.TIMED_OUT
+    assert pool.key_count == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await until(lambda: pool.key_count == 0)
+    stuck.touch()
+    await fault_of(pool, "linger", timeout_s=0.3, **{"while": str(stuck)})
+    assert (await fault_of(pool, "echo")).fault.code is FaultCode.HUNG
+    assert pool.key_count == 1
+    stuck.unlink()
+    await until(lambda: pool.key_count == 0)
+
+
 async def test_run_cancelled_caller_kills_the_job(pool: WorkerPool, tmp_path: Path) -> None:
     began = tmp_path / "pid"
     task = asyncio.create_task(pool.run("sleep", {"s": 60, "began": str(began)}, key="k", timeout_s=60))
