@@ -5,7 +5,7 @@ private_files  files that survive power loss whole or not at all, readable by no
 errors         the agent's error tree
 command        the one place where tools are started
 worker_main    the zygote process that forks a child for every job; workers: its client
-jobs           what runs in such a child: everything that touches a mount
+jobs           what runs in such a child: everything that touches a mount; block_jobs: or a device
 credentials    the folder of credentials, and how they come in and go on
 journal        SQLite: fences, answered commands, what is attached
 memory         what a driver remembers of one backend
@@ -16,6 +16,7 @@ mounts mounted_folders      mount and umount; what nfs and smb have in common
 portals node_records        which portal is meant; open-iscsi's records as files, for the secrets in them
 iscsiadm scsi lvm           sessions, disks, volume groups
 lun_memory luns             the way to a LUN and back, and what is remembered of it
+lun_content initialization  what lies on a LUN, and a VG of ours made there
 volume_groups               a backend's VG: marks, what an add makes, the proof
 drivers/ catalog            the kinds, and which driver serves which
 status         the newest observation of every backend, and how the manager learns of it

@@ -18,7 +18,7 @@ import msgspec
 
 from agent.config import AgentConfig, StateDir
 from agent.credentials import CredentialStore
-from agent.drivers.base import Driver, ProbeReport, Workspace
+from agent.drivers.base import Deadline, Driver, ProbeReport, Workspace
 from agent.errors import AgentFault
 from agent.journal import Journal, Record, RecordState
 from agent.private_files import make_private_dir
@@ -245,12 +245,13 @@ class Host:
             self._journal.put_record(Record(target, RecordState.ATTACHING))
         return await self._driver(target.kind).inspect(target, credentials, self._space(target.backend_id))
 
-    async def initialize(self, target: Target, *, wwid: str, force: bool) -> Observation:
+    async def initialize(self, target: Target, *, wwid: str, force: bool, deadline: Deadline) -> Observation:
         """Initialized, and attached."""
         target = self.checked(target)
         credentials = self._store.get(target.backend_id, target.credential_version)
         driver, space = self._driver(target.kind), self._space(target.backend_id)
-        return await self._bring_up(target, driver.initialize(target, credentials, space, wwid=wwid, force=force))
+        acting = driver.initialize(target, credentials, space, wwid=wwid, force=force, deadline=deadline)
+        return await self._bring_up(target, acting)
 
     async def preflight(self, target: Target, credentials: Credentials) -> PreflightReport:
         """An add's checks, and a trial where none of them fails; the credentials stay in memory."""

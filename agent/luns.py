@@ -93,10 +93,10 @@ class Luns:
         with _quietly(target):
             await self.detach(target, space)
 
-    async def free(self, space: Workspace, disk: Disk) -> str:
+    async def free(self, target: Target, space: Workspace, disk: Disk) -> str:
         """None of our volumes lies on the disk. Raises AgentFault in_use while one is open, or something of others lies there.
 
-        Of a session that is down the probe LV may stay, for a probe of ours hangs in it: its dm UUID is returned.
+        Of a disk that is dead the probe LV may stay, for a probe of ours hangs in it: its dm UUID is returned.
         """
         words = LunMemory(space.dir).read()
         node, lun, ours = remembered_node(words), int(words["lun"]), active_vgs(words)
@@ -110,13 +110,14 @@ class Luns:
         lock_lv = _lock_lv(words)
         uuids = [m.lv_uuid for m in self._disks.mappings(disk) if m.is_of(ours) and m.lv_uuid and m.dm_name != lock_lv]
         probe_uuid = words.get("probe_uuid", "")
+        is_dead = not (await self._answers(node, disk, target) if uuids else self._is_alive(node))
         # The probe LV last: while another is open, the backend stays as it was.
         for chosen in ([uuid for uuid in uuids if uuid != probe_uuid], [uuid for uuid in uuids if uuid == probe_uuid]):
-            if chosen and self._is_alive(node):
+            if chosen and not is_dead:
                 await self._deactivate(disk, chosen, is_locked=lock_lv != "")
         # Of a dead disk, or of volumes that another host has meanwhile deleted from the metadata.
-        is_down = not self._is_alive(node) and all(other.node != node for other in neighbours(space))
-        hung = dm_uuid_of(words["vg_uuid"], probe_uuid) if is_down and probe_uuid else ""
+        is_going = is_dead and all(other.node != node for other in neighbours(space))
+        hung = dm_uuid_of(words["vg_uuid"], probe_uuid) if is_going and probe_uuid else ""
         return await self._unmap(disk, ours, may_stay=hung, lock_lv=lock_lv)
 
     def found(self, space: Workspace) -> Disk | None:
@@ -220,8 +221,8 @@ class Luns:
         disk = None if session is None else self._disks.find(session, lun)
         hung = ""
         if disk is not None:
-            hung = await self.free(space, disk)
-            await self._leave_lockspace(disk, memory.read())
+            hung = await self.free(target, space, disk)
+            await self._leave_lockspace(disk, memory.read(), target)
             if all(other.lun != lun for other in sharing):
                 await self._disks.refuse_used(disk, job_key(target), but=hung)
                 # A dead target hangs this; ending the session removes the disk all the same.
@@ -254,11 +255,11 @@ class Luns:
         await self._iscsi.login(trial, credentials)
         return self._session(trial)
 
-    async def _leave_lockspace(self, disk: Disk, words: Mapping[str, str]) -> None:
+    async def _leave_lockspace(self, disk: Disk, words: Mapping[str, str], target: Target) -> None:
         """The lockspace that lies on this disk is stopped; one that the operator started by a session of his own is his."""
         lock_lv = _lock_lv(words)
         if lock_lv and any(mapping.dm_name == lock_lv for mapping in self._disks.mappings(disk)):
-            if not self._is_alive(remembered_node(words)):
+            if not await self._answers(remembered_node(words), disk, target):
                 # vgchange would hang on the dead disk, unkillable, and another one with each try.
                 raise AgentFault.of(
                     FaultCode.SERVER_UNREACHABLE,
@@ -276,6 +277,20 @@ class Luns:
         session = self._iscsi.session(node)
         is_down = session is not None and session.state != _ALIVE
         return is_down and words.get("login_version") not in (None, str(target.credential_version))
+
+    async def _answers(self, node: Node | None, disk: Disk, target: Target) -> bool:
+        """Whether LVM may be asked of the disk: on a dead one each of its tools would hang beyond any signal.
+
+        The session tells of that late, or never: not of a target that answers pings and no reads.
+        """
+        if not self._is_alive(node):
+            return False
+        try:
+            await self._disks.read(disk, job_key(target))
+        except AgentFault as error:
+            log.warning("disk does not answer", extra={"device": disk.device, "code": str(error.fault.code)})
+            return False
+        return True
 
     def _is_alive(self, node: Node | None) -> bool:
         session = None if node is None else self._iscsi.session(node)

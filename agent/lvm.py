@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.drivers.base import CommandResult, Commands
+from agent.drivers.base import CommandResult, Commands, Deadline
 from agent.errors import AgentFault
 from agent.tool_faults import tool_fault
 from schemas.faults import FaultCode
@@ -49,23 +49,30 @@ class VolumeGroup:
 
 @dataclass(frozen=True)
 class LogicalVolume:
-    """data_percent: of a thin pool that is active here or has no volumes, else None."""
+    """data_percent: of a thin pool that is active here or has no volumes, else None. is_unused_pool: of which LVM knows no thin volume."""
 
     name: str
     uuid: str
     size_bytes: int
     tags: tuple[str, ...]
     data_percent: float | None
+    is_unused_pool: bool = False
 
 
 @dataclass(frozen=True)
 class DeviceContent:
-    """What is on a device. signatures: "type at offset". foreign_vg: its VG's name, whoever's. is_blank: nothing that a wipe would destroy."""
+    """What LVM and libblkid know on a device. signatures: "type at offset". uuids: theirs, which tell one from another of its kind.
+
+    vg_name: its VG's, whoever's. is_blank: nothing that they know of and that a wipe would destroy. begins_at: bytes, up to which a PV
+    that is in no VG is LVM's own; what lies behind may be anything.
+    """
 
     signatures: tuple[str, ...]
     partition_table: str | None
     vg_name: str | None
     is_blank: bool
+    uuids: tuple[str, ...] = ()
+    begins_at: int = 0
 
 
 class _Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +84,7 @@ class _Report(msgspec.Struct, frozen=True, kw_only=True):
 class _Signature(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     offset: str
+    uuid: str | None = None
 
 
 class _Signatures(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +140,7 @@ class Lvm:
                 data_percent=float(row["data_percent"] or 0)
                 if row["data_percent"] or row["thin_count"] == "0"
                 else None,
+                is_unused_pool=row["thin_count"] == "0",
             )
             for row in reversed(of_each.values())
         )
@@ -139,8 +148,9 @@ class Lvm:
     async def content(self, device: str) -> DeviceContent:
         """What lies on the device, found without writing. A PV that is in no VG holds nothing, so it counts as blank."""
         result = await self._run(["wipefs", "--no-act", "--json", "--", device], _REPORT_TIMEOUT_S)
-        found = [(row.type, row.offset) for row in _decoded(result, _Signatures).signatures]
-        rows = await self._report("pvs", device, "pv", "pv_name,vg_name,pv_in_use")
+        signatures = _decoded(result, _Signatures).signatures
+        found = [(row.type, row.offset) for row in signatures]
+        rows = await self._report("pvs", device, "pv", "pv_name,vg_name,pv_in_use,pe_start")
         vg_name = next((row["vg_name"] for row in rows if row["vg_name"]), None)
         is_orphan = bool(rows) and vg_name is None and not any(row["pv_in_use"] for row in rows)
         return DeviceContent(
@@ -148,22 +158,24 @@ class Lvm:
             partition_table=next((type_ for type_, _ in found if type_ in _PARTITION_TABLES), None),
             vg_name=vg_name,
             is_blank=all(type_ == "LVM2_member" for type_, _ in found) and (not found or is_orphan) and vg_name is None,
+            uuids=tuple(row.uuid or "" for row in signatures),
+            begins_at=int(rows[0]["pe_start"] or 0) if is_orphan else 0,
         )
 
-    async def wipe(self, device: str) -> None:
+    async def wipe(self, device: str, deadline: Deadline) -> None:
         """No signature is left on the device. The caller has made sure that nobody wants them."""
         # --force: without it wipefs leaves a partition table alone (wipefs(8)).
-        await self._run(["wipefs", "--all", "--force", "--", device], _CHANGE_TIMEOUT_S)
+        await self._overwrite(["wipefs", "--all", "--force", "--", device], deadline)
 
-    async def create_group(self, device: str, vg_name: str, tags: Sequence[str]) -> None:
+    async def create_group(self, device: str, vg_name: str, tags: Sequence[str], deadline: Deadline) -> None:
         """The VG exists on the device alone, tagged, of no one host, and no host activates its volumes by itself.
 
         Raises AgentFault foreign_data when a signature has appeared: without --yes LVM asks, and its empty input answers no.
         """
-        await self._run(["pvcreate", *self._scope(device), "--", device], _CHANGE_TIMEOUT_S)
+        await self._overwrite(["pvcreate", *self._scope(device), "--", device], deadline)
         # A host with a system ID would give it to the VG, and hide the VG from all others (lvmsystemid(7)).
         options = ["--systemid", "", "--setautoactivation", "n", *_words("--addtag", tags)]
-        await self._run(["vgcreate", *self._scope(device), *options, "--", vg_name, device], _CHANGE_TIMEOUT_S)
+        await self._overwrite(["vgcreate", *self._scope(device), *options, "--", vg_name, device], deadline)
 
     async def mark_group(self, device: str, group: VolumeGroup, tags: Sequence[str]) -> None:
         """The VG has the tags, and no host activates its volumes by itself; one write of the metadata for both."""
@@ -198,6 +210,16 @@ class Lvm:
 
     async def remove_volume(self, device: str, vg_name: str, lv_name: str) -> None:
         await self._run(["lvremove", *self._scope(device), "--yes", "--", f"{vg_name}/{lv_name}"], _CHANGE_TIMEOUT_S)
+
+    async def remove_unused_pool(self, device: str, vg_name: str, pool: LogicalVolume) -> None:
+        """The thin pool is gone, or stays because it has a thin volume: LVM itself looks, with the VG locked (seen with 2.03.16).
+
+        By its name it would go with all that is in it.
+        """
+        chosen = f"lv_uuid={pool.uuid} && thin_count=0"
+        await self._run(
+            ["lvremove", *self._scope(device), "--yes", "--select", chosen, "--", vg_name], _CHANGE_TIMEOUT_S
+        )
 
     async def activate(self, device: str, vg_name: str, lv_name: str) -> None:
         """The LV is active here; under locks shared with other hosts."""
@@ -238,6 +260,18 @@ class Lvm:
         if "Device not found" in result.stderr or "Cannot access VG" in result.stderr:
             raise tool_fault(result)
         return [row for part in _decoded(result, _Report).report for row in part.get(section, [])]
+
+    async def _overwrite(self, argv: list[str], deadline: Deadline) -> None:
+        """The tool has run, and has not gone on past the deadline. Raises AgentFault timed_out when that is over before it starts."""
+        left_s = deadline.left_s
+        if left_s <= 0:
+            raise AgentFault.of(
+                FaultCode.TIMED_OUT,
+                f"the command's time was over before {argv[0]}, which was not run: this host was too slow, or stood still",
+                "Inspect the device again, then repeat",
+                is_retryable=True,
+            )
+        await self._run(argv, min(_CHANGE_TIMEOUT_S, left_s))
 
     async def _run(self, argv: list[str], timeout_s: float) -> CommandResult:
         result = await self._commands.run(argv, timeout_s=timeout_s)

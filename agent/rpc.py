@@ -5,13 +5,13 @@ Only successes are journaled: a failure may be tried again under the same id, an
 """
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import assert_never
 
 import msgspec
 
 from agent.credentials import CredentialStore, Deliveries
+from agent.drivers.base import Deadline, boot_time_s
 from agent.errors import AgentFault
 from agent.host import Host
 from agent.journal import Journal
@@ -57,7 +57,7 @@ _decoder: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand)
 class CommandServer:
     """`handle` is the bus subscription's handler.
 
-    send: publishes a reply. nudge: wakes the reconciler.
+    send: publishes a reply. nudge: wakes the reconciler. clock: must count the time in which this process is stopped.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CommandServer:
         deliveries: Deliveries,
         send: Callable[[str, bytes], Awaitable[None]],
         nudge: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boot_time_s,
     ) -> None:
         self._host = host
         self._journal = journal
@@ -114,14 +114,15 @@ class CommandServer:
             return Failed(fault=fault(FaultCode.FAILED, detail))
 
     async def _answer(self, command: AnyCommand, received_at: float) -> Reply:
+        deadline = Deadline(received_at + command.ttl_ms / 1000, self._clock)
         if isinstance(command, Discover):
-            return await self._act(command)
+            return await self._act(command, deadline)
         if isinstance(command, Probe):
             # Without the lock: the probe takes it, and who asks during a probe joins that one.
-            return self._stale(command) or await self._act(command)
+            return self._stale(command) or await self._act(command, deadline)
         async with self._host.lock(command.backend_id):
-            waited_s = self._clock() - received_at
-            if waited_s * 1000 > command.ttl_ms:
+            if deadline.left_s < 0:
+                waited_s = self._clock() - received_at
                 what = fault(
                     FaultCode.TIMED_OUT, f"the host was busy with the backend for {waited_s:.0f} s; nothing was done"
                 )
@@ -129,10 +130,10 @@ class CommandServer:
             if stale := self._stale(command):
                 return stale
             if not isinstance(command, _JOURNALED):
-                return await self._act(command)
+                return await self._act(command, deadline)
             if kept := self._journal.answered(command.command_id):
                 return _reply_decoder.decode(kept)
-            reply = await self._act(command)
+            reply = await self._act(command, deadline)
             self._journal.keep_answer(command.command_id, msgspec.json.encode(reply))
             return reply
 
@@ -149,10 +150,10 @@ class CommandServer:
             self._journal.remember_fences({command.backend_id: command.fence})
         return None
 
-    async def _act(self, command: AnyCommand) -> Ok:
-        return Ok(result=msgspec.Raw(msgspec.json.encode(await self._dispatch(command))))
+    async def _act(self, command: AnyCommand, deadline: Deadline) -> Ok:
+        return Ok(result=msgspec.Raw(msgspec.json.encode(await self._dispatch(command, deadline))))
 
-    async def _dispatch(self, command: AnyCommand) -> object:
+    async def _dispatch(self, command: AnyCommand, deadline: Deadline) -> object:
         match command:
             case Attach(target=target, establish=establish):
                 return await self._host.attach(target, establish=establish)
@@ -177,7 +178,7 @@ class CommandServer:
             case Inspect(target=target):
                 return await self._host.inspect(target)
             case Initialize(target=target, wwid=wwid, force=force):
-                return await self._host.initialize(target, wwid=wwid, force=force)
+                return await self._host.initialize(target, wwid=wwid, force=force, deadline=deadline)
             case Preflight(target=target, sealed=sealed):
                 version = target.credential_version or 1
                 credentials = self._deliveries.open(target.backend_id, version, sealed) if sealed else Credentials({})

@@ -22,6 +22,8 @@ DISK_TIMEOUT_S = 15.0
 _SCAN_TIMEOUT_S = 20.0
 _REMOVE_TIMEOUT_S = 20.0
 _READ_TIMEOUT_S = 10.0
+#: For 8 MiB, in the time of a command that has 20 s.
+_LOOK_TIMEOUT_S = 10.0
 _OPEN_TIMEOUT_S = 20.0
 _POLL_S = 0.1
 _SECTOR_BYTES = 512
@@ -135,6 +137,12 @@ class Disks:
     async def read(self, disk: Disk, key: str) -> dict[str, Any]:
         """latency_ms of a read past the cache. Asked before LVM is: a dead disk hangs the one worker of the key, not one tool a try."""
         return await self._workers.run("read_block", {"device": disk.device}, key=key, timeout_s=_READ_TIMEOUT_S)
+
+    async def is_zero(self, disk: Disk, key: str, *, from_bytes: int) -> bool:
+        """Whether the disk's first and last 4 MiB are zeros; what lies before from_bytes is not looked at."""
+        args = {"device": disk.device, "from_bytes": from_bytes}
+        answer = await self._workers.run("look_for_data", args, key=key, timeout_s=_LOOK_TIMEOUT_S)
+        return answer["is_zero"] is True
 
     async def remove(self, disk: Disk, key: str) -> None:
         """The kernel has let go of the disk; before the target unmaps it, so that no other LUN ever takes its name unseen."""

@@ -17,6 +17,7 @@ from agent import markers
 from agent.block_jobs import BLOCK_BYTES
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.lun_content import LunContents, remedy_for, shown
 from agent.lun_memory import LunMemory
 from agent.lvm import LOCK_LV, PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
 from agent.probes import PROBE_TIMEOUT_S, job_key, report_of
@@ -36,12 +37,13 @@ _AUTOACTIVATION = "autoactivation"
 
 @dataclass(frozen=True)
 class Place:
-    """A backend's VG as one call sees it."""
+    """A backend's VG as one call sees it. is_trial: by the session of a trial."""
 
     config: IscsiLvmConfig
     target: Target
     space: Workspace
     disk: Disk
+    is_trial: bool = False
 
     def __str__(self) -> str:
         return f"LUN {self.config.lun} of {self.config.target_iqn}"
@@ -49,6 +51,11 @@ class Place:
     @property
     def memory(self) -> LunMemory:
         return LunMemory(self.space.dir)
+
+    @property
+    def key(self) -> str:
+        """Of the worker that touches the disk."""
+        return job_key(self.target, is_trial=self.is_trial)
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,12 @@ class _Proof:
 class VolumeGroups:
     """Looks for, makes, proves and gives back VGs."""
 
-    def __init__(self, lvm: Lvm, disks: Disks, workers: Workers, timeout_s: float = PROBE_TIMEOUT_S) -> None:
+    def __init__(
+        self, lvm: Lvm, disks: Disks, contents: LunContents, workers: Workers, timeout_s: float = PROBE_TIMEOUT_S
+    ) -> None:
         self._lvm = lvm
         self._disks = disks
+        self._contents = contents
         self._workers = workers
         self._timeout_s = timeout_s
 
@@ -73,18 +83,18 @@ class VolumeGroups:
         """The configured VG on the disk, not another backend's. Raises AgentFault needs_initialization with what is there instead."""
         group = await self._named(place)
         if group is None:
-            content = await self._lvm.content(place.disk.device)
-            found = f"volume group {content.vg_name}" if content.vg_name else ", ".join(content.signatures)
+            content = await self._contents.read(place.disk, place.key)
             if place.memory.read().get("vg_uuid"):
                 # Of a LUN that the target swapped beneath the session the kernel still tells the WWID of the one before.
                 raise AgentFault.of(
                     FaultCode.MARKER_MISSING,
-                    f"{place} {'is blank' if content.is_blank else f'holds {found}'}; volume group {place.config.vg_name} is gone from it",
+                    f"{place} {shown(content)}; volume group {place.config.vg_name} is gone from it",
                     "Check that the target maps the right LUN; nothing was written to it",
                 )
             raise AgentFault.of(
                 FaultCode.NEEDS_INITIALIZATION,
-                f"{place} ({place.disk.wwid}) {'is blank' if content.is_blank else f'holds {found}'}; there is no volume group {place.config.vg_name}",
+                f"{place} ({place.disk.wwid}) {shown(content)}; there is no volume group {place.config.vg_name}",
+                remedy_for(content, place.config.vg_name),
             )
         if group.pv_count != 1:
             raise AgentFault.of(FaultCode.WRONG_DEVICE, f"volume group {group.name} spans {group.pv_count} devices, and a backend is one LUN",
@@ -114,7 +124,7 @@ class VolumeGroups:
         """The probe LV is active, proven and remembered; with `establish` a VG without tags is made ours."""
         group = await self.find(place)
         if not self._is_ours(place, group) and not establish:
-            raise _lost(place, group, "its tags")
+            raise _lost_tags(place, group)
         if group.lock_type:
             # Before it is started, for a kill must leave a trace of what release has to stop; and that the VG is ours to let go
             # of, or release would take the volume with the leases for a stranger's.
@@ -140,7 +150,7 @@ class VolumeGroups:
         """The proof on what is attached; nothing is written before VG, LV and mapping are known for ours."""
         group = await self.find(place)
         if not self._is_ours(place, group):
-            raise _lost(place, group, "its tags")
+            raise _lost_tags(place, group)
         volumes = await self._lvm.logical_volumes(place.disk.device, group.name)
         mapping = self._mapping(place, group, _probe_volume(place, group, volumes))
         if mapping is None:
@@ -156,28 +166,11 @@ class VolumeGroups:
         volumes = await self._lvm.logical_volumes(place.disk.device, group.name) if place.config.thin else ()
         return self._report(place, group, volumes, answer)
 
-    async def create(self, place: Place, *, force: bool) -> None:
-        """Our VG is on the disk. Raises AgentFault foreign_data or in_use rather than overwrite; made by an earlier try: done."""
-        for group in await self._lvm.volume_groups(place.disk.device):
-            answer = markers.read_tags(group.tags, place.target)
-            markers.refuse_other(answer, place.target, f"volume group {group.name} on {place}",
-                                 clear_with="remove its stowage tags with vgchange --deltag")  # fmt: skip
-            if group.name == place.config.vg_name and answer["marker"] == "ours":
-                return
-        content = await self._lvm.content(place.disk.device)
-        if not content.is_blank and not force:
-            found = f"volume group {content.vg_name}" if content.vg_name else ", ".join(content.signatures)
-            raise AgentFault.of(FaultCode.FOREIGN_DATA, f"{place} ({place.disk.wwid}) holds {found}")
-        await self._disks.refuse_used_lun(place.disk, job_key(place.target))
-        if content.signatures:
-            await self._lvm.wipe(place.disk.device)
-        place.memory.add(marked="yes")
-        await self._lvm.create_group(place.disk.device, place.config.vg_name, markers.tags_for(place.target))
-
     async def give_back(self, place: Place, *, remove_marker: bool) -> tuple[str, ...]:
-        """What an add that was killed had made is gone, and with remove_marker our tags if this host wrote them; what is left on the LUN.
+        """What an add that was killed had made is gone, and with remove_marker our unused pool and our tags if this host wrote them.
 
-        Only that host: all hosts release at once, and of two that write a VG's metadata one destroys the other's.
+        Returns what is left on the LUN. Only that host: all hosts release at once, and of two that write a VG's metadata one destroys
+        the other's.
         """
         group = await self._named(place)
         if group is None:
@@ -189,11 +182,13 @@ class VolumeGroups:
         if not self._is_ours(place, group):
             await self._undo(place)
         elif remove_marker and place.memory.read().get("marked") == "yes":
+            # The pool first, while the tags keep others off the VG. Not the probe LV: other hosts may have it mapped still.
+            await self._give_back_pool(place, group)
             await self._for(group).unmark_group(
                 place.disk.device, group, markers.tags_for(place.target), autoactivate=False
             )
         names = [volume.name for volume in await self._lvm.logical_volumes(place.disk.device, group.name)]
-        return (_left(place, group, names),) if remove_marker else ()
+        return _left(place, group, names) if remove_marker else ()
 
     # An add.
 
@@ -209,7 +204,7 @@ class VolumeGroups:
             # The manager sends one host at a time to a LUN; where it knows one LUN by two targets, it could not.
             marked = await self.find(place)
             if not self._is_ours(place, marked):
-                raise _lost(place, group, "its tags")
+                raise _lost_tags(place, group)
         except BaseException:
             try:
                 await self._undo(place)
@@ -262,16 +257,37 @@ class VolumeGroups:
         if not made:
             return
         device, tags = place.disk.device, markers.tags_for(place.target)
+        # What failed may have failed because the disk is dead.
+        await self._disks.read(place.disk, place.key)
         group = await self._named(place)
+        if group is not None and self._is_ours(place, group) and _TAGS not in made:
+            # Another host has made this backend of it while this one stood still, and what lies there is in use.
+            group = None
         if group is not None and group.uuid == uuid:
             if _TAGS in made:
                 turns_on = _AUTOACTIVATION in made and not self._is_anothers(place, group)
                 await self._for(group).unmark_group(device, group, tags, autoactivate=turns_on)
             for volume in await self._lvm.logical_volumes(device, group.name):
                 # Noted before it was made: if that failed, one of this name is somebody else's.
-                if volume.name in made and tags[0] in volume.tags:
+                if volume.name == THIN_POOL_LV and volume.name in made:
+                    await self._remove_pool(place, group, volume)
+                elif volume.name in made and tags[0] in volume.tags:
                     await self._for(group).remove_volume(device, group.name, volume.name)
         place.memory.add(making="", marked="")
+
+    async def _give_back_pool(self, place: Place, group: VolumeGroup) -> None:
+        """Nor may a pool that does not go keep the tags from going; what stays is reported."""
+        for volume in await self._lvm.logical_volumes(place.disk.device, group.name):
+            if volume.name == THIN_POOL_LV:
+                try:
+                    await self._remove_pool(place, group, volume)
+                except AgentFault as error:
+                    log.warning("thin pool stays", extra={"vg_name": group.name, "code": str(error.fault.code)})
+
+    async def _remove_pool(self, place: Place, group: VolumeGroup, pool: LogicalVolume) -> None:
+        """A pool that this backend made and nobody uses is gone."""
+        if markers.tags_for(place.target)[0] in pool.tags and pool.is_unused_pool:
+            await self._for(group).remove_unused_pool(place.disk.device, group.name, pool)
 
     def _note(self, place: Place, group: VolumeGroup, *made: str) -> None:
         before = place.memory.read().get("making", group.uuid)
@@ -339,7 +355,13 @@ def _probe_volume(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume
     """Raises AgentFault marker_missing without one, wrong_device for one in which hosts would write beyond the end."""
     probe = next((volume for volume in volumes if volume.name == PROBE_LV), None)
     if probe is None:
-        raise _lost(place, group, f"the volume {PROBE_LV}")
+        raise _lost(
+            place,
+            group,
+            f"the volume {PROBE_LV}",
+            # As an add makes it: with --wipesignatures or --zero it would have to be active.
+            f"lvcreate --activate n --zero n --wipesignatures n --size 4m --name {PROBE_LV} {group.name}",
+        )
     if probe.size_bytes < PROBE_LV_BYTES:
         raise AgentFault.of(
             FaultCode.WRONG_DEVICE,
@@ -349,8 +371,17 @@ def _probe_volume(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume
     return probe
 
 
-def _lost(place: Place, group: VolumeGroup, what: str) -> AgentFault:
-    return AgentFault.of(FaultCode.MARKER_MISSING, f"volume group {group.name} on {place} has lost {what}")
+def _lost_tags(place: Place, group: VolumeGroup) -> AgentFault:
+    tags = " ".join(f"--addtag {tag}" for tag in markers.tags_for(place.target))
+    return _lost(place, group, "its tags", f"vgchange {tags} {group.name}")
+
+
+def _lost(place: Place, group: VolumeGroup, what: str, restored_with: str) -> AgentFault:
+    return AgentFault.of(
+        FaultCode.MARKER_MISSING,
+        f"volume group {group.name} on {place} has lost {what}",
+        f"Look who has changed the volume group; if it is the right one and no other backend's, run {restored_with} on one host",
+    )
 
 
 def _space(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...]) -> dict[str, int]:
@@ -368,9 +399,17 @@ def _space(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...])
     }
 
 
-def _left(place: Place, group: VolumeGroup, names: list[str]) -> str:
-    count = len([name for name in names if name != PROBE_LV])
+def _left(place: Place, group: VolumeGroup, names: list[str]) -> tuple[str, ...]:
+    """The release report's sentences; several, for the manager cuts long ones."""
+    count = len([name for name in names if name not in (PROBE_LV, THIN_POOL_LV)])
     what = f" with {count} logical {'volume' if count == 1 else 'volumes'}" if count else ""
-    quiet = "" if group.is_autoactivated else ", its autoactivation off"
-    probe = f", and the 4 MiB volume {PROBE_LV}, which may be removed when no host uses it" if PROBE_LV in names else ""
-    return f"volume group {group.name}{what} on {place}{quiet}{probe}"
+    left = [f"volume group {group.name}{what} on {place}"]
+    if not group.is_autoactivated:
+        left.append(
+            f"autoactivation of {group.name} is off, and vgchange --setautoactivation y {group.name} turns it on again"
+        )
+    if THIN_POOL_LV in names:
+        left.append(f"the thin pool {group.name}/{THIN_POOL_LV}")
+    if PROBE_LV in names:
+        left.append(f"the 4 MiB volume {group.name}/{PROBE_LV}, which may be removed when no host uses it")
+    return tuple(left)

@@ -5,7 +5,8 @@ driver keeps no state of its own between calls but files in `Workspace.dir` of t
 survive `kill -9`. It touches a mount only through `Workers` and runs tools only through `Commands`.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +67,24 @@ class Workspace:
     reserved: tuple[Path, ...] = ()
 
 
+def boot_time_s() -> float:
+    """Seconds by the clock that goes on while the process is stopped or the machine suspended (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Until when a command may act. Past it the manager may have let another host do the same, so nothing may be overwritten."""
+
+    ends_at_s: float
+    clock: Callable[[], float] = boot_time_s
+
+    @property
+    def left_s(self) -> float:
+        """Zero or less: too late."""
+        return self.ends_at_s - self.clock()
+
+
 @dataclass(frozen=True)
 class ProbeReport:
     """What a probe found. Degraded but usable is a report with a fault code; unusable is an AgentFault."""
@@ -122,7 +141,14 @@ class Driver(Protocol):
         ...
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
-        """Our structures are on the device whose WWID was confirmed; foreign data only with force."""
+        """Our structures are on the device whose WWID was confirmed; foreign data only with force; past the deadline nothing is overwritten."""
         ...

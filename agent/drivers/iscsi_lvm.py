@@ -15,9 +15,11 @@ from typing import Any
 
 from agent import markers
 from agent.configs import decode_config, decode_partial, held_config
-from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
+from agent.drivers.base import Commands, Deadline, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.initialization import Initialization
 from agent.iscsiadm import Iscsi
+from agent.lun_content import LunContents
 from agent.lun_memory import LunMemory
 from agent.luns import Luns
 from agent.lvm import Lvm
@@ -51,7 +53,9 @@ class IscsiLvm:
         self._disks = disks
         self._lvm = lvm
         self._luns = Luns(iscsi, disks, lvm)
-        self._groups = VolumeGroups(lvm, disks, workers, probe_timeout_s)
+        self._contents = LunContents(lvm, disks)
+        self._groups = VolumeGroups(lvm, disks, self._contents, workers, probe_timeout_s)
+        self._initialization = Initialization(lvm, disks, self._contents)
 
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
@@ -85,9 +89,10 @@ class IscsiLvm:
         disk = self._luns.found(space)
         if disk is not None and (remove_marker or words.get("making")):
             try:
-                # Of a session that is dead LVM would be asked in vain, for 45 s and by tools that cannot be killed (lab, 2026-11-25).
+                # Of a dead disk LVM would be asked in vain, for 45 s and by tools that cannot be killed (lab, 2026-11-25).
                 place = Place(config, target, space, self._luns.live(space))
-                await self._luns.free(space, place.disk)
+                await self._disks.read(place.disk, place.key)
+                await self._luns.free(target, space, place.disk)
                 left = await self._groups.give_back(place, remove_marker=remove_marker)
             except AgentFault as error:
                 if error.fault.code is FaultCode.IN_USE:
@@ -106,7 +111,7 @@ class IscsiLvm:
         try:
             disk = await self._luns.begin_trial(config, target, credentials, space)
             answer = await self._disks.read(disk, job_key(target, is_trial=True))
-            place = Place(config, target, space, disk)
+            place = Place(config, target, space, disk, is_trial=True)
             group = await self._groups.find(place)
             self._luns.note_trial(space, group.uuid)
             return await self._groups.look(place, group, answer)
@@ -154,7 +159,14 @@ class IscsiLvm:
                 await self._luns.detach_quietly(target, space)
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
         """A failure leaves what was made: it bears our tags, and the next try goes on with it."""
         config = _config(target)
@@ -165,9 +177,10 @@ class IscsiLvm:
                     FaultCode.WRONG_DEVICE, f"LUN {config.lun} is {link.disk.wwid}, but {wwid} was confirmed"
                 )
             place = Place(config, target, space, link.disk)
+            await self._disks.read(place.disk, place.key)
             if force:
-                await self._luns.free(space, link.disk)
-            await self._groups.create(place, force=force)
+                await self._luns.free(target, space, link.disk)
+            await self._initialization.create(place, force=force, deadline=deadline)
             return await self._groups.attach(place, establish=True)
         except BaseException:
             if link.is_new:
@@ -175,7 +188,8 @@ class IscsiLvm:
             raise
 
     async def _look(self, target: Target, disk: Disk) -> Inspection:
-        content = await self._lvm.content(disk.device)
+        await self._disks.read(disk, job_key(target))
+        content = await self._contents.read(disk, job_key(target))
         groups = await self._lvm.volume_groups(disk.device)
         is_ours = any(markers.read_tags(group.tags, target)["marker"] == "ours" for group in groups)
         return Inspection(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.configs import decode_config, held_config, refuse_verb
-from agent.drivers.base import ProbeReport, Workers, Workspace
+from agent.drivers.base import Deadline, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
 from agent.memory import Memory
@@ -189,7 +189,14 @@ class LocalFile:
         raise refuse_verb(LOCAL_FILE, "inspection")
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
         raise refuse_verb(LOCAL_FILE, "initialization")
 

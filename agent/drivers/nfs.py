@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.configs import decode_config, decode_partial, held_config, refuse_verb
-from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
+from agent.drivers.base import Commands, Deadline, ProbeReport, Workers, Workspace
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts
 from agent.probes import PROBE_TIMEOUT_S
@@ -83,7 +83,14 @@ class Nfs:
         raise refuse_verb(NFS, "inspection")
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
         raise refuse_verb(NFS, "initialization")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.configs import decode_config, decode_partial, held_config, refuse_verb
-from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
+from agent.drivers.base import Commands, Deadline, ProbeReport, Workers, Workspace
 from agent.errors import SYMPTOMS, AgentFault
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts, SecretFile
@@ -129,7 +129,14 @@ class Smb:
         raise refuse_verb(SMB, "inspection")
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
         raise refuse_verb(SMB, "initialization")
 

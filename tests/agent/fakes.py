@@ -13,7 +13,7 @@ import nacl.signing
 
 from agent.config import AgentConfig, Intervals, StateDir
 from agent.credentials import CredentialStore, Deliveries
-from agent.drivers.base import ProbeReport, Workspace
+from agent.drivers.base import Deadline, ProbeReport, Workspace
 from agent.errors import AgentFault
 from agent.host import Host
 from agent.journal import Journal
@@ -56,6 +56,7 @@ class World:
     reports: dict[str, ProbeReport] = field(default_factory=dict[str, ProbeReport])
     gates: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
     password: str | None = None
+    deadlines: list[Deadline] = field(default_factory=list[Deadline])
     calls: Counter[str] = field(default_factory=Counter[str])
     running: Counter[str] = field(default_factory=Counter[str])
     most_running: Counter[str] = field(default_factory=Counter[str])
@@ -158,8 +159,16 @@ class FakeDriver:
         return Inspection(wwid="w1", size_bytes=1)
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
+        self._world.deadlines.append(deadline)
         await self._world.act("initialize", target.backend_id)
         return REPORT
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.drivers.base import ProbeReport, Workspace
+from agent.drivers.base import Deadline, ProbeReport, Workspace, boot_time_s
 from agent.drivers.iscsi_lvm import IscsiLvm
 from agent.errors import AgentFault
 from agent.iscsiadm import Iscsi
@@ -32,6 +32,7 @@ TAGS = (f"stowage_backend_{BACKEND}", f"stowage_fleet_{FLEET}")
 OTHER_TAGS = (f"stowage_backend_{OTHER_BACKEND}", f"stowage_fleet_{FLEET}")
 SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
 REPORT = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options")
+WWID = "naa.6001405"
 DM_NAME = "vg_vms-stowage_probe"
 VG_UUID = "EAJJxm-e0jP-4VzX-TTTT-2222-3333-aaaaaa"
 PROBE_UUID = "6q9OWI-nF0X-qbI8-HP00-lpnf-glcx-tvGJMr"
@@ -54,15 +55,17 @@ async def fault_of(awaitable: Any) -> Fault:
 
 
 class FakeBlocks:
-    """Workers that touch no device of this machine: blocks are a file, sysfs is the fake one.
+    """Workers that touch no device of this machine: the probe LV is a file, what lies on the LUN is another, sysfs is the fake one.
 
     on_scan, on_delete, on_write: what happens then. busy: the device that somebody has open. jobs: all that ran, with its device.
     """
 
-    def __init__(self, pool: WorkerPool, file: Path) -> None:
+    def __init__(self, pool: WorkerPool, folder: Path) -> None:
         self._pool = pool
-        self._file = file
-        self._file.write_bytes(bytes(4 * 1024 * 1024))
+        self._probe_lv = folder / "blocks"
+        self._probe_lv.write_bytes(bytes(4 * 1024 * 1024))
+        self.lun = folder / "lun"
+        self.lun.write_bytes(bytes(16 * 1024 * 1024))
         self.jobs: list[tuple[str, str]] = []
         self.dm_uuids: list[str] = []
         self.on_scan: Callable[[], object] = lambda: None
@@ -86,7 +89,8 @@ class FakeBlocks:
             self.on_write()
             self.dm_uuids.append(args["dm_uuid"])
             args = {**args, "dm_uuid": ""}
-        return await self._pool.run(job, {**args, "device": str(self._file)}, key=key, timeout_s=timeout_s)
+        file = self.lun if job == "look_for_data" else self._probe_lv
+        return await self._pool.run(job, {**args, "device": str(file)}, key=key, timeout_s=timeout_s)
 
 
 class San:
@@ -97,7 +101,8 @@ class San:
         self.state = folder / "state"
         self.space = make_space(self.state, BACKEND)
         self.commands = RecordedCommands()
-        self.blocks = FakeBlocks(pool, folder / "blocks")
+        self.blocks = FakeBlocks(pool, folder)
+        self.now_s = boot_time_s()
         self.blocks.on_scan = self.add_disk
         self.block_dir = Path()
         self.driver = self.restarted()
@@ -125,6 +130,15 @@ class San:
         """Attached to a VG that is ours already."""
         self.then(self.comes(), vgs(*TAGS), lvs(PROBE), self.activates())
         return await self.driver.attach(target_for(**config), CHAP, self.space, establish=False)
+
+    async def initialize(
+        self, *, force: bool = False, wwid: str = WWID, left_s: float = 20.0, **config: Any
+    ) -> ProbeReport:
+        """left_s: what is left of the command's time; it passes by now_s alone."""
+        deadline = Deadline(self.now_s + left_s, lambda: self.now_s)
+        return await self.driver.initialize(
+            target_for(**config), CHAP, self.space, wwid=wwid, force=force, deadline=deadline
+        )
 
     # What the kernel has.
 
@@ -259,17 +273,24 @@ def lvs(
     )
 
 
-def content(*types: str, vg_name: str = "") -> tuple[Step, Step]:
-    found = [{"device": "sdb", "offset": "0x218", "type": type_, "uuid": None, "label": None} for type_ in types]
-    pvs = (
-        [{"pv_name": "/dev/sdb", "vg_name": vg_name, "pv_in_use": "used" if vg_name else ""}]
-        if "LVM2_member" in types
-        else []
-    )
+def content(
+    *types: str, vg_name: str = "", pe_start: int = 1024**2, uuid: str | None = None, device: str = "/dev/sdb"
+) -> tuple[Step, Step]:
+    found = [{"device": "sdb", "offset": "0x218", "type": type_, "uuid": uuid, "label": None} for type_ in types]
+    row = {"pv_name": device, "vg_name": vg_name, "pv_in_use": "used" if vg_name else "", "pe_start": str(pe_start)}
+    pvs = [row] if "LVM2_member" in types else []
     return (
-        Step(("wipefs", "--no-act", "--json", "--", "/dev/sdb"), stdout=json.dumps({"signatures": found})),
-        Step(("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use"), stdout=json.dumps({"report": [{"pv": pvs}]})),
+        Step(("wipefs", "--no-act", "--json", "--", device), stdout=json.dumps({"signatures": found})),
+        Step(
+            ("pvs", "--devices", device, *SCOPE[2:], *REPORT, "pv_name,vg_name,pv_in_use,pe_start"),
+            stdout=json.dumps({"report": [{"pv": pvs}]}),
+        ),
     )
+
+
+def looks(*types: str, name: str = "", tags: tuple[str, ...] = (), uuid: str | None = None) -> tuple[Step, ...]:
+    """What initialize sees at one look: these signatures, and with `name` a VG."""
+    return (vgs(*tags, name=name or "vg_vms", is_there=name != ""), *content(*types, vg_name=name, uuid=uuid))
 
 
 MAKES_PROBE_LV = Step(
@@ -282,5 +303,5 @@ MAKES_POOL = (
 )  # fmt: skip
 ADDS_TAGS = Step(("vgchange", *SCOPE, "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms"))
 REMOVES_TAGS = Step(("vgchange", *SCOPE, "--deltag", TAGS[0], "--deltag", TAGS[1], "--", "vg_vms"))
-REMOVES_POOL = Step(("lvremove", *SCOPE, "--yes", "--", f"vg_vms/{POOL}"))
+REMOVES_POOL = Step(("lvremove", *SCOPE, "--yes", "--select", f"lv_uuid={POOL}-uuid && thin_count=0", "--", "vg_vms"))
 OURS = {PROBE: TAGS[0], POOL: TAGS[0]}

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from agent.drivers.base import ProbeReport
+from agent.drivers.base import Deadline, ProbeReport
 from agent.errors import AgentFault
 from agent.journal import RecordState
 from schemas.backends import Capacity, HealthStatus
@@ -312,7 +312,7 @@ async def test_probe_of_what_is_not_attached_says_so(rig: Rig, world: World, bac
 async def test_initialize_that_fails_is_held_until_released(rig: Rig, world: World, backend_id: str) -> None:
     world.fail("initialize", FaultCode.FOREIGN_DATA)
     with pytest.raises(AgentFault):
-        await rig.host.initialize(target(backend_id), wwid="w1", force=False)
+        await rig.host.initialize(target(backend_id), wwid="w1", force=False, deadline=Deadline(0.0))
     assert [held.generation for held in rig.host.held()] == [0]
     await rig.host.release(backend_id, remove_marker=True)
     assert world.calls["release"] == 1

@@ -1,11 +1,13 @@
 """LVM: the exact command lines, and what real reports of lvm2 2.03.16 and wipefs 2.38 (a loop device, 2026-11-23) mean."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from agent.drivers.base import CommandResult, Deadline
 from agent.errors import AgentFault
 from agent.lvm import DeviceContent, LogicalVolume, Lvm, VolumeGroup, mapper_name
 from schemas.faults import FaultCode
@@ -14,10 +16,12 @@ from tests.agent.recorded_commands import RecordedCommands, Step, replay
 SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
 REPORT = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options")
 VGS = ("vgs", *SCOPE, *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type")
-PVS = ("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use")
+PVS = ("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use,pe_start")
 LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", "vg_vms")
 QUIET = VolumeGroup("vg_vms", "u-1", 62914560, 58720256, (), 1, False)
 LOUD = replace(QUIET, is_autoactivated=True)
+#: For what is not about time.
+LATE = Deadline(20.0, lambda: 0.0)
 WIPEFS = ("wipefs", "--no-act", "--json", "--", "/dev/sdb")
 
 
@@ -29,7 +33,7 @@ def signatures(*found: tuple[str, str]) -> str:
     return json.dumps(
         {
             "signatures": [
-                {"device": "sdb", "offset": offset, "type": type_, "uuid": None, "label": None}
+                {"device": "sdb", "offset": offset, "type": type_, "uuid": f"u-{offset}", "label": None}
                 for type_, offset in found
             ]
         }
@@ -78,7 +82,7 @@ async def test_logical_volumes_reads_the_report() -> None:
         LogicalVolume("disk", "u-1", 4194304, ("a", "b"), None),
         LogicalVolume("stowage_pool", "u-2", 41943040, (), 12.5),
         LogicalVolume("inactive", "u-3", 41943040, (), None),
-        LogicalVolume("unused", "u-4", 41943040, (), 0.0),
+        LogicalVolume("unused", "u-4", 41943040, (), 0.0, is_unused_pool=True),
     )
 
 
@@ -86,28 +90,28 @@ async def test_logical_volumes_reads_the_report() -> None:
     ("found", "pvs", "content"),
     [
         ((), (), DeviceContent((), None, None, True)),
-        ((("ext4", "0x438"),), (), DeviceContent(("ext4 at 0x438",), None, None, False)),
+        ((("ext4", "0x438"),), (), DeviceContent(("ext4 at 0x438",), None, None, False, ("u-0x438",))),
         (
             (("gpt", "0x200"), ("PMBR", "0x1fe")),
             (),
-            DeviceContent(("gpt at 0x200", "PMBR at 0x1fe"), "gpt", None, False),
+            DeviceContent(("gpt at 0x200", "PMBR at 0x1fe"), "gpt", None, False, ("u-0x200", "u-0x1fe")),
         ),
         (
             (("LVM2_member", "0x218"),),
             ({"vg_name": "other", "pv_in_use": "used"},),
-            DeviceContent(("LVM2_member at 0x218",), None, "other", False),
+            DeviceContent(("LVM2_member at 0x218",), None, "other", False, ("u-0x218",)),
         ),
         (
             (("LVM2_member", "0x218"),),
             ({"vg_name": "", "pv_in_use": ""},),
-            DeviceContent(("LVM2_member at 0x218",), None, None, True),
+            DeviceContent(("LVM2_member at 0x218",), None, None, True, ("u-0x218",), 1048576),
         ),
         (
             (("LVM2_member", "0x218"),),
             ({"vg_name": "", "pv_in_use": "used"},),
-            DeviceContent(("LVM2_member at 0x218",), None, None, False),
+            DeviceContent(("LVM2_member at 0x218",), None, None, False, ("u-0x218",)),
         ),
-        ((("LVM2_member", "0x218"),), (), DeviceContent(("LVM2_member at 0x218",), None, None, False)),
+        ((("LVM2_member", "0x218"),), (), DeviceContent(("LVM2_member at 0x218",), None, None, False, ("u-0x218",))),
     ],
 )
 async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
@@ -115,7 +119,7 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
 ) -> None:
     steps = (
         Step(WIPEFS, stdout=signatures(*found)),
-        Step(PVS, stdout=report("pv", *({"pv_name": "/dev/sdb", **row} for row in pvs))),
+        Step(PVS, stdout=report("pv", *({"pv_name": "/dev/sdb", "pe_start": "1048576", **row} for row in pvs))),
     )
     assert await Lvm(RecordedCommands(*steps)).content("/dev/sdb") == content
 
@@ -123,9 +127,9 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
 @pytest.mark.parametrize(
     ("method", "args", "calls"),
     [
-        ("wipe", (), [("wipefs", "--all", "--force", "--", "/dev/sdb")]),
+        ("wipe", (LATE,), [("wipefs", "--all", "--force", "--", "/dev/sdb")]),
         (
-            "create_group", ("vg_vms", ("a", "b")),
+            "create_group", ("vg_vms", ("a", "b"), LATE),
             [
                 ("pvcreate", *SCOPE, "--", "/dev/sdb"),
                 ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n", "--addtag", "a", "--addtag", "b", "--", "vg_vms", "/dev/sdb"),
@@ -148,6 +152,10 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
         ),
         ("activate", ("vg_vms", "disk"), [("lvchange", *SCOPE, "--activate", "y", "--", "vg_vms/disk")]),
         ("deactivate", (("u-1", "u-2"),), [("lvchange", *SCOPE, "--activate", "n", "--select", "lv_uuid=u-1 || lv_uuid=u-2")]),
+        (
+            "remove_unused_pool", ("vg_vms", LogicalVolume("stowage_pool", "u-1", 1, (), 0.0)),
+            [("lvremove", *SCOPE, "--yes", "--select", "lv_uuid=u-1 && thin_count=0", "--", "vg_vms")],
+        ),
         ("remove_volume", ("vg_vms", "disk"), [("lvremove", *SCOPE, "--yes", "--", "vg_vms/disk")]),
     ],
 )  # fmt: skip
@@ -155,6 +163,52 @@ async def test_change_calls_exactly(method: str, args: tuple[Any, ...], calls: l
     commands = RecordedCommands(*map(Step, calls))
     await getattr(Lvm(commands), method)("/dev/sdb", *args)
     commands.assert_done()
+
+
+class Timed:
+    """Commands that take `takes_s` each by a clock of their own, and note how long they might have taken."""
+
+    def __init__(self, takes_s: float) -> None:
+        self.now = 100.0
+        self.allowed: list[tuple[str, float]] = []
+        self._takes_s = takes_s
+
+    async def run(
+        self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+    ) -> CommandResult:
+        self.allowed.append((argv[0], timeout_s))
+        self.now += self._takes_s
+        return CommandResult(tuple(argv), 0, "", "", self._takes_s)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "takes_s", "allowed"),
+    [
+        (20, 1, [("wipefs", 20), ("pvcreate", 19), ("vgcreate", 18)]),
+        (100, 1, [("wipefs", 30), ("pvcreate", 30), ("vgcreate", 30)]),
+        (20, 12, [("wipefs", 20), ("pvcreate", 8)]),
+        (20, 3600, [("wipefs", 20)]),
+        (0, 1, []),
+        (-3600, 1, []),
+    ],
+)
+async def test_what_overwrites_neither_starts_past_the_deadline_nor_goes_on(
+    left_s: float, takes_s: float, allowed: list[tuple[str, float]]
+) -> None:
+    commands = Timed(takes_s)
+    lvm, deadline = Lvm(commands), Deadline(commands.now + left_s, lambda: commands.now)
+
+    async def overwrite() -> None:
+        await lvm.wipe("/dev/sdb", deadline)
+        await lvm.create_group("/dev/sdb", "vg_vms", (), deadline)
+
+    if len(allowed) < 3:
+        with pytest.raises(AgentFault) as caught:
+            await overwrite()
+        assert caught.value.fault.code is FaultCode.TIMED_OUT and caught.value.is_retryable
+    else:
+        await overwrite()
+    assert commands.allowed == allowed
 
 
 @pytest.mark.parametrize(

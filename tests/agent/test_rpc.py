@@ -5,6 +5,7 @@ import base64
 import itertools
 import logging
 import sqlite3
+import time
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.drivers.base import boot_time_s
 from agent.rpc import CommandServer
 from schemas import sealing, subjects
 from schemas.agent_rpc import (
@@ -328,3 +330,19 @@ async def test_inspect_then_initialize_ends_attached(rig: Rig, backend_id: str) 
     assert rig.host.held()[0].generation == 0
     assert isinstance(await ask(rig, Initialize(**head(backend_id, 5), target=target(backend_id), wwid="w1")), Ok)
     assert rig.host.held()[0].generation == 1
+
+
+async def test_initialize_is_told_until_when_it_may_overwrite_by_the_clock_that_counts_suspends(
+    rig: Rig, world: World, backend_id: str
+) -> None:
+    command = Initialize(**head(backend_id, 5, ttl_ms=7000), target=target(backend_id), wwid="w1")
+    before_s = boot_time_s()
+    assert isinstance(await ask(rig, command), Ok)
+    (deadline,) = world.deadlines
+    assert deadline.clock is boot_time_s
+    assert before_s + 7 <= deadline.ends_at_s <= boot_time_s() + 7
+
+
+def test_boot_time_is_that_of_the_kernel_with_suspends() -> None:
+    before_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before_s <= boot_time_s() <= time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agent.drivers.base import Commands, Driver, ProbeReport, Workers, Workspace
+from agent.drivers.base import Commands, Deadline, Driver, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
 from schemas.backends import Capability, Capacity
@@ -113,7 +113,14 @@ class PretendDriver:
         return Inspection(wwid=WWID, size_bytes=2**30, is_blank=self._is_blank(target))
 
     async def initialize(
-        self, target: Target, credentials: Credentials, space: Workspace, *, wwid: str, force: bool
+        self,
+        target: Target,
+        credentials: Credentials,
+        space: Workspace,
+        *,
+        wwid: str,
+        force: bool,
+        deadline: Deadline,
     ) -> ProbeReport:
         self._act("initialize")
         if wwid != WWID:

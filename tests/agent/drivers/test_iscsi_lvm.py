@@ -30,17 +30,21 @@ from tests.agent.san import (
     TAGS,
     TRIAL_IFACE,
     VG_UUID,
+    WWID,
     San,
     content,
     fault_of,
+    looks,
     lvs,
     target_for,
     vgs,
 )
 
-WWID = "naa.6001405"
 WIPE = Step(("wipefs", "--all", "--force", "--", "/dev/sdb"))
-LEFT_TOO = ", its autoactivation off, and the 4 MiB volume stowage_probe, which may be removed when no host uses it"
+LEFT_TOO = (
+    "autoactivation of vg_vms is off, and vgchange --setautoactivation y vg_vms turns it on again",
+    "the 4 MiB volume vg_vms/stowage_probe, which may be removed when no host uses it",
+)
 ALREADY_ACTIVE = Step(("lvchange", *SCOPE, "--activate", "y", "--", f"vg_vms/{PROBE}"))
 
 
@@ -192,7 +196,7 @@ async def test_probe_of_a_vg_that_changed_is_noticed_and_writes_nothing(
     san.blocks.jobs.clear()
     san.then(steps)
     assert (await fault_of(san.driver.probe(target_for(), san.space))).code == code
-    assert san.blocks.jobs == [("read_block", "/dev/sdb")]
+    assert {job for job, _ in san.blocks.jobs} <= {"read_block", "look_for_data"}
 
 
 async def test_attach_after_the_probe_lv_was_made_anew_removes_its_old_mapping(san: San) -> None:
@@ -249,18 +253,18 @@ async def test_attach_with_newer_credentials_replaces_a_session_that_is_down(san
 async def test_release_by_the_host_that_marked_the_vg_removes_tags_and_says_what_is_left(san: San) -> None:
     san.then(
         san.comes(), vgs(), lvs(), MAKES_PROBE_LV, lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS),
-        san.deactivates(), vgs(*TAGS), REMOVES_TAGS, lvs(PROBE, "disk1", "disk2"), san.goes(),
+        san.deactivates(), vgs(*TAGS), lvs(PROBE, "disk1", "disk2"), REMOVES_TAGS, lvs(PROBE, "disk1", "disk2"), san.goes(),
     )  # fmt: skip
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
     report = await san.driver.release(target_for(), san.space, remove_marker=True)
-    assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}{LEFT_TOO}",)
+    assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}", *LEFT_TOO)
 
 
 async def test_release_by_another_host_leaves_the_metadata_alone(san: San) -> None:
     await san.attach()
     san.then(san.deactivates(), vgs(*TAGS), lvs(PROBE), san.goes())
     report = await san.driver.release(target_for(), san.space, remove_marker=True)
-    assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}{LEFT_TOO}",)
+    assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}", *LEFT_TOO)
 
 
 async def test_release_by_the_host_that_marked_the_vg_without_a_session_says_that_the_tags_stay(san: San) -> None:
@@ -436,41 +440,41 @@ def creates() -> tuple[Step, ...]:
 
 
 async def test_initialize_of_a_blank_lun_makes_the_vg_and_attaches(san: San) -> None:
-    san.then(san.comes(), vgs(is_there=False), content(), creates(), vgs(*TAGS), lvs(PROBE), san.activates())
-    report = await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
+    san.then(san.comes(), looks(), looks(), creates(), vgs(*TAGS), lvs(PROBE), san.activates())
+    report = await san.initialize()
     assert report.latency_ms > 0
     assert await san.driver.is_attached(target_for(), san.space)
 
 
 async def test_initialize_with_thin_makes_the_pool_too(san: San) -> None:
     san.then(
-        san.comes(), vgs(is_there=False), content(), creates(), MAKES_POOL, vgs(*TAGS),
+        san.comes(), looks(), looks(), creates(), MAKES_POOL, vgs(*TAGS),
         lvs(PROBE, POOL, pool_percent="50.00"), san.activates(),
     )  # fmt: skip
-    report = await san.driver.initialize(target_for(thin=True), CHAP, san.space, wwid=WWID, force=False)
+    report = await san.initialize(thin=True)
     assert report.capacity is not None and report.capacity.available_bytes == 60000000 + 10000000
 
 
 async def test_initialize_twice_finds_its_own_work_and_completes_it(san: San) -> None:
     san.then(san.comes(), vgs(*TAGS), creates()[2:], vgs(*TAGS), lvs(PROBE), san.activates())
-    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
+    await san.initialize()
 
 
 async def test_initialize_after_a_kill_between_pvcreate_and_vgcreate_goes_on(san: San) -> None:
     san.then(
-        san.comes(), vgs(is_there=False), content("LVM2_member"), WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates()
+        san.comes(), looks("LVM2_member"), looks("LVM2_member"), WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates()
     )  # fmt: skip
-    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False)
+    await san.initialize()
 
 
 async def test_initialize_of_foreign_data_needs_force(san: San) -> None:
     san.then(san.comes(), vgs(is_there=False), content("gpt", "PMBR"), san.goes())
-    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=False))
+    fault = await fault_of(san.initialize())
     assert fault.code is FaultCode.FOREIGN_DATA and "gpt" in fault.detail
     san.then(
-        san.comes(), vgs(is_there=False), content("gpt", "PMBR"), WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates()
+        san.comes(), looks("gpt", "PMBR"), looks("gpt", "PMBR"), WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates()
     )  # fmt: skip
-    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True)
+    await san.initialize(force=True)
 
 
 async def test_initialize_of_a_lun_that_is_mounted_by_another_session_is_in_use_even_with_force(san: San) -> None:
@@ -484,7 +488,7 @@ async def test_initialize_of_a_lun_that_is_mounted_by_another_session_is_in_use_
     san.blocks.on_scan = add
     for san.blocks.busy in ("/dev/sdz", "/dev/sdz1"):
         san.then(san.comes(), vgs(is_there=False), content("ext4"), san.goes())
-        fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+        fault = await fault_of(san.initialize(force=True))
         assert fault.code is FaultCode.IN_USE and san.blocks.busy in fault.detail
         san.host.logout(9)
 
@@ -499,7 +503,7 @@ async def test_initialize_of_a_lun_on_which_an_array_runs_names_it(san: San) -> 
 
     san.blocks.on_scan = add
     san.then(san.comes(), vgs(is_there=False), content("ext4"), san.goes())
-    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+    fault = await fault_of(san.initialize(force=True))
     assert fault.code is FaultCode.IN_USE and "md127" in fault.detail
 
 
@@ -537,33 +541,33 @@ async def test_initialize_with_force_of_a_vg_that_udev_has_activated(is_open: bo
     theirs_comes(san)
     if is_open:
         san.then(san.comes(), removes_theirs(san, is_open=True), removes_theirs(san, is_open=True))
-        fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+        fault = await fault_of(san.initialize(force=True))
         assert fault.code is FaultCode.IN_USE and san.has_session()
         return
+    look = looks("LVM2_member", name="vg_theirs")
     san.then(
-        san.comes(), removes_theirs(san), vgs(name="vg_theirs"), content("LVM2_member", vg_name="vg_theirs"), WIPE, creates(),
-        vgs(*TAGS), lvs(PROBE), san.activates(),
+        san.comes(), removes_theirs(san), look, look, WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates(),
     )  # fmt: skip
-    await san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True)
+    await san.initialize(force=True)
 
 
 async def test_initialize_where_a_signature_appeared_since_is_foreign_data(san: San) -> None:
     pvcreate = replay("lvm", "signature_appeared", creates()[0].argv)
-    san.then(san.comes(), vgs(is_there=False), content(), pvcreate, san.goes())
-    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=True))
+    san.then(san.comes(), looks(), looks(), pvcreate, san.goes())
+    fault = await fault_of(san.initialize(force=True))
     assert fault.code is FaultCode.FOREIGN_DATA
 
 
 @pytest.mark.parametrize("force", [True, False])
 async def test_initialize_of_another_backends_vg_is_refused_even_with_force(force: bool, san: San) -> None:
     san.then(san.comes(), vgs(*OTHER_TAGS, name="elsewhere"), san.goes())
-    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid=WWID, force=force))
+    fault = await fault_of(san.initialize(force=force))
     assert fault.code is FaultCode.MARKER_MISMATCH
 
 
 async def test_initialize_of_another_lun_than_confirmed_is_wrong_device(san: San) -> None:
     san.then(san.comes(), san.goes())
-    fault = await fault_of(san.driver.initialize(target_for(), CHAP, san.space, wwid="naa.other", force=True))
+    fault = await fault_of(san.initialize(wwid="naa.other", force=True))
     assert fault.code is FaultCode.WRONG_DEVICE
 
 

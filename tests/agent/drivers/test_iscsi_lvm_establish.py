@@ -15,6 +15,7 @@ from tests.agent.recorded_commands import Step
 from tests.agent.san import (
     ADDS_TAGS,
     CHAP,
+    DM_NAME,
     DM_UUID,
     MAKES_POOL,
     MAKES_PROBE_LV,
@@ -108,7 +109,7 @@ async def cancelled_at_write(san: San, *, establish: bool) -> None:
 
 
 MADE_PROBE = lvs("disk", PROBE, tags=OURS)
-MADE_BOTH = lvs("disk", PROBE, POOL, tags=OURS)
+MADE_BOTH = lvs("disk", PROBE, POOL, tags=OURS, thin_count="0")
 
 
 @pytest.mark.parametrize(
@@ -287,3 +288,92 @@ async def test_add_again_after_a_kill_behind_the_tags_keeps_all_of_it(
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)
     words = LunMemory(san.space.dir).read()
     assert words["marked"] == "yes" and "making" not in words
+
+
+async def test_add_that_was_overtaken_by_another_host_of_the_backend_takes_nothing_back(
+    san: San, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This host stood still when the other one took what it had made for there, and made the tags."""
+    with monkeypatch.context() as context:
+        without_handlers(context)
+        san.then(san.comes(), vgs(), lvs("disk"), broken(MAKES_PROBE_LV, after=True))
+        await fault_of(san.driver.attach(THIN, CHAP, san.space, establish=True))
+    san.driver = san.restarted()
+    san.blocks.faults["write_block"] = BROKEN
+    # Untagged when it begins anew, so that what it noted is looked for; tagged a moment later.
+    san.then(vgs(), vgs(*TAGS), lvs("disk", PROBE, POOL), lvs("disk", PROBE, POOL), san.activates())
+    assert (await fault_of(san.driver.attach(THIN, CHAP, san.space, establish=True))).code is FaultCode.IO_ERROR
+
+
+async def test_add_that_fails_leaves_its_pool_when_a_volume_is_in_it(san: San) -> None:
+    there = lvs("disk", PROBE, POOL, tags=OURS, thin_count="1")
+    san.blocks.faults["write_block"] = BROKEN
+    san.then(san.comes(), vgs(), lvs("disk"), MAKES_PROBE_LV, MAKES_POOL, there, san.activates())
+    san.then(vgs(), there, san.removes_probe_lv(), san.goes())
+    assert (await fault_of(san.driver.attach(THIN, CHAP, san.space, establish=True))).code is FaultCode.IO_ERROR
+
+
+async def test_undo_on_a_disk_that_died_meanwhile_starts_no_tool(san: San) -> None:
+    san.blocks.faults["write_block"] = BROKEN
+    active = san.activates()
+
+    def dies() -> None:
+        active.effect()
+        san.blocks.faults["read_block"] = AgentFault.of(FaultCode.HUNG, "stuck")
+
+    san.then(san.comes(), vgs(), lvs("disk"), MAKES_PROBE_LV, lvs("disk", PROBE, tags=OURS))
+    san.then(Step(active.argv, effect=dies), removes_mapping(san), san.goes())
+    assert (await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=True))).code is FaultCode.IO_ERROR
+    assert LunMemory(san.space.dir).read()["making"]
+
+
+def removes_mapping(san: San) -> Step:
+    return Step(("dmsetup", "remove", "--", DM_NAME), effect=lambda: san.host.drop_holders(san.block_dir))
+
+
+# A removal.
+
+EMPTY_POOL = lvs("disk", PROBE, POOL, tags=OURS, thin_count="0")
+
+
+async def test_release_of_the_backend_that_made_the_thin_pool_removes_it_before_the_tags(san: San) -> None:
+    await add(san)
+    san.then(san.deactivates(), vgs(*TAGS), EMPTY_POOL, REMOVES_POOL, REMOVES_TAGS, lvs("disk", PROBE), san.goes())
+    report = await san.driver.release(THIN, san.space, remove_marker=True)
+    assert "with 1 logical volume on" in report.left[0]
+    assert not any(POOL in sentence for sentence in report.left)
+    assert any(PROBE in sentence for sentence in report.left)
+
+
+@pytest.mark.parametrize(
+    ("tags", "thin_count"), [(OURS, "1"), ({}, "0"), ({POOL: OTHER_TAGS[0]}, "0"), (OURS, "")], ids=str
+)
+async def test_release_leaves_a_thin_pool_that_is_used_or_not_its_own_and_says_so(
+    tags: dict[str, str], thin_count: str, san: San
+) -> None:
+    await add(san)
+    there = lvs("disk", PROBE, POOL, tags=tags, thin_count=thin_count)
+    san.then(san.deactivates(), vgs(*TAGS), there, REMOVES_TAGS, there, san.goes())
+    report = await san.driver.release(THIN, san.space, remove_marker=True)
+    assert f"the thin pool vg_vms/{POOL}" in report.left
+
+
+async def test_release_takes_the_tags_also_where_the_pool_does_not_go(san: San) -> None:
+    await add(san)
+    san.then(san.deactivates(), vgs(*TAGS), EMPTY_POOL, broken(REMOVES_POOL), REMOVES_TAGS, EMPTY_POOL, san.goes())
+    report = await san.driver.release(THIN, san.space, remove_marker=True)
+    assert f"the thin pool vg_vms/{POOL}" in report.left
+
+
+async def test_release_without_marks_to_remove_leaves_the_pool(san: San) -> None:
+    await add(san)
+    san.then(san.deactivates(), san.goes())
+    assert (await san.driver.release(THIN, san.space, remove_marker=False)).left == ()
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+async def test_release_says_how_to_turn_on_the_autoactivation_that_an_add_turned_off(is_on: bool, san: San) -> None:
+    await add(san)
+    san.then(san.deactivates(), vgs(*TAGS, is_autoactivated=is_on), lvs(PROBE), REMOVES_TAGS, lvs(PROBE), san.goes())
+    report = await san.driver.release(THIN, san.space, remove_marker=True)
+    assert any("vgchange --setautoactivation y vg_vms" in sentence for sentence in report.left) is not is_on

@@ -20,10 +20,9 @@ from tests.agent.san import (
     OTHER_BACKEND,
     OTHER_TRIAL_IFACE,
     PROBE,
-    REPORT,
-    SCOPE,
     TAGS,
     San,
+    content,
     fault_of,
     lvs,
     target_for,
@@ -32,14 +31,7 @@ from tests.agent.san import (
 
 OTHER = target_for(OTHER_BACKEND, lun=1, vg_name="vg_two")
 SAME_LUN = target_for(OTHER_BACKEND)
-BLANK = (
-    vgs(is_there=False, device="/dev/sdc"),
-    Step(("wipefs", "--no-act", "--json", "--", "/dev/sdc"), stdout='{"signatures": []}'),
-    Step(
-        ("pvs", "--devices", "/dev/sdc", *SCOPE[2:], *REPORT, "pv_name,vg_name,pv_in_use"),
-        stdout='{"report": [{"pv": []}]}',
-    ),
-)
+BLANK = (vgs(is_there=False, device="/dev/sdc"), *content(device="/dev/sdc"))
 
 
 @pytest.fixture

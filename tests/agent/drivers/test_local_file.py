@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.drivers.base import Workspace
+from agent.drivers.base import Deadline, Workspace
 from agent.drivers.local_file import LocalFile
 from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
@@ -373,7 +373,7 @@ async def test_verbs_of_devices_and_servers_are_kind_unsupported(
     for awaitable in (
         driver.discover({}),
         driver.inspect(target, NONE, space),
-        driver.initialize(target, NONE, space, wwid="x", force=True),
+        driver.initialize(target, NONE, space, wwid="x", force=True, deadline=Deadline(0.0)),
     ):
         assert (await fault_of(awaitable)).code is FaultCode.KIND_UNSUPPORTED
 
