@@ -193,7 +193,9 @@ class Host:
                 driver = self._driver(target.kind)
                 said = await driver.release(target, self._space(backend_id), remove_marker=remove_marker)
                 report = ReleaseReport(
-                    left=tuple(dict.fromkeys((*report.left, *said.left))), was_lazy=report.was_lazy or said.was_lazy
+                    left=tuple(dict.fromkeys((*report.left, *said.left))),
+                    was_lazy=report.was_lazy or said.was_lazy,
+                    is_unmarked=report.is_unmarked or said.is_unmarked,
                 )
         self._store.drop_from(backend_id, 0)
         shutil.rmtree(self._state.backends / backend_id, ignore_errors=True)

@@ -167,10 +167,11 @@ class VolumeGroups:
         return self._report(place, group, volumes, answer)
 
     async def give_back(self, place: Place, *, remove_marker: bool) -> tuple[str, ...]:
-        """What an add that was killed had made is gone, and with remove_marker our unused pool and our tags if this host wrote them.
+        """What an add that was killed had made is gone, and with remove_marker our unused pool and our tags, whoever wrote them.
 
-        Returns what is left on the LUN. Only that host: all hosts release at once, and of two that write a VG's metadata one destroys
-        the other's.
+        Returns what is left on the LUN.
+
+        The manager asks one host at a time for that: of two that write a VG's metadata one destroys the other's.
         """
         group = await self._named(place)
         if group is None:
@@ -181,7 +182,7 @@ class VolumeGroups:
             return ()
         if not self._is_ours(place, group):
             await self._undo(place)
-        elif remove_marker and place.memory.read().get("marked") == "yes":
+        elif remove_marker:
             # The pool first, while the tags keep others off the VG. Not the probe LV: other hosts may have it mapped still.
             await self._give_back_pool(place, group)
             await self._for(group).unmark_group(

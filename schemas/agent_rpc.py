@@ -61,7 +61,8 @@ class Release(Command, frozen=True, kw_only=True, tag="release"):
     """Hold nothing of the backend here: unmount, log out, drop credentials. Absent is success. Result: ReleaseReport.
 
     remove_marker: the backend is being removed (or its add undone), so our marker goes too, and a
-    folder that we made and that is empty. Data is never touched.
+    folder that we made and that is empty. Data is never touched. Where marks are made by one host at
+    a time (KindSpec.marks_alone_at) one host at a time is told so.
     """
 
     remove_marker: bool = False
@@ -207,10 +208,14 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReleaseReport(msgspec.Struct, frozen=True, kw_only=True):
-    """left: sentences that say what stays on the storage and where; was_lazy: unmounted lazily as the last resort."""
+    """left: sentences that say what stays on the storage and where; was_lazy: unmounted lazily as the last resort.
+
+    is_unmarked: asked to remove our marker, the host has seen that the storage bears none, so no other host needs to.
+    """
 
     left: tuple[str, ...] = ()
     was_lazy: bool = False
+    is_unmarked: bool = False
 
 
 class Nonce(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +236,10 @@ class Discovery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """signatures: what wipefs would list, as "type at offset"; foreign_vg: the VG on it that is not ours."""
+    """signatures: what wipefs would list, as "type at offset"; foreign_vg: the VG on it that is not ours.
+
+    is_used: something of this host other than the backend lies on it or has it open.
+    """
 
     wwid: str
     size_bytes: int
@@ -239,6 +247,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     partition_table: str | None = None
     foreign_vg: str | None = None
     is_blank: bool = False
+    is_used: bool = False
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

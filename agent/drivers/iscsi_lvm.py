@@ -4,8 +4,8 @@ The marker is two tags of the VG. A write is proven in the LV `stowage_probe`, i
 attached, the LUN is known by its WWID and the VG by its UUID, and another of either is a wrong device.
 
 The VG's metadata is written by attach with establish (on a VG that the operator made), by initialize, and by release with
-remove_marker on the host that did either. A plain VG has no lock between hosts, so the manager must send the first two to
-one host before any other, and to one backend of a LUN at a time. A shared VG (vgcreate --shared, lvmlockd) is changed and
+remove_marker. A plain VG has no lock between hosts, so the manager must send each of these to one host at a time, and the
+first two to one backend of a LUN at a time. A shared VG (vgcreate --shared, lvmlockd) is changed and
 activated under its own locks too; its lockspace is started by attach and stopped by release.
 """
 
@@ -86,6 +86,7 @@ class IscsiLvm:
         await self._luns.end_trial(target, space)
         words = LunMemory(space.dir).read()
         left: tuple[str, ...] = ()
+        is_unmarked = False
         disk = self._luns.found(space)
         if disk is not None and (remove_marker or words.get("making")):
             try:
@@ -94,16 +95,17 @@ class IscsiLvm:
                 await self._disks.read(place.disk, place.key)
                 await self._luns.free(target, space, place.disk)
                 left = await self._groups.give_back(place, remove_marker=remove_marker)
+                is_unmarked = remove_marker
             except AgentFault as error:
                 if error.fault.code is FaultCode.IN_USE:
                     raise
                 log.warning("tags stay", extra={"vg_name": config.vg_name, "code": str(error.fault.code)})
                 left = (_unreached(config, f"could not be reached ({error.fault.code})"),)
-        elif remove_marker and disk is None and words.get("marked") == "yes":
+        elif remove_marker and disk is None and (words.get("marked") or words.get("vg_uuid")):
             left = (_unreached(config, "is not attached on this host"),)
         await self._luns.detach(target, space)
         LunMemory(space.dir).forget()
-        return ReleaseReport(left=left)
+        return ReleaseReport(left=left, is_unmarked=is_unmarked)
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         """A login of its own, through an iface of its own, beside the session in use; proves reads, as the LV is writable through one path only."""
@@ -153,7 +155,7 @@ class IscsiLvm:
         config = _config(target)
         link = await self._luns.connect(config, target, credentials, space)
         try:
-            return await self._look(target, link.disk)
+            return await self._look(target, space, link.disk)
         finally:
             if link.is_new:
                 await self._luns.detach_quietly(target, space)
@@ -187,7 +189,7 @@ class IscsiLvm:
                 await self._luns.detach_quietly(target, space)
             raise
 
-    async def _look(self, target: Target, disk: Disk) -> Inspection:
+    async def _look(self, target: Target, space: Workspace, disk: Disk) -> Inspection:
         await self._disks.read(disk, job_key(target))
         content = await self._contents.read(disk, job_key(target))
         groups = await self._lvm.volume_groups(disk.device)
@@ -199,7 +201,19 @@ class IscsiLvm:
             partition_table=content.partition_table,
             foreign_vg=None if is_ours else content.vg_name,
             is_blank=content.is_blank,
+            is_used=not is_ours and await self._is_used(target, space, disk),
         )
+
+    async def _is_used(self, target: Target, space: Workspace, disk: Disk) -> bool:
+        try:
+            # What was activated only because the disk came is nobody's use of it.
+            await self._luns.free(target, space, disk)
+            await self._disks.refuse_used_lun(disk, job_key(target))
+        except AgentFault as error:
+            if error.fault.code is not FaultCode.IN_USE:
+                raise
+            return True
+        return False
 
 
 def _unreached(config: IscsiLvmConfig, why: str) -> str:

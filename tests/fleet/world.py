@@ -26,7 +26,8 @@ WWID = "3600140500000000000000000000000aa"
 class World:
     """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first.
 
-    closed: (host, server) of servers that let the host in for nothing.
+    closed: (host, server) of servers that let the host in for nothing. using: hosts that use the LUN for something else.
+    wwids: host -> the LUN that it sees, where that is another one. marks: every release, (host, whether it took the marks).
     """
 
     folder: Path
@@ -36,6 +37,9 @@ class World:
         default_factory=lambda: dict[tuple[str, str], Callable[[], None]]()
     )
     closed: set[tuple[str, str]] = field(default_factory=lambda: set[tuple[str, str]]())
+    using: set[str] = field(default_factory=lambda: set[str]())
+    wwids: dict[str, str] = field(default_factory=lambda: dict[str, str]())
+    marks: list[tuple[str, bool]] = field(default_factory=lambda: list[tuple[str, bool]]())
 
     def mounts(self, host: str) -> dict[str, dict[str, Any]]:
         """backend id -> {config, password} of everything that is mounted on the host."""
@@ -88,8 +92,9 @@ class PretendDriver:
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
         self._act("release")
+        self._world.marks.append((self._host, remove_marker))
         self._mount(target).unlink(missing_ok=True)
-        return ReleaseReport(left=("the data",))
+        return ReleaseReport(left=("the data",), is_unmarked=remove_marker)
 
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         self._act("trial")
@@ -110,7 +115,13 @@ class PretendDriver:
         return (Discovered(title="/tank/vms", config={"export": "/tank/vms"}),)
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
-        return Inspection(wwid=WWID, size_bytes=2**30, is_blank=self._is_blank(target))
+        self._act("inspect")
+        return Inspection(
+            wwid=self._world.wwids.get(self._host, WWID),
+            size_bytes=2**30,
+            is_blank=self._is_blank(target),
+            is_used=self._host in self._world.using,
+        )
 
     async def initialize(
         self,

@@ -260,20 +260,28 @@ async def test_release_by_the_host_that_marked_the_vg_removes_tags_and_says_what
     assert report.left == (f"volume group vg_vms with 2 logical volumes on LUN 0 of {IQN}", *LEFT_TOO)
 
 
-async def test_release_by_another_host_leaves_the_metadata_alone(san: San) -> None:
+async def test_release_by_another_host_than_marked_the_vg_removes_its_tags_too(san: San) -> None:
+    """That one may have let go before, without its marker, for the backend was not for it any more."""
     await san.attach()
-    san.then(san.deactivates(), vgs(*TAGS), lvs(PROBE), san.goes())
+    san.then(san.deactivates(), vgs(*TAGS), lvs(PROBE), REMOVES_TAGS, lvs(PROBE), san.goes())
     report = await san.driver.release(target_for(), san.space, remove_marker=True)
     assert report.left == (f"volume group vg_vms on LUN 0 of {IQN}", *LEFT_TOO)
+    assert report.is_unmarked
 
 
-async def test_release_by_the_host_that_marked_the_vg_without_a_session_says_that_the_tags_stay(san: San) -> None:
-    san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS))
-    await san.driver.attach(target_for(), CHAP, san.space, establish=True)
+async def test_release_without_the_marker_leaves_the_metadata_alone_and_does_not_say_that_it_is_gone(san: San) -> None:
+    await san.attach()
+    san.then(san.deactivates(), san.goes())
+    assert not (await san.driver.release(target_for(), san.space, remove_marker=False)).is_unmarked
+
+
+async def test_release_without_a_session_says_that_the_tags_stay(san: San) -> None:
+    await san.attach()
     san.host.logout()
     san.then(Step(("dmsetup", "remove", "--", DM_NAME), effect=san.host.drop_mapping), san.delete_record())
     report = await san.driver.release(target_for(), san.space, remove_marker=True)
     assert report.left == (f"volume group vg_vms with its tags on LUN 0 of {IQN}, which is not attached on this host",)
+    assert not report.is_unmarked
 
 
 async def test_release_of_a_vg_in_use_is_in_use_and_keeps_all(san: San) -> None:
@@ -534,6 +542,43 @@ async def test_inspect_of_a_vg_that_udev_has_activated_leaves_the_session_again(
     )
     found = await san.driver.inspect(target_for(), CHAP, san.space)
     assert found.foreign_vg == "vg_theirs" and not san.has_session()
+    assert not found.is_used, "what came with the disk is nobody's use of it"
+
+
+async def test_inspect_of_a_vg_of_which_a_volume_is_open_says_that_the_lun_is_used(san: San) -> None:
+    theirs_comes(san)
+    san.then(
+        san.comes(), content("LVM2_member", vg_name="vg_theirs"), vgs(name="vg_theirs"),
+        removes_theirs(san, is_open=True), removes_theirs(san, is_open=True),
+    )  # fmt: skip
+    assert (await san.driver.inspect(target_for(), CHAP, san.space)).is_used
+
+
+@pytest.mark.parametrize("busy", ["/dev/sdz", "/dev/sdz1"])
+async def test_inspect_of_a_lun_that_is_mounted_by_another_session_says_that_it_is_used(busy: str, san: San) -> None:
+    """The manager asks every host so before one of them overwrites the LUN."""
+
+    def add() -> None:
+        san.add_disk()
+        san.host.login(IQN, "10.0.0.9", 3260, "default", 9)
+        san.host.add_partition(san.host.add_disk(0, "sdz", number=9))
+
+    san.blocks.on_scan, san.blocks.busy = add, busy
+    san.then(san.comes(), content("ext4"), vgs(is_there=False), san.goes())
+    assert (await san.driver.inspect(target_for(), CHAP, san.space)).is_used
+
+
+async def test_inspect_of_a_lun_whose_users_cannot_be_told_does_not_say_that_it_is_free(san: San) -> None:
+    san.blocks.faults["find_busy"] = AgentFault.of(FaultCode.TIMED_OUT, "no answer", is_retryable=True)
+    san.then(san.comes(), content("ext4"), vgs(is_there=False))
+    assert (await fault_of(san.driver.inspect(target_for(), CHAP, san.space))).code is FaultCode.TIMED_OUT
+
+
+async def test_inspect_of_a_lun_with_our_own_vg_in_use_is_no_use_by_others(san: San) -> None:
+    """An initialization that is tried again finds its own work."""
+    await san.attach()
+    san.then(content("LVM2_member", vg_name="vg_vms"), vgs(*TAGS))
+    assert not (await san.driver.inspect(target_for(), CHAP, san.space)).is_used
 
 
 @pytest.mark.parametrize("is_open", [False, True])
