@@ -22,8 +22,9 @@ from manager.sagas.default import make_default
 from manager.sagas.edit_backend import check_narrowing, check_state
 from manager.sagas.engine import Engine
 from manager.store import backends as store
-from manager.store import events
+from manager.store import events, places
 from manager.store.backends import BackendRow
+from manager.store.hosts import HostRow
 from manager.store.pool import Connection, Pool, transaction
 from schemas.backends import Backend, BackendState, HostObservation
 from schemas.credentials import Credentials
@@ -253,6 +254,7 @@ class Backends:
     async def remove(self, ref: str, if_match: int | None, actor: Actor, wait_s: float) -> "Removed | Pending":
         """Gone, here and on every online host; offline hosts let go when they return. Data stays where it is."""
         row = await self._true_row(ref)
+        hosts = await self._holders_of(row)
         operation_id = await self._engine.start(
             "backend.delete",
             key=_key(row.id),
@@ -262,7 +264,7 @@ class Backends:
                 "name": row.name,
                 "kind": row.kind,
                 "if_match": if_match,
-                "hosts": [host.id for host in self._registry.chosen(row)],
+                "hosts": [host.id for host in hosts],
             },
             actor=actor,
         )
@@ -280,7 +282,7 @@ class Backends:
         if backend.is_default:
             blockers.append({"type": "default", "id": backend.id, "name": backend.name})
         row = self._registry.row(backend.id)
-        hosts = self._registry.chosen(row) if row else []
+        hosts: Sequence[HostRow] = await self._holders_of(row) if row else ()
         return {
             "is_allowed": not blockers,
             "live_volumes": count,
@@ -304,7 +306,8 @@ class Backends:
                 "the confirmation does not fit",
                 errors=(FieldError(pointer="/confirm", detail=f"must be the backend's name, {row.name}"),),
             )
-        first = self._choice.first_online(row)
+        chosen = self._registry.chosen(row)
+        first = await self._initializer(row)
         operation_id = await self._engine.start(
             "backend.initialize",
             key=_key(row.id),
@@ -319,13 +322,29 @@ class Backends:
                 "wwid": body.wwid,
                 "force": body.force,
                 "first": first.id,
-                "hosts": [host.id for host in self._registry.chosen(row)],
+                "others": [h.id for h in chosen if h.id != first.id and self._registry.is_online(h.id)],
+                "hosts": [host.id for host in chosen],
             },
             actor=actor,
         )
         return await self._finish(operation_id, row.id, wait_s)
 
     # ---- inside
+
+    async def _initializer(self, row: BackendRow) -> HostRow:
+        """The host to initialize on: the one that has not answered an earlier try if it is back, for it alone may go on at once."""
+        first = self._choice.first_online(row)
+        async with self._pool.acquire() as connection:
+            owing = await places.owing(connection, row.id)
+        chosen = self._registry.chosen(row)
+        return next((h for h in chosen if owing and h.id == owing.host_id and self._registry.is_online(h.id)), first)
+
+    async def _holders_of(self, row: BackendRow) -> Sequence[HostRow]:
+        """The hosts that may hold something of the backend: those chosen for it first, then those that once were."""
+        async with self._pool.acquire() as connection:
+            touched = await store.touched_hosts(connection, row.id)
+        ids = dict.fromkeys((*(host.id for host in self._registry.chosen(row)), *touched))
+        return [host for host_id in ids if (host := self._registry.host_row(host_id))]
 
     async def _true_row(self, ref: str) -> BackendRow:
         """The row as the database has it now, whatever this replica's registry has heard yet."""

@@ -27,6 +27,7 @@ from schemas import subjects
 from schemas.agent_rpc import Held, Intent, Observation, RenewReply, Status, SyncReply, SyncRequest, Wanted
 from schemas.bus import Bus, Message
 from schemas.ids import HostId
+from schemas.kinds import KINDS
 from schemas.subjects import Uplink
 
 log = logging.getLogger(__name__)
@@ -137,16 +138,22 @@ class UplinkListener:
         for row in rows:
             intent = _intent(row, host.name, host.labels)
             if intent is None:
-                if row.id not in held or not self._registry.is_last_holder(host_id, row.id, row.credential_version):
+                if row.id not in held:
                     continue
-                # Not this host's concern any more, but the hosts whose concern it is have their credentials from it.
-                intent = Intent.HOLD
+                if self._registry.is_last_holder(host_id, row.id, row.credential_version):
+                    # Not this host's concern any more, but the hosts whose concern it is have their credentials from it.
+                    intent = Intent.HOLD
+                elif is_settled(row.state) and not _is_shared(row.kind):
+                    # It is no longer for this host, and the marker is this host's alone.
+                    intent = Intent.ABSENT
+                else:
+                    continue
             wanted.append(
                 Wanted(
                     target=target_of(row, self._fleet_id),
                     intent=intent,
                     fence=fence if row.operation_fence is None else row.operation_fence,
-                    remove_marker=row.is_deleted,
+                    remove_marker=_takes_marker(row) if row.is_deleted else intent is Intent.ABSENT,
                 )
             )
             if intent is Intent.ATTACHED and _lacks_credentials(row, held.get(row.id)):
@@ -224,6 +231,16 @@ def _intent(row: WantedRow, name: str, labels: dict[str, str]) -> Intent | None:
     if row.selector.matches(name, labels) and is_settled(row.state):
         return Intent.ATTACHED
     return None
+
+
+def _takes_marker(row: WantedRow) -> bool:
+    spec = KINDS.get(row.kind)
+    return row.is_marks_turn or spec is None or not spec.marks_alone_at
+
+
+def _is_shared(kind: str) -> bool:
+    spec = KINDS.get(kind)
+    return spec is None or spec.is_shared
 
 
 def _lacks_credentials(row: WantedRow, held: Held | None) -> bool:

@@ -1,7 +1,7 @@
 """Add a backend: reserve the name, deliver the credentials, prove it on every online host, activate. Kind `backend.add`.
 
     creating --activate--> ready | needs_initialization
-    creating --any failure--> gone: hosts let go, name free
+    creating --any failure--> gone: hosts let go, name free; what they left is the failed operation's result
 
 1. reserve   row in state creating                                  undo: row gone
 2. deliver   credentials to the online hosts (only where given)     undo: hosts let go of everything
@@ -44,9 +44,11 @@ async def reserve(connection: Connection, run: Run, _: dict[str, Any]) -> None:
         raise Refused.because(ProblemCode.NAME_TAKEN, f"a backend named {params['name']} exists already")
 
 
-async def free_name(connection: Connection, run: Run, _: dict[str, Any]) -> None:
+async def free_name(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
     unconfirmed = [h for h in run.params["hosts"] if h not in run.confirmed]
     await backends.finish_removal(connection, run.backend_id, unconfirmed=unconfirmed, keep_row=False)
+    pending = [run.registry.host_name(h) for h in unconfirmed]
+    return {"result": {"left": run.output.get("left", {}), "pending_hosts": pending}}
 
 
 async def show_stuck(connection: Connection, run: Run, _: dict[str, Any]) -> None:

@@ -278,7 +278,7 @@ class Engine:
             index += 1
         step = definition.steps[index]
         is_past_pivot = index > definition.pivot_index
-        run.step_name, run.phase, run.failures, run.has_deadline = step.name, "do", {}, not is_past_pivot
+        run.begin(step.name, "do", has_deadline=not is_past_pivot)
         attempt = 0
         while True:
             try:
@@ -340,16 +340,16 @@ class Engine:
     async def _backward(self, run: Run, definition: SagaDef) -> None:
         index = run.row.step
         step = definition.steps[index]
-        run.step_name, run.phase, run.failures, run.has_deadline = step.name, "undo", {}, False
+        run.begin(step.name, "undo", has_deadline=False)
         failures = attempt = 0
         while failures < MOST_UNDO_FAILURES:
             try:
-                if step.undo:
-                    await step.undo(run)
+                output = await step.undo(run) if step.undo else None
                 await self._write(
                     run,
                     StepLine(index=index, name=step.name, state=StepState.UNDONE),
                     sql=step.undo_sql,
+                    output=output,
                     state=OperationState.FAILED if index == 0 else OperationState.UNDOING,
                     step=next((i for i in range(index - 1, 0, -1) if definition.steps[i].applies(run.params)), 0),
                 )

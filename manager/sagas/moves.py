@@ -36,25 +36,30 @@ async def to_each(
     """(result a host, error a host); StaleFence is raised, for it concerns the saga. Offline hosts leave the registry's view."""
 
     async def one(host_id: str) -> Any:
+        run.heard.discard(host_id)
         try:
-            return await ask(host_id)
+            answer = await ask(host_id)
         except AgentOffline as error:
             run.registry.silence(host_id)
             return error
         except StaleFence as error:
-            run.failures[host_id, "fence"] = run.failures.get((host_id, "fence"), 0) + 1
+            run.failures[host_id, "fence"] += 1
             if run.failures[host_id, "fence"] > MOST_FAILURES:
                 # A host that refuses every fence must not hold up the saga for ever.
                 return AgentTimeout(host_id, str(error))
             raise
         except AgentError as error:
             if isinstance(error, AgentFailed):
-                run.failures[host_id, verb] = run.failures.get((host_id, verb), 0) + 1
+                run.heard.add(host_id)
+                run.failures[host_id, verb] += 1
+                run.converging[host_id, verb] += error.fault.code is FaultCode.CONVERGING
             return error
         except Exception:
             # An edge: what nobody thought of, met with one host, must not hold up the saga for all.
             log.exception("command raised", extra={"host_id": host_id, "verb": verb})
             return AgentTimeout(host_id, f"what host {run.registry.host_name(host_id)} made of {verb} is unknown")
+        run.heard.add(host_id)
+        return answer
 
     outcomes = await asyncio.gather(*(one(host_id) for host_id in host_ids), return_exceptions=True)
     answers: Answers = {}
@@ -108,16 +113,21 @@ async def claim_place(connection: Connection, run: Run, _: dict[str, Any]) -> No
     if not fields:
         return
     place = " ".join((run.params["kind"], *(str(run.params["config"][field]) for field in fields)))
-    holder = await places.claim(connection, place, operation_id=run.row.id, backend_id=run.backend_id)
+    holder = await places.claim(
+        connection, place, operation_id=run.row.id, backend_id=run.backend_id, first=run.params.get("first")
+    )
     if holder is None:
         return
-    hosts = (
-        f"; {', '.join(holder.waits_for)} may be writing there still, until back or revoked" if holder.waits_for else ""
-    )
+    remedy = "try again"
+    if holder.waits_for:
+        names = ", ".join(holder.waits_for)
+        remedy = f"{names} has not answered and may be writing there still: wait for {names}, or revoke it"
+        if holder.is_initialized:
+            remedy += "; when it is back, initialize that backend again, or remove it"
     raise TryAgain(
         Problem(
             code=ProblemCode.WRONG_STATE,
-            detail=f"the place of {run.params['name']} is being made ready for backend {holder.backend_id}{hosts}; try again",
+            detail=f"the place of {run.params['name']} is being made ready for backend {holder.backend_id}; {remedy}",
         )
     )
 
@@ -135,7 +145,8 @@ def take_blank(errors: dict[str, AgentError]) -> list[str]:
 
 
 def most_failures(run: Run, host_id: str) -> int:
-    return max((n for (host, _), n in run.failures.items() if host == host_id), default=0)
+    """Of one command to the host in this step. That it was converging is none: what came of that is tried as often as anything."""
+    return max((n - run.converging[place] for place, n in run.failures.items() if place[0] == host_id), default=0)
 
 
 def failure(run: Run, errors: Sequence[AgentFailed], *, what: str, is_first: bool, of: int) -> Problem:
@@ -210,11 +221,32 @@ async def establish_each(
     return answers | some, errors | wrong
 
 
-async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseReport]:
+async def release_each(run: Run, host_ids: Sequence[str], *, is_undo: bool = False) -> dict[str, ReleaseReport]:
     """What each host reported that let go; the rest is left to its next sync. Never raises for a host's sake.
 
-    A host that is offline, keeps failing or stays silent keeps a tombstone: it releases when it syncs.
+    Where marks are made by one host at a time they are removed so too: by whichever host says first that they are gone, or, in
+    the undo of an add, by the one that may have made them. The tombstones' turn is store/backends.wanted_by's to tell.
     """
+    if not KINDS[run.params["kind"]].marks_alone_at:
+        return await _release(run, host_ids, remove_marker=True)
+    if is_undo:
+        first, others = [[h for h in host_ids if (h == run.params["first"]) is is_first] for is_first in (True, False)]
+        marked = await _release(run, first, remove_marker=True)
+        return marked | await _release(run, others, remove_marker=False)
+    reports: dict[str, ReleaseReport] = {}
+    others = [h for h in host_ids if h not in run.confirmed]
+    while online := run.online(others):
+        host_id = online[0]
+        others.remove(host_id)
+        reports |= await _release(run, [host_id], remove_marker=True)
+        if host_id not in run.heard or (host_id in reports and reports[host_id].is_unmarked):
+            # One that did not answer may be at it still, and nobody else must be.
+            break
+    return reports | await _release(run, others, remove_marker=False)
+
+
+async def _release(run: Run, host_ids: Sequence[str], *, remove_marker: bool) -> dict[str, ReleaseReport]:
+    """A host that is offline, keeps failing or stays silent keeps a tombstone: it releases when it syncs."""
     reports: dict[str, ReleaseReport] = {}
     waiting = [h for h in host_ids if h not in run.confirmed]
     for _ in range(MOST_FAILURES):
@@ -224,7 +256,7 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
             break
 
         async def ask(host_id: str) -> ReleaseReport:
-            command = Release(**run.head(host_id, "release"), remove_marker=True)
+            command = Release(**run.head(host_id, "release"), remove_marker=remove_marker)
             return await run.agents.ask(host_id, command, ReleaseReport)
 
         answers, errors = await to_each(run, waiting, ask, verb="release")
@@ -236,14 +268,15 @@ async def release_each(run: Run, host_ids: Sequence[str]) -> dict[str, ReleaseRe
 
 def _bounded(report: ReleaseReport) -> ReleaseReport:
     """An agent's words go into an event, which must not outgrow a bus message."""
-    return ReleaseReport(
-        left=tuple(sentence.replace("\0", "")[:300] for sentence in report.left[:20]), was_lazy=report.was_lazy
-    )
+    left = tuple(sentence.replace("\0", "")[:300] for sentence in report.left[:20])
+    return msgspec.structs.replace(report, left=left)
 
 
-async def undo_by_release(run: Run) -> None:
-    """The undo of everything an add did on hosts."""
-    await release_each(run, run.params["hosts"])
+async def undo_by_release(run: Run) -> dict[str, Any]:
+    """The undo of everything an add did on hosts; what they left on the storage, with what an earlier undo said of it."""
+    reports = await release_each(run, run.params["hosts"], is_undo=True)
+    left = {run.registry.host_name(h): list(report.left) for h, report in reports.items() if report.left}
+    return {"left": {**run.output.get("left", {}), **left}}
 
 
 async def deliver_each(run: Run, host_ids: Sequence[str], version: int, *, base_version: int, what: str) -> list[str]:

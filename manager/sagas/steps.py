@@ -1,6 +1,7 @@
 """What a saga is made of: a table of steps, each with its remote effect, its undo, and the SQL of its journal line."""
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,9 +24,11 @@ _LEAST_TTL_MS = 1000
 class Run:
     """One saga as this replica drives it. `row` is the journal's latest word; `fence` in it is what commands carry.
 
-    The last six live in this process alone: after a takeover they are empty, and steps know it.
+    The last eight live in this process alone: after a takeover they are empty, and steps know it.
     seen: observation a host, to be recorded. confirmed: hosts that said they hold nothing of the backend.
-    failures: definite failures of a command in this step, (host id, verb) -> how many.
+    heard: hosts that have answered the last command that they were sent, so nothing of the saga is under way there.
+    failures: definite failures of a command in this step, (host id, verb) -> how many. converging: how many of them said no more
+    than that the host needs time.
     ends_at: by the event loop's clock when the way forward is over, told by the database's clock alone; has_deadline: whether
     that concerns the present step. is_extended: a host has said that it needs longer.
     """
@@ -38,15 +41,22 @@ class Run:
     credentials: Credentials | None = None
     seen: dict[str, Observation] = field(default_factory=lambda: dict[str, Observation]())
     confirmed: set[str] = field(default_factory=lambda: set[str]())
+    heard: set[str] = field(default_factory=lambda: set[str]())
     step_name: str = ""
     phase: str = "do"
-    failures: dict[tuple[str, str], int] = field(default_factory=lambda: dict[tuple[str, str], int]())
+    failures: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())
+    converging: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())
     has_deadline: bool = True
     is_extended: bool = False
     ends_at: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.ends_at = time.monotonic() + self.row.left_s
+
+    def begin(self, step_name: str, phase: str, *, has_deadline: bool) -> None:
+        """The next commands are of this step; nothing of it has failed yet."""
+        self.step_name, self.phase, self.has_deadline = step_name, phase, has_deadline
+        self.failures, self.converging = Counter(), Counter()
 
     @property
     def left_s(self) -> float:
@@ -81,7 +91,7 @@ class Run:
 
     def head(self, host_id: str, verb: str) -> dict[str, Any]:
         """The common fields of a command of the current step."""
-        attempt = self.failures.get((host_id, verb), 0)
+        attempt = self.failures[host_id, verb]
         ttl_ms = self.agents.ttl_ms
         if self.has_deadline:
             # A host that does not answer must not hold the caller beyond the budget.
@@ -99,14 +109,15 @@ class Run:
 
 
 type_Do = Callable[[Run], Awaitable[dict[str, Any]]]
-type_Undo = Callable[[Run], Awaitable[None]]
+type_Undo = Callable[[Run], Awaitable[dict[str, Any] | None]]
 type_Sql = Callable[[Connection, Run, dict[str, Any]], Awaitable[dict[str, Any] | None]]
 
 
 @dataclass(frozen=True)
 class Step:
     """do: idempotent remote effect, returns what the journal keeps of it (no secret). undo: takes it back, and accepts
-    that it was never done. do_sql, undo_sql: in the transaction of the journal line; do_sql's answer joins the output.
+    that it was never done; what it returns is kept too. do_sql, undo_sql: in the transaction of the journal line; their
+    answer joins the output, but for `result`, which is the operation's.
     applies: whether this saga has the step at all, by its params.
     """
 

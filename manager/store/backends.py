@@ -286,6 +286,18 @@ async def finish_removal(
     )  # fmt: skip
 
 
+async def touched_hosts(connection: Connection, backend_id: str) -> list[str]:
+    """Live hosts that may hold something of the backend or have left its marker, also those that it is no longer for."""
+    records = await connection.fetch(
+        "SELECT id FROM host h WHERE revoked_at IS NULL AND (EXISTS"
+        " (SELECT FROM backend_host c WHERE c.backend_id = $1 AND c.host_id = h.id) OR EXISTS (SELECT FROM operation o"
+        " WHERE o.key = 'backend:' || $1::uuid AND o.kind = 'backend.initialize' AND o.params->>'first' = h.id::text))"
+        " ORDER BY id",
+        backend_id,
+    )
+    return [r["id"] for r in records]
+
+
 async def prune(connection: Connection) -> None:
     """Rows of undone adds, which nothing refers to, are gone once every host has let go."""
     await connection.execute(
@@ -382,7 +394,11 @@ def _readable(records: Sequence[asyncpg.Record], type_: type[StructT]) -> tuple[
 
 
 class WantedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend as `wanted_by` sees it for one host; operation_fence is set while a saga works on it."""
+    """A backend as `wanted_by` sees it for one host; operation_fence is set while a saga works on it.
+
+    is_marks_turn: of the hosts with tombstones this is the one that removes marks which one host at a time may write: that may
+    have made them, in an add that was undone, else the first.
+    """
 
     id: str
     kind: str
@@ -394,6 +410,7 @@ class WantedRow(msgspec.Struct, frozen=True, kw_only=True):
     operation_fence: int | None
     is_deleted: bool
     is_tombstone: bool
+    is_marks_turn: bool
 
 
 async def wanted_by(connection: Connection, host_id: str) -> tuple[int, list[WantedRow]]:
@@ -408,7 +425,11 @@ async def wanted_by(connection: Connection, host_id: str) -> tuple[int, list[Wan
     fence = await connection.fetchval("SELECT nextval('fence_seq')")
     records = await connection.fetch(
         "SELECT b.id, b.kind, b.config, b.credential_version, b.generation, b.state, b.selector, o.fence AS operation_fence,"
-        " b.deleted_at IS NOT NULL AS is_deleted, coalesce(h.desired = 'absent', false) AS is_tombstone"
+        " b.deleted_at IS NOT NULL AS is_deleted, coalesce(h.desired = 'absent', false) AS is_tombstone,"
+        " CASE WHEN h.desired IS DISTINCT FROM 'absent' THEN false WHEN b.state = 'creating' THEN EXISTS (SELECT FROM operation a"
+        " WHERE a.key = 'backend:' || b.id AND a.kind = 'backend.add' AND a.params->>'first' = $1::uuid::text)"
+        " ELSE NOT EXISTS (SELECT FROM backend_host t WHERE t.backend_id = b.id AND t.desired = 'absent' AND t.host_id < $1)"
+        " END AS is_marks_turn"
         # Two halves, for with OR every backend that ever was is read.
         " FROM (SELECT * FROM backend WHERE deleted_at IS NULL UNION ALL"
         " SELECT d.* FROM backend d JOIN backend_host t ON t.backend_id = d.id AND t.host_id = $1 AND t.desired = 'absent'"

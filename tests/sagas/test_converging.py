@@ -28,6 +28,22 @@ async def test_add_waits_for_a_host_whose_lockspace_starts(stowage: Fleet) -> No
     assert asked == 6
 
 
+async def test_host_that_was_converging_has_all_its_tries_afterwards(stowage: Fleet) -> None:
+    await stowage.manager(host_silent_s=30.0)
+    await stowage.agent("hv1")
+    faults = [FaultCode.CONVERGING] * 4 + [FaultCode.IO_ERROR] * 2
+
+    def fail() -> None:
+        if faults:
+            raise AgentFault.of(faults.pop(0), "not yet", is_retryable=True)
+
+    stowage.world.script["hv1", "attach"] = fail
+
+    answer = await stowage.api("POST", "/v1/storage_backends", SMB)
+
+    assert answer.status == 201, answer
+
+
 async def test_two_adds_of_one_place_go_one_after_the_other(stowage: Fleet) -> None:
     await stowage.manager(host_silent_s=30.0)
     for name in ("hv1", "hv2"):
