@@ -14,6 +14,7 @@ tool_faults    what an exit code and words of a tool mean: one table
 probes markers reach        the proof by writing, the mark of the backend, the questions before a mount
 mounts mounted_folders      mount and umount; what nfs and smb have in common
 portals node_records        which portal is meant; open-iscsi's records as files, for the secrets in them
+udev_rule                   what lies on our disks is left to the driver
 iscsiadm scsi lvm           sessions, disks, volume groups
 lun_memory luns             the way to a LUN and back, and what is remembered of it
 lun_content initialization  what lies on a LUN, and a VG of ours made there

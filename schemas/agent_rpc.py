@@ -236,7 +236,7 @@ class Discovery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """signatures: what wipefs would list, as "type at offset"; foreign_vg: the VG on it that is not ours.
+    """signatures: what wipefs would list, as "type at offset", or "unknown data"; foreign_vg: the VG on it that is not ours.
 
     is_used: something of this host other than the backend lies on it or has it open.
     """

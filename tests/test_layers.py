@@ -35,7 +35,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
             "uplink",
         ),
         ("portals",),
-        ("mounts", "node_records", "lvm", "probes", "join"),
+        ("mounts", "node_records", "udev_rule", "lvm", "probes", "join"),
         ("iscsiadm", "mounted_folders", "strays"),
         ("scsi", "lun_memory"),
         ("lun_content",),
