@@ -33,6 +33,9 @@ for line in text("/proc/self/mountinfo").splitlines():
     kind = right.split()[0]
     if kind in ("nfs", "nfs4", "cifs", "smb3") or left.split()[4].startswith(state):
         mounts.append(left.split()[4])
+# Not below mounts: there a look would wait for the server.
+places = [state] + [state + "/" + name for name in ("backends/**", "credentials/**", "run/**")]
+drafts = [path for place in places for pattern in ("/.new-*", "/*.part") for path in names(place + pattern)]
 answer = {{
     "mounts": mounts,
     "mount folders": names(state + "/mounts/*") + names(state + "/trials/*"),
@@ -46,7 +49,7 @@ answer = {{
     "disks": [os.path.basename(entry) for entry in names("/sys/class/block/sd*")],
     "workers": [line for pid, (parent, line) in processes.items() if parent in zygotes],
     "tools": [line for pid, (parent, line) in processes.items() if parent in agents and pid not in zygotes],
-    "temporary files": names("/tmp/*") + names(state + "/**/.new-*") + names(state + "/**/*.part") + names("/run/udev/rules.d/*.part"),
+    "temporary files": names("/tmp/*") + names("/run/udev/rules.d/*.part") + drafts,
 }}
 """
 #: Of which the manager may know while backends are there; names hold the backend's id, or belong to its session.
