@@ -16,6 +16,8 @@ from tests.lab.qemu import wait_until
 from tests.lab.smb import Login, smb
 from tests.lab.storage import Chap, Storage
 
+pytestmark = pytest.mark.slow
+
 Add = Callable[[Backends], Backend | None]
 
 

@@ -12,6 +12,8 @@ from tests.lab.iscsi import KIND, PROBE_LV, iscsi, mapped, sessions
 from tests.lab.lab import Lab
 from tests.lab.storage import ADDRESS, Storage
 
+pytestmark = pytest.mark.slow
+
 _LOCKD = "--config global/use_lvmlockd=1"
 
 

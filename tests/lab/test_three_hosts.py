@@ -2,6 +2,8 @@
 
 import datetime as dt
 
+import pytest
+
 from tests.lab import accounts
 from tests.lab.backends import Backends
 from tests.lab.host import INTERVALS, Host
@@ -11,6 +13,8 @@ from tests.lab.leaks import Secrets
 from tests.lab.nfs import SHOWN, mounted, nfs, options_of
 from tests.lab.qemu import wait_until
 from tests.lab.storage import ADDRESS, Chap, Storage
+
+pytestmark = pytest.mark.slow
 
 #: Seconds; the default is 300, the lab's other hosts have 10, which is what logging in and mounting take under emulation.
 _RECONCILE_S = 30
