@@ -24,8 +24,8 @@ _TOKEN = _TOLD / "admin.token"
 _LISTEN = "127.0.0.1:8080"
 _EXPORT = "/srv/nfs/vms"
 _UP_TIMEOUT_S = 600.0
-#: pytest's words for the whole suite: two labs beside each other, each with its own guests, which take test by test.
-_ALL = ("-n", "2", "--dist", "load", "--maxschedchunk", "1", "--quiet")
+#: Two labs beside each other, each with its own guests, which take test by test; pytest's words.
+_BESIDE = ("-n", "2", "--dist", "load", "--maxschedchunk", "1")
 
 
 def main() -> int:
@@ -53,7 +53,14 @@ def _build(_: argparse.Namespace) -> int:
 def _test(args: argparse.Namespace) -> NoReturn:
     snapshots.build()
     ours = ("--override-ini=timeout=600", "--override-ini=testpaths=tests/lab")
-    argv = [sys.executable, "-m", "pytest", *ours, *(args.rest or _ALL)]
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *ours,
+        *(() if "-n" in args.rest else _BESIDE),
+        *(args.rest or ("--quiet",)),
+    ]
     print(f"lab: the commands that the agents run go to {log_dir()}/, test by test", flush=True)
     os.chdir(ROOT)
     # In our place, so that whoever ends us ends pytest and its guests.
