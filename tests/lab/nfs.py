@@ -25,5 +25,6 @@ def mounted(host: Host, where: str) -> str:
 
 
 def options_of(host: Host, where: str) -> set[str]:
-    """What the kernel shows of its options."""
-    return set(mounted(host, where).split()[3].split(","))
+    """What the kernel shows of its options; none where nothing is mounted."""
+    words = mounted(host, where).split()
+    return set(words[3].split(",")) if words else set()

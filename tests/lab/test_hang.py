@@ -160,6 +160,7 @@ def test_an_add_from_a_hanging_server_ends_and_leaves_nothing(
     assert local.probe(hv1)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_hung_backend_is_refused_in_bounded_time(
     storage: Storage, backends: Backends, hv1: Host, bring_back: Away
 ) -> None:

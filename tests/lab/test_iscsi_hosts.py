@@ -13,6 +13,9 @@ from tests.lab.lab import Lab
 from tests.lab.qemu import wait_until
 from tests.lab.storage import ADDRESS, Chap, Storage
 
+pytestmark = pytest.mark.slow
+
+
 # Hosts.
 
 

@@ -316,6 +316,7 @@ def test_a_host_that_is_no_longer_chosen_keeps_its_data(backends: Backends, hv1:
     assert backend.probe(hv2)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_a_power_cut(backends: Backends, hv2: Host) -> None:
     backend = backends.add("local_file", local(), on=(hv2,))
     hv2.courier.run(f"echo kept >{ROOT}/disk; sync")
@@ -329,6 +330,7 @@ def test_a_power_cut(backends: Backends, hv2: Host) -> None:
     assert names_in(hv2, ROOT) == [MARKER, "disk"]
 
 
+@pytest.mark.slow
 def test_a_power_cut_with_the_disk_away_writes_nothing_beneath(backends: Backends, hv2: Host) -> None:
     with Disk(hv2, "disk", MAKES["ext4"]) as device:
         backend = backends.add("local_file", local(device.where, require_mountpoint=True), on=(hv2,))

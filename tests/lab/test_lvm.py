@@ -47,6 +47,7 @@ def test_a_fresh_lun_is_inspected_and_initialized(
     assert mapped(hv1) == [_PROBE]
 
 
+@pytest.mark.slow
 def test_an_initialized_lun_is_attached_on_every_host(
     api: Api, backends: Backends, hv1: Host, hv2: Host, iqn: str, image: str
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_lun_with_data_is_refused_and_taken_with_force(
     assert storage.lvm(image, "vgs --noheadings -o vg_name") == "vg_vms"
 
 
+@pytest.mark.slow
 def test_a_lun_that_a_host_has_mounted_is_not_taken_even_with_force(
     api: Api, storage: Storage, backends: Backends, hv1: Host, iqn: str, image: str
 ) -> None:
@@ -217,6 +219,7 @@ def test_udev_activates_nothing_on_a_disk_of_ours_and_what_it_likes_on_an_operat
         hv1.courier.run(f"iscsiadm -m node -T {iqn} -o delete")
 
 
+@pytest.mark.slow
 def test_every_lvm_command_sees_its_own_device_alone(
     api: Api, storage: Storage, backends: Backends, hv1: Host, iqn: str, image: str, ran: Ran
 ) -> None:
@@ -233,6 +236,7 @@ def test_every_lvm_command_sees_its_own_device_alone(
         assert argv[2].startswith("/dev/sd")
 
 
+@pytest.mark.slow
 def test_a_thin_pool(storage: Storage, backends: Backends, hv1: Host, iqn: str, image: str) -> None:
     storage.volume_group(image, "vg_vms")
 

@@ -24,6 +24,9 @@ from tests.lab.iscsi import (
 from tests.lab.qemu import wait_until
 from tests.lab.storage import Storage
 
+pytestmark = pytest.mark.slow
+
+
 # Whose it is.
 
 

@@ -2,6 +2,8 @@
 
 import datetime as dt
 
+import pytest
+
 from tests.lab.backends import Backends
 from tests.lab.conftest import Ran
 from tests.lab.host import Host
@@ -67,6 +69,7 @@ def test_a_server_that_was_re_pointed_is_refused_by_its_marker(
     assert backend.probe(hv1)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_a_name_that_leads_elsewhere_meanwhile_is_not_written_to(
     storage: Storage, backends: Backends, hv1: Host, hv2: Host
 ) -> None:
@@ -131,6 +134,7 @@ def test_one_export_twice_with_different_subdirs(storage: Storage, backends: Bac
     ]
 
 
+@pytest.mark.slow
 def test_a_power_cut(storage: Storage, backends: Backends, hv2: Host) -> None:
     backend = backends.add("nfs", nfs(storage.export()), on=(hv2,))
     hv2.machine.cut_power()

@@ -108,6 +108,7 @@ def test_removal_while_a_disk_is_open_says_that_it_was_lazy(storage: Storage, ba
         assert mounted(hv1, backend.mount_dir) == ""
 
 
+@pytest.mark.slow
 def test_removal_while_a_host_is_off_reaches_it_when_it_returns(
     lab: Lab, storage: Storage, backends: Backends, hv1: Host, hv2: Host
 ) -> None:
