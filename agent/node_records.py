@@ -2,13 +2,16 @@
 
 The lock is idbm_lock of its usr/idbm.c: who makes lock.write, by a hard link, holds it; others try every 10 ms for
 30 s, and nobody ever breaks it. So one that a killed agent left would stop every iscsiadm of the host for good. Ours
-is therefore a link to a file that names its holder, and is removed when that process is no more.
+is therefore a link to a file that names its holder, and is removed when that process is no more. That of an iscsiadm that was
+killed, as ours are with the agent, names nobody: it is removed when it has stood for longer than any work takes and no iscsiadm runs.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -21,8 +24,12 @@ from agent.portals import Node
 from agent.private_files import write_private
 from schemas.faults import FaultCode
 
+log = logging.getLogger(__name__)
+
 _LOCK_TIMEOUT_S = 30.0
 _LOCK_POLL_S = 0.01
+#: iscsiadm and iscsid hold the lock while they read or write a record.
+_LOCK_STALE_S = 10.0
 #: Longer than any holder's text; iscsiadm's own lock file is empty.
 _HOLDER_MAX_BYTES = 512
 
@@ -82,17 +89,25 @@ class NodeRecords:
                 path.unlink(missing_ok=True)
 
     async def remove_stale_lock(self) -> None:
-        """A lock that an agent left when it was killed is gone; one of iscsiadm, or of an agent that lives, stays."""
+        """A lock that an agent or an iscsiadm left when it was killed is gone; one of a process that lives stays."""
         write_lock = self._lock_dir / "lock.write"
         try:
-            text, number = write_lock.read_bytes()[:_HOLDER_MAX_BYTES], write_lock.stat().st_ino
+            text, stat = write_lock.read_bytes()[:_HOLDER_MAX_BYTES], write_lock.stat()
+        except FileNotFoundError:
+            return
+        # ctime: making the link is the last that happened to the file.
+        if not text and time.time() - stat.st_ctime > _LOCK_STALE_S and not _runs("iscsiadm"):
+            log.warning("removing the lock of an iscsiadm that is no more", extra={"path": str(write_lock)})
+            write_lock.unlink(missing_ok=True)
+            return
+        try:
             holder = msgspec.json.decode(text, type=_Holder)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return
         if holder == _holder(holder.stowage_agent):
             return
         with contextlib.suppress(FileNotFoundError):
-            if write_lock.stat().st_ino == number:
+            if write_lock.stat().st_ino == stat.st_ino:
                 write_lock.unlink()
         (self._lock_dir / f"stowage.{holder.stowage_agent}").unlink(missing_ok=True)
 
@@ -138,6 +153,15 @@ class NodeRecords:
             raise AgentFault.of(
                 FaultCode.TIMED_OUT, "the iSCSI record database of this host is locked", remedy, is_retryable=True
             ) from error
+
+
+def _runs(name: str) -> bool:
+    """Whether any process of this host has that name."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if comm.read_text().strip() == name:
+                return True
+    return False
 
 
 def _holder(pid: int) -> _Holder | None:

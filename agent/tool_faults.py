@@ -61,6 +61,7 @@ TABLE: tuple[Row, ...] = (
         FaultCode.VERSION_REJECTED, "See that the NFS server runs, and choose a version that it offers"),
     Row("mount.nfs", None, r"incorrect mount option|Unsupported nfs4? mount option|Bad nfs mount parameter|invalid value for|Invalid argument",
         FaultCode.OPTION_REJECTED),
+    Row("mount.nfs", None, r"Failed to find '\S+' protocol", FaultCode.OPTION_REJECTED),
     Row("mount.nfs", None, r"Stale file handle", FaultCode.STALE_HANDLE),
     Row("mount.nfs", None, r"is busy or already mounted", FaultCode.IN_USE),
     Row("mount.nfs", None, r"timed out|No route to host|is unreachable|Connection (refused|reset)|Host is down|mount to NFS server .* failed",

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,33 @@ async def test_iface_record_is_not_written_again_while_another_uses_it(world: Fa
             assert path.read_text() == "read by the first one"
         assert path.stat().st_ino == written.st_ino
     assert not path.exists()
+
+
+async def test_a_lock_that_a_killed_iscsiadm_left_is_removed_once_it_has_stood_for_long(
+    world: FakeIscsi, records: NodeRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_lock(world.lock_dir)
+    await records.remove_stale_lock()
+    assert (world.lock_dir / "lock.write").exists()
+
+    monkeypatch.setattr("agent.node_records._LOCK_STALE_S", -1.0)
+    await records.edit(NODE, SECRET)
+
+    assert "canary" in text_of(world)
+    assert os.listdir(world.lock_dir) == ["lock"]
+
+
+async def test_a_lock_is_left_alone_while_any_iscsiadm_runs(
+    world: FakeIscsi, records: NodeRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.node_records._LOCK_STALE_S", -1.0)
+    take_lock(world.lock_dir)
+    # By its name alone, which is what is looked at.
+    shutil.copy("/bin/sleep", tmp_path / "iscsiadm")
+    process = await asyncio.create_subprocess_exec(str(tmp_path / "iscsiadm"), "60")
+    try:
+        await records.remove_stale_lock()
+        assert (world.lock_dir / "lock.write").exists()
+    finally:
+        process.kill()
+        await process.wait()

@@ -4,6 +4,7 @@ The agent comes as the project's own wheel, built from this checkout and install
 is therefore kept by the digest of the image and of the sources that are in the wheel.
 """
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -53,7 +54,7 @@ def remove_stale() -> None:
 
 
 def _freeze(base: Path, seat: Seat, place: Path, *, with_agent: bool = False) -> None:
-    with tempfile.TemporaryDirectory(prefix="stowage-lab-", dir="/run") as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"stowage-lab-{os.getpid()}-", dir="/run") as scratch:
         net = Path(scratch) / "net"
         net.mkdir()
         machine = Machine(seat, base, Path(scratch) / seat.name, net)

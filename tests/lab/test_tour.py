@@ -4,10 +4,13 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.docs.tour import ROOT, Shell, differences, opened_shell, tour
+
+_UP = Path("/run/stowage-lab/lab.json")
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +20,8 @@ def leaves_nothing() -> None:
 
 @pytest.fixture
 def shell() -> Iterator[Shell]:
+    # There is one a machine, and this test ends its own at the end.
+    assert not _UP.exists(), "a lab is up on this machine; end it with ./scripts/lab down"
     with opened_shell() as opened, contextlib.ExitStack() as stack:
         stack.callback(
             subprocess.run, [sys.executable, "-m", "tests.lab", "down"], cwd=ROOT, check=False, capture_output=True
