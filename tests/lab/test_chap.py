@@ -75,6 +75,7 @@ def test_chap_that_nobody_asks_for(backends: Backends, hv1: Host, vms_iqn: str, 
     assert backend.probe(hv1)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_a_rotation_and_its_reversal(
     storage: Storage, backends: Backends, hv1: Host, chap: Chap, secrets: Secrets
 ) -> None:

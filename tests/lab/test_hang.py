@@ -52,6 +52,7 @@ def refused_for_the_host(answer: Answer, host: Host) -> None:
     assert set(answer.codes) <= {"server_unreachable", "timed_out", "hung"}
 
 
+@pytest.mark.slow
 def test_statvfs_hangs_for_as_long_as_the_server_is_away(storage: Storage, backends: Backends, hv1: Host) -> None:
     """The premise of all of this: were it not so, these tests would show nothing."""
     backend = backends.add("nfs", nfs(storage.export()))
@@ -150,6 +151,7 @@ def test_an_agent_starts_in_its_normal_time_beside_a_hung_mount(
     backend.wait_for(hv1, "unreachable", "hung")
 
 
+@pytest.mark.slow
 def test_an_add_from_a_hanging_server_ends_and_leaves_nothing(
     lab: Lab, storage: Storage, backends: Backends, hv1: Host, local: Backend
 ) -> None:
@@ -204,6 +206,7 @@ def test_removal_of_a_hung_backend_fails_no_write_of_its_neighbour_on_the_same_e
     storage.courier.run(f"rm {export}/silver/disk {export}/gold/.stowage-backend.json")
 
 
+@pytest.mark.slow
 def test_a_dead_lun_hangs_nothing_else(lab: Lab, backends: Backends, hv1: Host, local: Backend, vms_iqn: str) -> None:
     """What waits for a disk can't be killed, so each further probe would add one."""
     backend = backends.add(KIND, iscsi(vms_iqn))

@@ -34,6 +34,7 @@ def test_a_portal_however_it_is_written(backends: Backends, hv1: Host, vms_iqn: 
     assert backend.probe(hv1)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_portal_logs_in_anew(backends: Backends, hv1: Host, vms_iqn: str, ran: Ran) -> None:
     backend = backends.add(KIND, iscsi(vms_iqn))
 
@@ -48,6 +49,7 @@ def test_an_edit_of_the_portal_logs_in_anew(backends: Backends, hv1: Host, vms_i
 
 
 @pytest.mark.parametrize("portal", ["10.77.0.99", "nosuch.example"])
+@pytest.mark.slow
 def test_an_edit_that_cannot_work_changes_nothing(backends: Backends, hv1: Host, vms_iqn: str, portal: str) -> None:
     backend = backends.add(KIND, iscsi(vms_iqn))
 
@@ -107,6 +109,7 @@ def test_a_dead_address(backends: Backends, vms_iqn: str) -> None:
     assert time.monotonic() - began < BOUND_S
 
 
+@pytest.mark.slow
 def test_an_address_that_drops_what_it_is_sent(lab: Lab, backends: Backends, vms_iqn: str) -> None:
     lab.cut("hv1", "storage")
     began = time.monotonic()
@@ -124,6 +127,7 @@ def test_a_name_that_does_not_resolve(backends: Backends, vms_iqn: str) -> None:
     backends.refused("name_not_resolved", KIND, iscsi(vms_iqn, portal="nosuch.example"))
 
 
+@pytest.mark.slow
 def test_a_lun_that_is_not_mapped(backends: Backends, vms_iqn: str) -> None:
     fault = backends.refused("lun_not_found", KIND, iscsi(vms_iqn, lun=7))
 

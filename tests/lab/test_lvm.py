@@ -72,6 +72,7 @@ def test_another_wwid_than_the_inspected_is_not_written_to(
     assert backend.now()["state"] == "needs_initialization"
 
 
+@pytest.mark.slow
 def test_a_lun_that_was_swapped_after_the_inspection_is_not_written_to(
     api: Api, storage: Storage, backends: Backends, iqn: str, image: str
 ) -> None:
@@ -99,7 +100,9 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=() if what == "a file system" else pytest.mark.slow) for what in FOREIGN]
+)
 def test_a_lun_with_data_is_refused_and_taken_with_force(
     api: Api, storage: Storage, backends: Backends, hv1: Host, iqn: str, image: str, what: str
 ) -> None:
@@ -183,6 +186,7 @@ def test_capacity_is_the_volume_groups_own(
     assert size - free == (8 + 4) << 20
 
 
+@pytest.mark.slow
 def test_other_volumes_stay_inactive_on_every_host(
     storage: Storage, backends: Backends, hv1: Host, hv2: Host, iqn: str, image: str
 ) -> None:

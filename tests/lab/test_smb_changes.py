@@ -97,6 +97,7 @@ def test_a_rotation_there_and_back(storage: Storage, backends: Backends, hv1: Ho
         assert backend.probe(hv1)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_a_rotation_of_a_share_in_use_waits_for_it(
     storage: Storage, backends: Backends, hv1: Host, login: Login, other: Login
 ) -> None:

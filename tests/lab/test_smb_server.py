@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.lab.backends import Backends
 from tests.lab.host import Host
 from tests.lab.lab import Lab
@@ -30,6 +32,7 @@ def test_a_password_changed_on_the_server_is_auth_failed_and_heals_by_a_rotation
     backend.wait_for(hv1, "healthy")
 
 
+@pytest.mark.slow
 def test_a_password_changed_on_the_server_beneath_a_share_in_use_is_rotated_once_it_is_idle(
     storage: Storage, backends: Backends, hv1: Host, login: Login, secrets: Secrets
 ) -> None:
@@ -65,6 +68,7 @@ def test_a_password_changed_on_the_server_and_changed_back_heals_by_itself(
     hv1.courier.run(f"rm {backend.mount_dir}/disk")
 
 
+@pytest.mark.slow
 def test_a_share_that_is_withdrawn_and_comes_back(
     storage: Storage, backends: Backends, hv1: Host, login: Login
 ) -> None:
@@ -145,6 +149,7 @@ def test_a_network_that_is_cut_and_heals(
     backend.wait_for(hv1, "healthy")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_dead_is_removed_all_the_same(
     lab: Lab, storage: Storage, backends: Backends, hv1: Host, login: Login
 ) -> None:
