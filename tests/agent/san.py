@@ -17,9 +17,9 @@ from agent.workers import WorkerPool
 from schemas.agent_rpc import Target
 from schemas.credentials import Credentials
 from schemas.faults import Fault
-from tests.agent.drivers.conftest import make_space
 from tests.agent.fake_kernel import FakeIscsi
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
+from tests.agent.spaces import make_space
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 OTHER_BACKEND = "01900000-0000-7000-8000-000000000002"
@@ -293,6 +293,7 @@ def looks(*types: str, name: str = "", tags: tuple[str, ...] = (), uuid: str | N
     return (vgs(*tags, name=name or "vg_vms", is_there=name != ""), *content(*types, vg_name=name, uuid=uuid))
 
 
+WIPE = Step(("wipefs", "--all", "--force", "--", "/dev/sdb"))
 MAKES_PROBE_LV = Step(
     ("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n",
      "--size", "4m", "--addtag", TAGS[0], "--name", PROBE, "--", "vg_vms")

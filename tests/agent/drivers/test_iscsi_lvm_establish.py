@@ -1,15 +1,12 @@
 """What an add makes in a VG and takes back: exactly what that very call made, at whichever step it fails or is killed."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from agent.errors import AgentFault
 from agent.lun_memory import LunMemory
 from agent.scsi import dm_uuid_of
-from agent.workers import WorkerPool
 from schemas.faults import FaultCode
 from tests.agent.recorded_commands import Step
 from tests.agent.san import (
@@ -39,13 +36,6 @@ BROKEN = AgentFault.of(FaultCode.IO_ERROR, "broken")
 THIN = target_for(thin=True)
 #: Tools that change the VG's metadata.
 WRITERS = frozenset(("lvcreate", "lvremove", "pvcreate", "vgcreate", "wipefs"))
-
-
-@pytest.fixture
-def san(tmp_path: Path, workers: WorkerPool) -> Iterator[San]:
-    san = San(tmp_path, workers)
-    yield san
-    san.commands.assert_done()
 
 
 def broken(step: Step, after: bool = False) -> Step:

@@ -1,13 +1,11 @@
 """What initialize and inspect take for blank, and that a LUN is overwritten only in time and only as it was judged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from agent.errors import AgentFault
-from agent.workers import WorkerPool
 from schemas.faults import FaultCode
 from tests.agent.recorded_commands import Step
 from tests.agent.san import (
@@ -17,6 +15,7 @@ from tests.agent.san import (
     PROBE,
     SCOPE,
     TAGS,
+    WIPE,
     San,
     content,
     fault_of,
@@ -26,20 +25,12 @@ from tests.agent.san import (
     vgs,
 )
 
-WIPE = Step(("wipefs", "--all", "--force", "--", "/dev/sdb"))
 PVCREATE = Step(("pvcreate", *SCOPE, "--", "/dev/sdb"))
 VGCREATE = Step(
     ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n",
      "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms", "/dev/sdb")
 )  # fmt: skip
 STUCK = AgentFault.of(FaultCode.HUNG, "stuck")
-
-
-@pytest.fixture
-def san(tmp_path: Path, workers: WorkerPool) -> Iterator[San]:
-    san = San(tmp_path, workers)
-    yield san
-    san.commands.assert_done()
 
 
 def attaches(san: San) -> tuple[Step, ...]:

@@ -1,14 +1,9 @@
 """A shared VG: read without its locks, changed under them, its lockspace started by attach and stopped by release."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from agent.lun_memory import LunMemory
 from agent.scsi import dm_uuid_of
-from agent.workers import WorkerPool
 from schemas.faults import FaultCode
 from tests.agent.recorded_commands import Step, replay
 from tests.agent.san import (
@@ -31,13 +26,6 @@ from tests.agent.san import (
 LOCKED = (*SCOPE[:-1], f"{SCOPE[-1]} global/use_lvmlockd=1")
 STARTS = Step(("vgchange", *LOCKED, "--lockstart", "--lockopt", "nowait", "--", "vg_vms"))
 LOCK_UUID = dm_uuid_of(VG_UUID, "lvmloc-0000-0000-0000-0000-0000-lock00")
-
-
-@pytest.fixture
-def san(tmp_path: Path, workers: WorkerPool) -> Iterator[San]:
-    san = San(tmp_path, workers)
-    yield san
-    san.commands.assert_done()
 
 
 def locked(step: Step) -> Step:

@@ -1,15 +1,13 @@
 """What else of a host uses a target, a LUN or a session: other backends of ours, and the operator; none of it is taken away."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from agent.drivers.base import CommandResult
 from agent.errors import AgentFault
-from agent.workers import WorkerPool
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.recorded_commands import Step, replay
@@ -32,13 +30,6 @@ from tests.agent.san import (
 OTHER = target_for(OTHER_BACKEND, lun=1, vg_name="vg_two")
 SAME_LUN = target_for(OTHER_BACKEND)
 BLANK = (vgs(is_there=False, device="/dev/sdc"), *content(device="/dev/sdc"))
-
-
-@pytest.fixture
-def san(tmp_path: Path, workers: WorkerPool) -> Iterator[San]:
-    san = San(tmp_path, workers)
-    yield san
-    san.commands.assert_done()
 
 
 def joins(san: San) -> tuple[Step, ...]:

@@ -18,8 +18,8 @@ from schemas.agent_rpc import Target
 from schemas.backends import Capability
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
-from tests.agent.drivers.conftest import make_space
 from tests.agent.mounting import fill, needs_root, tmpfs
+from tests.agent.spaces import make_space
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 OTHER_BACKEND = "01900000-0000-7000-8000-000000000002"

@@ -18,10 +18,10 @@ from agent.workers import WorkerPool
 from schemas.agent_rpc import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
-from tests.agent.drivers.conftest import make_space
 from tests.agent.fake_kernel import FakeKernel, FakeServer
 from tests.agent.mounting import needs_root
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
+from tests.agent.spaces import make_space
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 FLEET = "01900000-0000-7000-8000-00000000ffff"
