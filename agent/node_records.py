@@ -3,7 +3,8 @@
 The lock is idbm_lock of its usr/idbm.c: who makes lock.write, by a hard link, holds it; others try every 10 ms for
 30 s, and nobody ever breaks it. So one that a killed agent left would stop every iscsiadm of the host for good. Ours
 is therefore a link to a file that names its holder, and is removed when that process is no more. That of an iscsiadm that was
-killed, as ours are with the agent, names nobody: it is removed when it has stood for longer than any work takes and no iscsiadm runs.
+killed, as ours are with the agent, names nobody: it is removed when it has stood for longer than any work takes and no iscsiadm
+of that time runs.
 """
 
 import asyncio
@@ -27,9 +28,12 @@ from schemas.faults import FaultCode
 log = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 30.0
-_LOCK_POLL_S = 0.01
+_LOCK_POLL_S = 0.1
 #: iscsiadm and iscsid hold the lock while they read or write a record.
 _LOCK_STALE_S = 10.0
+#: In /proc/PID/stat, behind the name: when the process started, in ticks since the boot (proc(5), field 22).
+_START_WORD = 19
+_ROUNDING_S = 1.0
 #: Longer than any holder's text; iscsiadm's own lock file is empty.
 _HOLDER_MAX_BYTES = 512
 
@@ -96,9 +100,12 @@ class NodeRecords:
         except FileNotFoundError:
             return
         # ctime: making the link is the last that happened to the file.
-        if not text and time.time() - stat.st_ctime > _LOCK_STALE_S and not _runs("iscsiadm"):
-            log.warning("removing the lock of an iscsiadm that is no more", extra={"path": str(write_lock)})
-            write_lock.unlink(missing_ok=True)
+        if not text:
+            is_old = time.time() - stat.st_ctime > _LOCK_STALE_S
+            # Those that came later wait for the lock and do not hold it.
+            if is_old and not _has_process("iscsiadm", started_before=stat.st_ctime):
+                log.warning("removing the lock of an iscsiadm that is no more", extra={"path": str(write_lock)})
+                _unlink_unchanged(write_lock, stat)
             return
         try:
             holder = msgspec.json.decode(text, type=_Holder)
@@ -106,9 +113,7 @@ class NodeRecords:
             return
         if holder == _holder(holder.stowage_agent):
             return
-        with contextlib.suppress(FileNotFoundError):
-            if write_lock.stat().st_ino == stat.st_ino:
-                write_lock.unlink()
+        _unlink_unchanged(write_lock, stat)
         (self._lock_dir / f"stowage.{holder.stowage_agent}").unlink(missing_ok=True)
 
     def _iface_paths(self, name: str) -> Iterable[Path]:
@@ -155,11 +160,23 @@ class NodeRecords:
             ) from error
 
 
-def _runs(name: str) -> bool:
-    """Whether any process of this host has that name."""
-    for comm in Path("/proc").glob("[0-9]*/comm"):
+def _unlink_unchanged(path: Path, stat: os.stat_result) -> None:
+    """The file is gone, unless it has been made anew since: linking and unlinking change its ctime."""
+    with contextlib.suppress(FileNotFoundError):
+        now = path.stat()
+        if (now.st_ino, now.st_ctime_ns) == (stat.st_ino, stat.st_ctime_ns):
+            path.unlink()
+
+
+def _has_process(name: str, *, started_before: float) -> bool:
+    """Whether a process of that name runs that was there at that time, in Unix seconds; one tick of rounding counts as before."""
+    ticks_s = os.sysconf("SC_CLK_TCK")
+    booted_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if comm.read_text().strip() == name:
+            head, _, tail = path.read_text(errors="replace").rpartition(")")
+            started_at = booted_at + int(tail.split()[_START_WORD]) / ticks_s
+            if head.partition("(")[2] == name and started_at <= started_before + _ROUNDING_S:
                 return True
     return False
 
@@ -172,7 +189,7 @@ def _holder(pid: int) -> _Holder | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     # A zombie holds nothing any more.
-    return None if words[0] == "Z" else _Holder(stowage_agent=pid, started=words[19], boot_id=boot_id)
+    return None if words[0] == "Z" else _Holder(stowage_agent=pid, started=words[_START_WORD], boot_id=boot_id)
 
 
 def _draft(path: Path) -> Path:

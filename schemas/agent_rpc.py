@@ -238,7 +238,7 @@ class Discovery(msgspec.Struct, frozen=True, kw_only=True):
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """signatures: what wipefs would list, as "type at offset", or "unknown data"; foreign_vg: the VG on it that is not ours.
 
-    is_used: something of this host other than the backend lies on it or has it open.
+    is_used: something of this host other than the backend lies on it or has it open; None: an agent that cannot tell.
     """
 
     wwid: str
@@ -247,7 +247,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     partition_table: str | None = None
     foreign_vg: str | None = None
     is_blank: bool = False
-    is_used: bool = False
+    is_used: bool | None = None
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,6 +80,9 @@ def _objection(run: Run, host_id: str, found: Inspection) -> Fault | None:
     host, wwid = run.registry.host_name(host_id), run.params["wwid"]
     if found.wwid != wwid:
         what = fault(FaultCode.WRONG_DEVICE, f"on {host} the LUN is {found.wwid[:100]}, but {wwid} was confirmed")
+    elif found.is_used is None:
+        # What was not looked at must not pass for unused.
+        what = fault(FaultCode.KIND_UNSUPPORTED, f"the agent on {host} cannot tell whether the LUN is in use there")
     elif found.is_used:
         what = fault(FaultCode.IN_USE, f"the LUN is in use on {host}")
     else:

@@ -133,17 +133,22 @@ async def test_a_lock_that_a_killed_iscsiadm_left_is_removed_once_it_has_stood_f
     assert os.listdir(world.lock_dir) == ["lock"]
 
 
-async def test_a_lock_is_left_alone_while_any_iscsiadm_runs(
+async def test_a_lock_is_left_alone_while_an_iscsiadm_runs_that_may_hold_it(
     world: FakeIscsi, records: NodeRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.node_records._LOCK_STALE_S", -1.0)
-    take_lock(world.lock_dir)
     # By its name alone, which is what is looked at.
     shutil.copy("/bin/sleep", tmp_path / "iscsiadm")
     process = await asyncio.create_subprocess_exec(str(tmp_path / "iscsiadm"), "60")
     try:
+        take_lock(world.lock_dir)
         await records.remove_stale_lock()
         assert (world.lock_dir / "lock.write").exists()
+
+        # One that came after the lock waits for it, as every other will.
+        monkeypatch.setattr("agent.node_records._ROUNDING_S", -3600.0)
+        await records.remove_stale_lock()
+        assert not (world.lock_dir / "lock.write").exists()
     finally:
         process.kill()
         await process.wait()

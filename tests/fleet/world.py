@@ -26,7 +26,8 @@ WWID = "3600140500000000000000000000000aa"
 class World:
     """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first.
 
-    closed: (host, server) of servers that let the host in for nothing. using: hosts that use the LUN for something else.
+    closed: (host, server) of servers that let the host in for nothing. using: host -> whether it uses the LUN for something else;
+    None where its agent cannot tell.
     wwids: host -> the LUN that it sees, where that is another one. marks: every release, (host, whether it took the marks).
     """
 
@@ -37,7 +38,7 @@ class World:
         default_factory=lambda: dict[tuple[str, str], Callable[[], None]]()
     )
     closed: set[tuple[str, str]] = field(default_factory=lambda: set[tuple[str, str]]())
-    using: set[str] = field(default_factory=lambda: set[str]())
+    using: dict[str, bool | None] = field(default_factory=lambda: dict[str, bool | None]())
     wwids: dict[str, str] = field(default_factory=lambda: dict[str, str]())
     marks: list[tuple[str, bool]] = field(default_factory=lambda: list[tuple[str, bool]]())
 
@@ -120,7 +121,7 @@ class PretendDriver:
             wwid=self._world.wwids.get(self._host, WWID),
             size_bytes=2**30,
             is_blank=self._is_blank(target),
-            is_used=self._host in self._world.using,
+            is_used=self._world.using.get(self._host, False),
         )
 
     async def initialize(

@@ -142,11 +142,15 @@ class Host:
         self.courier.run(
             f"(python3 -E -s /run/kill.py {self.agent_pid()} {shlex.quote(pattern)}; echo end) >/run/killed 2>&1 </dev/null &"
         )
-        yield
-        wait_until(
-            lambda: self.courier.run("cat /run/killed 2>/dev/null; true").out == "end\n", f"{pattern} to be seen", 60.0
-        )
-        self.courier.run("rm /run/kill.py /run/killed")
+        try:
+            yield
+            wait_until(
+                lambda: self.courier.run("cat /run/killed 2>/dev/null; true").out == "end\n",
+                f"{pattern} to be seen",
+                60.0,
+            )
+        finally:
+            self.courier.run("pkill -f '^python3 .*/run/kill[.]py'; rm -f /run/kill.py /run/killed")
 
     def restart_agent(self) -> None:
         """Killed, started again by init, and connected."""

@@ -117,14 +117,17 @@ async def test_lun_is_for_any_host_once_the_one_that_was_asked_has_answered_with
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_lun_that_another_host_uses_is_not_initialized_with_force_either(stowage: Fleet, force: bool) -> None:
+@pytest.mark.parametrize(("said", "code"), [(True, "in_use"), (None, "kind_unsupported")])
+async def test_lun_that_another_host_uses_or_may_use_is_not_initialized_with_force_either(
+    stowage: Fleet, said: bool | None, code: str, force: bool
+) -> None:
     await stowage.manager(host_silent_s=30.0)
     await stowage.agent("hv1")
     await stowage.agent("hv2")
     begun = await add_blank_san(stowage)
-    stowage.world.using.add("hv2")
+    stowage.world.using["hv2"] = said
     refused = await initialize(stowage, force=force)
-    assert (refused.status, refused.body["code"], faults_of(refused)) == (422, "probe_failed", [("hv2", "in_use")])
+    assert (refused.status, refused.body["code"], faults_of(refused)) == (422, "probe_failed", [("hv2", code)])
     assert "hv2" in refused.body["detail"]
     assert begun == [] and await backends(stowage) == UNTOUCHED
 
