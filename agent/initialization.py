@@ -9,7 +9,7 @@ from agent import markers
 from agent.drivers.base import Deadline
 from agent.errors import AgentFault
 from agent.lun_content import LunContents, remedy_for, shown
-from agent.lvm import Lvm
+from agent.lvm import Lvm, VolumeGroup
 from agent.scsi import Disks
 from agent.volume_groups import Place
 from schemas.faults import FaultCode
@@ -23,6 +23,10 @@ class Initialization:
         self._disks = disks
         self._contents = contents
 
+    async def refuse_marked(self, place: Place) -> None:
+        """Raises AgentFault marker_mismatch, with the other backend's id, where a VG on the disk bears its tags."""
+        _refuse_marked(await self._lvm.volume_groups(place.disk.device), place)
+
     async def create(self, place: Place, *, force: bool, deadline: Deadline) -> None:
         """Our VG is on the disk. Made by an earlier try: done.
 
@@ -30,12 +34,12 @@ class Initialization:
         """
         device = place.disk.device
         groups = await self._lvm.volume_groups(device)
-        for group in groups:
-            answer = markers.read_tags(group.tags, place.target)
-            markers.refuse_other(answer, place.target, f"volume group {group.name} on {place}",
-                                 clear_with="remove its stowage tags with vgchange --deltag")  # fmt: skip
-            if group.name == place.config.vg_name and answer["marker"] == "ours":
-                return
+        _refuse_marked(groups, place)
+        if any(
+            group.name == place.config.vg_name and markers.read_tags(group.tags, place.target)["marker"] == "ours"
+            for group in groups
+        ):
+            return
         content = await self._contents.read(place.disk, place.key)
         if not content.is_blank and not force:
             raise AgentFault.of(
@@ -58,3 +62,13 @@ class Initialization:
         if content.signatures:
             await self._lvm.wipe(device, deadline)
         await self._lvm.create_group(device, place.config.vg_name, markers.tags_for(place.target), deadline)
+
+
+def _refuse_marked(groups: tuple[VolumeGroup, ...], place: Place) -> None:
+    for group in groups:
+        markers.refuse_other(
+            markers.read_tags(group.tags, place.target),
+            place.target,
+            f"volume group {group.name} on {place}",
+            clear_with="remove its stowage tags with vgchange --deltag",
+        )

@@ -109,7 +109,7 @@ class Iscsi:
             if result.exit_code == _FATAL_LOGIN and chap.reveal().get("mutual_username"):
                 # Ours to refuse the target's proof, which iscsiadm tells from no other refusal (2.1.8 in the lab, 2026-11-28).
                 raise AgentFault.of(FaultCode.AUTH_FAILED, f"{node.iqn} did not prove itself by mutual CHAP, or does not let this host in",
-                                    "Check the mutual CHAP user name and secret on the target, then rotate the backend's credentials")  # fmt: skip
+                                    "Check the mutual CHAP user name and secret on the target, and give the right ones")  # fmt: skip
             if result.exit_code not in (0, _SESSION_EXISTS):
                 raise tool_fault(result, chap)
         except BaseException:

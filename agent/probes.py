@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from agent import markers
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
@@ -57,9 +59,12 @@ class FolderProbes:
             "marker": markers.content_for(target),
             "on_missing": str(on_missing),
         }
-        answer = await self._workers.run(
-            "prove", args, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s
-        )
+        try:
+            answer = await self._workers.run(
+                "prove", args, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s
+            )
+        except AgentFault as error:
+            raise _shown(error, folder, where) from error.__cause__
         if answer["marker"] == "unmounted":
             raise AgentFault.of(
                 FaultCode.NOT_A_MOUNTPOINT,
@@ -139,6 +144,12 @@ def unmounted(where: str) -> str:
 def unreached(where: str, code: FaultCode) -> str:
     """The release report's sentence for a place that did not answer."""
     return f"{MARKER_NAME} and whatever else is in {where}, which could not be reached ({code})"
+
+
+def _shown(error: AgentFault, folder: Path, where: str) -> AgentFault:
+    """The same fault with the folder as the operator knows it: nobody looks for a path of ours, least of all for a trial's."""
+    what = replace(error.fault, detail=error.fault.detail.replace(str(folder), where))
+    return AgentFault(what, is_retryable=error.is_retryable)
 
 
 def report_of(answer: Mapping[str, Any], capabilities: tuple[Capability, ...]) -> ProbeReport:

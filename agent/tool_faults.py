@@ -76,9 +76,9 @@ TABLE: tuple[Row, ...] = (
         "This host's kernel has no SMB client or lacks its crypto modules: load the module cifs, or install the full kernel"),
     Row("mount.cifs", None, r"could not resolve address", FaultCode.NAME_NOT_RESOLVED),
     Row("mount.cifs", None, r"mount error\(13\)", FaultCode.AUTH_FAILED,
-        "Check the user name, password and domain, then rotate the backend's credentials; or let this user use the share on the server"),
+        "Check the user name, password and domain and give the right ones, or let this user use the share on the server"),
     Row("mount.cifs", None, r"mount error\((126|127|128|129)\)", FaultCode.AUTH_FAILED,
-        "The account's key or password is expired or revoked: renew it on the server, then rotate the backend's credentials"),
+        "The account's key or password is expired or revoked: renew it on the server, then give the new one"),
     Row("mount.cifs", None, r"mount error\((2|6)\)", FaultCode.SHARE_NOT_FOUND),
     Row("mount.cifs", None, r"mount error\((101|103|104|107|110|111|112|113|115)\)|could not connect to|abruptly closed the connection",
         FaultCode.SERVER_UNREACHABLE),
@@ -91,7 +91,7 @@ TABLE: tuple[Row, ...] = (
     # umount
     Row("umount", None, r"target is busy|device is busy", FaultCode.IN_USE),
     # iscsiadm: the exit code says it all (iscsiadm(8), EXIT STATUS)
-    Row("iscsiadm", 24, r"", FaultCode.AUTH_FAILED, "Check the CHAP user name and password on the target, then rotate the backend's credentials"),
+    Row("iscsiadm", 24, r"", FaultCode.AUTH_FAILED, "Check the CHAP user name and password on the target, and give the right ones"),
     Row("iscsiadm", 19, r"", FaultCode.TARGET_NOT_FOUND),
     Row("iscsiadm", 21, r"", FaultCode.TARGET_NOT_FOUND),
     Row("iscsiadm", 23, r"", FaultCode.NAME_NOT_RESOLVED),

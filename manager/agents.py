@@ -160,7 +160,13 @@ def refusal(error: AgentError, host: str, failed: str) -> Refused:
         return Refused.because(ProblemCode.PROBE_FAILED, failed, faults=(error.fault,))
     if isinstance(error, AgentOffline):
         return Refused.because(ProblemCode.NO_AGENT, str(error), faults=(offline_fault(host),), retry_after_s=5)
-    return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error))
+    return Refused.because(ProblemCode.AGENT_TIMEOUT, str(error), faults=(silent_fault(host, str(error)),))
+
+
+def silent_fault(host_name: str, detail: str) -> Fault:
+    """What a host that was asked and did not answer in time looks like in a list of faults."""
+    remedy = "See what the host's agent waits for (its log, same request id), and that the host reaches the bus and its storage"
+    return msgspec.structs.replace(fault(FaultCode.TIMED_OUT, detail, remedy), host=host_name)
 
 
 def offline_fault(host_name: str) -> Fault:

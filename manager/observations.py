@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from schemas.agent_rpc import Observation
-from schemas.backends import Capacity
+from schemas.backends import Capacity, HealthStatus
+from schemas.faults import Fault
 from schemas.ids import is_id
 
 _MAX_BYTES = 2**60
@@ -30,6 +31,19 @@ def believable(observations: Iterable[Observation], *, sent_at: dt.datetime | No
 def answered(observation: Observation, backend_id: str) -> list[Observation]:
     """What a host answered of the backend that it was asked about; nothing if it speaks of another."""
     return [seen for seen in believable([observation], sent_at=None) if seen.backend_id == backend_id]
+
+
+def failed(backend_id: str, generation: int, what: Fault) -> Observation:
+    """What a host's refusal says of the backend there, until its own next word."""
+    return Observation(
+        backend_id=backend_id,
+        generation=generation,
+        status=HealthStatus.UNREACHABLE,
+        code=what.code,
+        detail=_text(what.detail),
+        remedy=_text(what.remedy),
+        observed_at=dt.datetime.now(dt.UTC),
+    )
 
 
 def _fit(seen: Observation, now: dt.datetime, sent_at: dt.datetime | None) -> Observation | None:

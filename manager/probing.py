@@ -1,7 +1,6 @@
 """Asking the storage itself through the hosts: preflight, probe, inspection. Nothing is persisted but what was observed."""
 
 import asyncio
-import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +8,10 @@ import msgspec
 from msgspec.structs import replace
 
 from manager.actor import Actor
-from manager.agents import Agents, offline_fault, refusal, target_of
+from manager.agents import Agents, offline_fault, refusal, silent_fault, target_of
 from manager.errors import AgentError, AgentFailed, AgentOffline, Refused
 from manager.host_choice import HostChoice
-from manager.observations import answered
+from manager.observations import answered, failed
 from manager.registry import Registry
 from manager.store import backends as store
 from manager.store.backends import BackendRow
@@ -32,7 +31,7 @@ from schemas.agent_rpc import (
 )
 from schemas.backends import Backend, BackendState, HealthStatus, HostObservation
 from schemas.credentials import Credentials
-from schemas.faults import Fault, FaultCode, fault
+from schemas.faults import Fault, FaultCode
 from schemas.ids import new_id
 from schemas.problems import ProblemCode
 from schemas.requests import AddBackend
@@ -135,7 +134,7 @@ class Probing:
         except AgentFailed as error:
             return _unanswered(host.name, HealthStatus.UNREACHABLE, error.fault)
         except AgentError as error:
-            return _unanswered(host.name, HealthStatus.UNKNOWN, fault(FaultCode.TIMED_OUT, str(error)))
+            return _unanswered(host.name, HealthStatus.UNKNOWN, silent_fault(host.name, str(error)))
         seen = report.observation
         failed = next((check for check in report.checks if not check.is_ok), None)
         return {
@@ -170,15 +169,7 @@ class Probing:
             return False
         except AgentFailed as error:
             row = self._registry.row(backend_id)
-            seen = Observation(
-                backend_id=backend_id,
-                generation=row.generation if row else 0,
-                status=HealthStatus.UNREACHABLE,
-                code=error.fault.code,
-                detail=error.fault.detail,
-                remedy=error.fault.remedy,
-                observed_at=dt.datetime.now(dt.UTC),
-            )
+            seen = failed(backend_id, row.generation if row else 0, error.fault)
         except AgentError:
             return False
         fit = answered(seen, backend_id)
@@ -195,7 +186,7 @@ def _silent(cell: HostObservation) -> HostObservation:
     """The cell of a host that was asked just now and did not answer: whatever it said before is not what it sees now."""
     if cell.code is FaultCode.HOST_OFFLINE:
         return cell
-    what = fault(FaultCode.TIMED_OUT, f"host {cell.host} did not answer this probe")
+    what = silent_fault(cell.host, f"host {cell.host} did not answer this probe")
     return replace(
         cell, status=HealthStatus.UNKNOWN, code=what.code, detail=what.detail, remedy=what.remedy, latency_ms=None
     )

@@ -181,12 +181,21 @@ class IscsiLvm:
             place = Place(config, target, space, link.disk)
             await self._disks.read(place.disk, place.key)
             if force:
-                await self._luns.free(target, space, link.disk)
+                await self._free(place)
             await self._initialization.create(place, force=force, deadline=deadline)
             return await self._groups.attach(place, establish=True)
         except BaseException:
             if link.is_new:
                 await self._luns.detach_quietly(target, space)
+            raise
+
+    async def _free(self, place: Place) -> None:
+        """Raises AgentFault in_use, or marker_mismatch where the disk bears the marks of the backend that uses it."""
+        try:
+            await self._luns.free(place.target, place.space, place.disk)
+        except AgentFault as error:
+            if error.fault.code is FaultCode.IN_USE:
+                await self._initialization.refuse_marked(place)
             raise
 
     async def _look(self, target: Target, space: Workspace, disk: Disk) -> Inspection:

@@ -13,6 +13,7 @@
 from typing import Any
 
 from manager.errors import Refused
+from manager.observations import failed
 from manager.sagas import moves
 from manager.sagas.default import make_default
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed
@@ -71,7 +72,7 @@ async def attach(run: Run) -> dict[str, Any]:
     answers, errors = await moves.establish_each(run, online, wanted, alone=bool(KINDS[params["kind"]].marks_alone_at))
     asked = len(answers) + len(errors)
     can_be_blank = KINDS[params["kind"]].can_initialize and not answers
-    blank = moves.take_blank(errors) if can_be_blank else []
+    blank = moves.take_blank(errors) if can_be_blank else {}
     moves.judge(run, errors, what=_UNDONE, asked=asked, of=len(online))
     if not answers and not blank:
         raise StepFailed(moves.no_agent(run, _UNDONE))
@@ -84,6 +85,9 @@ async def attach(run: Run) -> dict[str, Any]:
                 detail=f"{params['name']} must be initialized before it can be the default; add it without is_default",
             )
         )
+    for host_id, what in blank.items():
+        run.seen[host_id] = failed(run.backend_id, 1, what)
+        run.registry.observe(host_id, [run.seen[host_id]])
     return {"state": BackendState.NEEDS_INITIALIZATION, "attached": []}
 
 
@@ -91,7 +95,11 @@ async def activate(connection: Connection, run: Run, _: dict[str, Any]) -> dict[
     state = BackendState(run.output["state"])
     if run.params["is_default"]:
         await backends.hold_default(connection)
-    health: tuple[HealthStatus, str | None, str | None] = (HealthStatus.DEGRADED, FaultCode.NEEDS_INITIALIZATION, None)
+    health: tuple[HealthStatus, str | None, str | None] = (
+        HealthStatus.UNREACHABLE,
+        FaultCode.NEEDS_INITIALIZATION,
+        None,
+    )
     if state is BackendState.READY:
         healthy = sum(seen.status is HealthStatus.HEALTHY for seen in run.seen.values())
         is_whole = healthy == len(run.params["hosts"])

@@ -84,7 +84,8 @@ def _objection(run: Run, host_id: str, found: Inspection) -> Fault | None:
         # What was not looked at must not pass for unused.
         what = fault(FaultCode.KIND_UNSUPPORTED, f"the agent on {host} cannot tell whether the LUN is in use there")
     elif found.is_used:
-        what = fault(FaultCode.IN_USE, f"the LUN is in use on {host}")
+        on_it = f", which finds volume group {found.foreign_vg[:130]} on it" if found.foreign_vg else ""
+        what = fault(FaultCode.IN_USE, f"the LUN is in use on {host}{on_it}")
     else:
         return None
     return msgspec.structs.replace(what, host=host)

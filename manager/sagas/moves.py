@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from manager.agents import offline_fault
+from manager.agents import offline_fault, silent_fault
 from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, StaleFence
 from manager.observations import answered
 from manager.sagas.steps import Run, StepFailed, TryAgain
 from manager.store import places
 from manager.store.pool import Connection
 from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
-from schemas.faults import Fault, FaultCode, fault
+from schemas.faults import Fault, FaultCode
 from schemas.kinds import KINDS
 from schemas.problems import Problem, ProblemCode
 
@@ -94,10 +94,7 @@ def judge(run: Run, errors: dict[str, AgentError], *, what: str, asked: int, of:
         raise StepFailed(problem)
     if silent:
         names = ", ".join(run.registry.host_name(h) for h in silent)
-        faults = tuple(
-            msgspec.structs.replace(fault(FaultCode.TIMED_OUT, str(e)), host=run.registry.host_name(h))
-            for h, e in silent.items()
-        )
+        faults = tuple(silent_fault(run.registry.host_name(h), str(e)) for h, e in silent.items())
         raise TryAgain(
             Problem(code=ProblemCode.AGENT_TIMEOUT, detail=f"no answer in time from {names}; {what}", faults=faults)
         )
@@ -132,13 +129,13 @@ async def claim_place(connection: Connection, run: Run, _: dict[str, Any]) -> No
     )
 
 
-def take_blank(errors: dict[str, AgentError]) -> list[str]:
-    """The hosts that reached a device with nothing on it, taken out of the errors."""
-    blank = [
-        host_id
+def take_blank(errors: dict[str, AgentError]) -> dict[str, Fault]:
+    """What the hosts said that reached a device on which there is nothing of ours, taken out of the errors."""
+    blank = {
+        host_id: error.fault
         for host_id, error in errors.items()
         if isinstance(error, AgentFailed) and error.fault.code is FaultCode.NEEDS_INITIALIZATION
-    ]
+    }
     for host_id in blank:
         del errors[host_id]
     return blank

@@ -56,6 +56,7 @@ async def test_add_on_a_frozen_host_alone_is_unknown_once_its_budget_is_spent(st
         added = await stowage.api("POST", BACKENDS, SMB, Prefer="wait=15")
     assert (added.status, added.body["code"]) == (504, "agent_timeout"), added
     assert [(fault["host"], fault["code"]) for fault in added.body["faults"]] == [("hv1", "timed_out")]
+    assert "the host's agent waits" in added.body["faults"][0]["remedy"]
 
 
 async def test_host_that_is_heard_again_is_told_to_look_what_it_has_missed(stowage: Fleet) -> None:

@@ -122,6 +122,7 @@ class PretendDriver:
             size_bytes=2**30,
             is_blank=self._is_blank(target),
             is_used=self._world.using.get(self._host, False),
+            foreign_vg="vg_other" if self._world.using.get(self._host) else None,
         )
 
     async def initialize(

@@ -37,6 +37,17 @@ async def add_blank_san(fleet: Fleet) -> list[str]:
     return begun
 
 
+async def test_add_of_a_blank_lun_is_shown_as_such_at_once(stowage: Fleet) -> None:
+    await stowage.manager()
+    await stowage.agent("hv1")
+    await add_blank_san(stowage)
+
+    cells = (await stowage.api("GET", "/v1/storage_backends/san/hosts")).body["hosts"]
+
+    assert [(cell["host"], cell["code"]) for cell in cells] == [("hv1", "needs_initialization")]
+    assert "Inspect the backend" in cells[0]["remedy"]
+
+
 async def until_state(fleet: Fleet, name: str, state: str) -> None:
     async def is_so() -> bool:
         return bool((await fleet.api("GET", f"/v1/hosts/{name}")).body["state"] == state)
@@ -129,6 +140,7 @@ async def test_lun_that_another_host_uses_or_may_use_is_not_initialized_with_for
     refused = await initialize(stowage, force=force)
     assert (refused.status, refused.body["code"], faults_of(refused)) == (422, "probe_failed", [("hv2", code)])
     assert "hv2" in refused.body["detail"]
+    assert ("vg_other" in refused.body["faults"][0]["detail"]) == bool(said)
     assert begun == [] and await backends(stowage) == UNTOUCHED
 
 

@@ -10,6 +10,7 @@ from tests.agent.san import (
     IQN,
     MAKES_POOL,
     MAKES_PROBE_LV,
+    OTHER_BACKEND,
     OTHER_TAGS,
     POOL,
     PROBE,
@@ -184,7 +185,8 @@ async def test_inspect_of_a_lun_with_our_own_vg_in_use_is_no_use_by_others(san: 
 async def test_initialize_with_force_of_a_vg_that_udev_has_activated(is_open: bool, san: San) -> None:
     theirs_comes(san)
     if is_open:
-        san.then(san.comes(), removes_theirs(san, is_open=True), removes_theirs(san, is_open=True))
+        busy = removes_theirs(san, is_open=True)
+        san.then(san.comes(), busy, vgs(name="vg_theirs"), busy)
         fault = await fault_of(san.initialize(force=True))
         assert fault.code is FaultCode.IN_USE and san.has_session()
         return
@@ -193,6 +195,14 @@ async def test_initialize_with_force_of_a_vg_that_udev_has_activated(is_open: bo
         san.comes(), removes_theirs(san), look, look, WIPE, creates(), vgs(*TAGS), lvs(PROBE), san.activates(),
     )  # fmt: skip
     await san.initialize(force=True)
+
+
+async def test_initialize_with_force_of_the_vg_of_another_backend_in_use_names_that(san: San) -> None:
+    theirs_comes(san)
+    busy = removes_theirs(san, is_open=True)
+    san.then(san.comes(), busy, vgs(*OTHER_TAGS, name="vg_theirs"), busy)
+    fault = await fault_of(san.initialize(force=True))
+    assert fault.code is FaultCode.MARKER_MISMATCH and OTHER_BACKEND in fault.detail
 
 
 async def test_initialize_where_a_signature_appeared_since_is_foreign_data(san: San) -> None:

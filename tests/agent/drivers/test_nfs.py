@@ -193,7 +193,9 @@ async def test_attach_to_a_subfolder_needs_it_to_exist(
 ) -> None:
     target = target_for(subdir="vms/prod")
     commands.then(mounts_it(server, space.mount_dir), unmounts_it(server, space.mount_dir))
-    assert (await fault_of(driver.attach(target, NONE, space, establish=True))).code is FaultCode.PATH_NOT_FOUND
+    fault = await fault_of(driver.attach(target, NONE, space, establish=True))
+    assert fault.code is FaultCode.PATH_NOT_FOUND
+    assert "10.0.0.5:/tank/vms/vms/prod" in fault.detail and str(space.mount_dir) not in fault.detail
     (server.folder / "vms/prod").mkdir(parents=True)
     commands.then(mounts_it(server, space.mount_dir))
     await driver.attach(target, NONE, space, establish=True)
