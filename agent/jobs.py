@@ -219,15 +219,20 @@ def clear_place(args: dict[str, Any]) -> dict[str, Any]:
         if args["mount_root"] and not _is_in_mount(directory, str(args["mount_root"])):
             return {"marker": "unmounted", "is_removed": False, "entries": 0}
         marker = read_marker(args)["marker"]
+        doomed = [f"{name}{suffix}" for name in args["file_names"] for suffix in ("", ".marker")]
         if marker == "ours":
-            _unlink_if_there(os.path.join(directory, MARKER_NAME))
-        for name in args["file_names"]:
+            # The last: where this fails midway, what stays still says whose it is.
+            doomed.append(MARKER_NAME)
+        for name in doomed:
             _unlink_if_there(os.path.join(directory, name))
-            _unlink_if_there(os.path.join(directory, name + ".marker"))
         if args["rmdir"] and remove_dir_if_empty(args)["is_removed"]:
             return {"marker": marker, "is_removed": True, "entries": 0}
-        with os.scandir(directory) as listing:
-            return {"marker": marker, "is_removed": False, "entries": sum(1 for _ in listing)}
+        # "Not there" may come from what the kernel remembers of a moment ago, beside what a killed worker still did (cifs, 1 s):
+        # what is listed is there.
+        listed = set(os.listdir(directory))
+        for name in listed.intersection(doomed):
+            _unlink_if_there(os.path.join(directory, name))
+        return {"marker": marker, "is_removed": False, "entries": len(listed.difference(doomed))}
     except (FileNotFoundError, NotADirectoryError):
         return {"marker": marker, "is_removed": True, "entries": 0}
 

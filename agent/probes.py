@@ -1,7 +1,9 @@
 """The proof that a backend's folder is ours and takes writes, as the folder kinds share it."""
 
+import asyncio
 import datetime as dt
 import enum
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,13 @@ from schemas.faults import FaultCode
 
 #: Seconds for one probe of a folder, unless the agent's config says otherwise.
 PROBE_TIMEOUT_S = 10.0
+
+
+_CLEAR_TRIES = 3
+_CLEAR_PAUSE_S = 0.5
+#: A failure that took longer is no broken connection's.
+_QUICK_S = 2.0
+_PASSING = (FaultCode.SERVER_UNREACHABLE, FaultCode.IN_USE, FaultCode.STALE_HANDLE)
 
 
 class OnMissing(enum.StrEnum):
@@ -98,7 +107,7 @@ class FolderProbes:
             "marker": markers.content_for(target),
             "rmdir": is_own_folder,
         }
-        answer = await self._workers.run("clear_place", args, key=job_key(target), timeout_s=self._timeout_s)
+        answer = await self._clear(args, job_key(target))
         if was_attached and answer["marker"] in ("missing", "unmounted"):
             return ReleaseReport(left=(unmounted(shown_as),))
         return ReleaseReport(left=left_in(answer["entries"], shown_as))
@@ -121,7 +130,21 @@ class FolderProbes:
             "marker": {"backend_id": "", "fleet_id": ""},
             "rmdir": is_own_folder,
         }
-        await self._workers.run("clear_place", args, key=job_key(target, is_trial=True), timeout_s=self._timeout_s)
+        await self._clear(args, job_key(target, is_trial=True))
+
+    async def _clear(self, args: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """Tried again where it failed at once and not by the storage's silence: a connection that was broken says so only once."""
+        tries = _CLEAR_TRIES
+        while True:
+            tries -= 1
+            began_s = time.monotonic()
+            try:
+                return await self._workers.run("clear_place", args, key=key, timeout_s=self._timeout_s)
+            except AgentFault as error:
+                is_quick = time.monotonic() - began_s < _QUICK_S
+                if error.fault.code not in _PASSING or not is_quick or tries == 0:
+                    raise
+            await asyncio.sleep(_CLEAR_PAUSE_S)
 
 
 def job_key(target: Target, *, is_trial: bool = False) -> str:

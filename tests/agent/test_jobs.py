@@ -246,6 +246,38 @@ def test_clear_place_removes_ours_and_counts_what_stays(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".stowage-probe-h2", "a.qcow2", "b.qcow2"]
 
 
+def test_clear_place_believes_the_list_and_not_what_the_kernel_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cifs may say for a second that a file is not there, which a killed worker has made meanwhile."""
+    jobs.prove(args_for(tmp_path, on_missing="make"))
+    (tmp_path / ".stowage-probe-h1").touch()
+    unlink, asked = os.unlink, list[str]()
+
+    def forgetful(path: str) -> None:
+        asked.append(path)
+        if asked.count(path) == 1 and path.endswith("-h1"):
+            raise FileNotFoundError(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", forgetful)
+    assert clear(tmp_path)["entries"] == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_clear_place_that_fails_midway_keeps_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.prove(args_for(tmp_path, on_missing="make"))
+    (tmp_path / ".stowage-probe-h1").touch()
+
+    def broken(path: str) -> None:
+        raise OSError(errno.EAGAIN, "the connection is broken", path)
+
+    monkeypatch.setattr(os, "unlink", broken)
+    with pytest.raises(OSError, match="broken"):
+        clear(tmp_path)
+    assert jobs.MARKER_NAME in os.listdir(tmp_path)
+
+
 def test_clear_place_of_an_empty_folder_that_we_made_removes_it_and_twice_is_the_same(tmp_path: Path) -> None:
     place = tmp_path / "vms"
     jobs.make_dir({"dir": str(place)})

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,10 +161,10 @@ def leaves_nothing(
     try:
         for host in _with_backends(lab):
             _wait_for_none(partial(accounts.unaccounted, host, lab.api), f"{host.name}, beside the backends")
-        _remove_all(lab)
+        said = _remove_all(lab)
         for host in lab.hosts:
             _wait_for_none(partial(accounts.unaccounted, host, lab.api), f"{host.name}, after the removal")
-        assert accounts.left_on_server(lab.storage) == []
+        assert accounts.left_on_server(lab.storage) == [], f"the removals said {said}"
     finally:
         _write_commands(request.node.nodeid, lab.hosts, record, commands_log)
         lab.storage.clear()
@@ -175,10 +176,14 @@ def _with_backends(lab: Lab) -> list[Host]:
     return [host for host in lab.hosts if host.name in chosen]
 
 
-def _remove_all(lab: Lab) -> None:
+def _remove_all(lab: Lab) -> list[dict[str, Any]]:
+    """What each removal said that it left."""
+    said: list[dict[str, Any]] = []
     for backend in lab.api.get("/storage_backends?limit=500")["items"]:
-        answer = lab.api("DELETE", f"/storage_backends/{backend['id']}")
-        assert answer.status == 204, answer
+        answer = lab.api("DELETE", f"/storage_backends/{backend['id']}", Prefer="return=representation")
+        assert answer.status == 200, answer
+        said.append(answer.body)
+    return said
 
 
 def _wait_for_none(look: Callable[[], dict[str, list[str]]], where: str) -> None:

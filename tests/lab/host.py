@@ -152,6 +152,18 @@ class Host:
         finally:
             self.courier.run("pkill -f '^python3 .*/run/kill[.]py'; rm -f /run/kill.py /run/killed")
 
+    @contextmanager
+    def wrapping(self, tool: str, script: str) -> Generator[None]:
+        """This shell script runs in the place of a tool of /usr/sbin, which it finds as $TOOL."""
+        kept, wrapper, place = f"/run/{tool}.real", f"/run/{tool}.wrapper", f"/usr/sbin/{tool}"
+        self.courier.put(wrapper, f"#!/bin/sh\nTOOL={kept}\n{script}\n", 0o755)
+        self.courier.run(f"cp -p {place} {kept}; mount --bind {wrapper} {place}")
+        try:
+            yield
+        finally:
+            # Lazily: it may run just now.
+            self.courier.run(f"umount -l {place}; rm -f {kept} {wrapper}")
+
     def restart_agent(self) -> None:
         """Killed, started again by init, and connected."""
         count = f"grep -c 'bus connected' {LOG}"

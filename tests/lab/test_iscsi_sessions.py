@@ -25,6 +25,18 @@ def test_a_session_of_a_lost_login_is_taken_over(backends: Backends, hv1: Host, 
     assert sessions(hv1) == []
 
 
+def test_a_login_that_meets_a_session_of_the_same_moment_is_taken_for_done(
+    backends: Backends, hv1: Host, vms_iqn: str, ran: Ran
+) -> None:
+    """As when a login is repeated that was given up and has succeeded: exit 15."""
+    with hv1.wrapping("iscsiadm", 'case " $* " in *" --login "*) "$TOOL" "$@" ;; esac\nexec "$TOOL" "$@"'):
+        backend = backends.add(KIND, iscsi(vms_iqn))
+
+    assert [command.code for command in ran(hv1) if command.argv[-1] == "--login"] == [15]
+    assert sessions(hv1) == [(vms_iqn, "stowage", ADDRESS)]
+    assert backend.probe(hv1)["status"] == "healthy"
+
+
 def test_an_operators_own_session_is_not_touched(backends: Backends, hv1: Host, vms_iqn: str) -> None:
     hv1.log_in(vms_iqn, ADDRESS)
     try:

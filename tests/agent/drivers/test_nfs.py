@@ -346,6 +346,31 @@ async def test_release_with_a_server_that_hangs_unmounts_all_the_same(
 
 
 @needs_root
+@pytest.mark.parametrize(("failures", "left"), [(2, []), (3, [MARKER_NAME])])
+async def test_release_over_a_connection_that_was_just_broken_is_tried_again(
+    failures: int, left: list[str], commands: RecordedCommands, workers: WorkerPool, kernel: FakeKernel,
+    space: Workspace, server: FakeServer, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Breaking:
+        def __init__(self) -> None:
+            self.failures = failures
+
+        async def run(self, job: str, args: Any, *, key: str, timeout_s: float) -> dict[str, Any]:
+            if job == "clear_place" and self.failures:
+                self.failures -= 1
+                raise AgentFault.of(FaultCode.SERVER_UNREACHABLE, "Resource temporarily unavailable (EAGAIN)")
+            return await workers.run(job, args, key=key, timeout_s=timeout_s)
+
+    monkeypatch.setattr("agent.probes._CLEAR_PAUSE_S", 0.0)
+    driver = Nfs(commands, Breaking(), mounts=Mounts(commands, kernel.file))
+    commands.then(mounts_it(server, space.mount_dir), unmounts_it(server, space.mount_dir))
+    await driver.attach(target_for(), NONE, space, establish=True)
+    report = await driver.release(target_for(), space, remove_marker=True)
+    assert os.listdir(server.folder) == left
+    assert bool(report.left) == bool(left)
+
+
+@needs_root
 async def test_trial_stands_beside_the_mount_and_leaves_nothing(
     driver: Nfs, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
