@@ -35,6 +35,17 @@ def _all_end(pids: list[int], timeout_s: float) -> bool:
     return children.wait_until(lambda: not any(runs(pid) for pid in pids), timeout_s=timeout_s)
 
 
+def _wait_for_local(stack: Stack, url: str) -> None:
+    """That manager shows the first backend as the default; of several, one hears of it from the database, a moment later."""
+
+    def is_there() -> bool:
+        found = stack.get("/v1/storage_backends", url)["items"]
+        shown = [(b["name"], b["kind"], b["is_default"], b["state"]) for b in found]
+        return shown == [("local", "local_file", True, "ready")]
+
+    assert children.wait_until(is_there, timeout_s=10)
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -49,10 +60,7 @@ def test_up_on_an_empty_folder_makes_everything_ready(stack: Stack) -> None:
     for url in ready["urls"]:
         hosts = stack.get("/v1/hosts", url)["items"]
         assert {host["name"]: host["state"] for host in hosts} == dict.fromkeys(pids["agents"], "online")
-        backends = stack.get("/v1/storage_backends", url)["items"]
-        assert [(b["name"], b["kind"], b["is_default"], b["state"]) for b in backends] == [
-            ("local", "local_file", True, "ready")
-        ]
+        _wait_for_local(stack, url)
     password = (stack.data / "postgres.password").read_text().strip()
     token = Path(ready["token_file"]).read_text().strip()
     for log in (stack.data / "log").iterdir():
