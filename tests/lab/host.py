@@ -26,6 +26,7 @@ _ONLINE_TIMEOUT_S = 90.0
 _WATCH = """
 import os
 lines = set()
+print("ready", flush=True)
 while not os.path.exists("/run/watch-end"):
     there = {name for name in os.listdir("/proc") if name.isdigit()}
     for name in there:
@@ -42,6 +43,7 @@ _KILL = """
 import os, re, sys
 agent, pattern = int(sys.argv[1]), re.compile(sys.argv[2].encode())
 done = False
+print("ready", flush=True)
 while not done:
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -61,6 +63,7 @@ _WRITE = """
 import os, sys
 try:
     with open(sys.argv[1], "ab", buffering=0) as file:
+        print("ready", flush=True)
         while not os.path.exists("/run/write-end"):
             file.write(bytes(4096))
             os.fsync(file.fileno())
@@ -143,12 +146,9 @@ class Host:
             f"(python3 -E -s /run/kill.py {self.agent_pid()} {shlex.quote(pattern)}; echo end) >/run/killed 2>&1 </dev/null &"
         )
         try:
+            self._wait_for_line("ready", "/run/killed", "the watch for the tool")
             yield
-            wait_until(
-                lambda: self.courier.run("cat /run/killed 2>/dev/null; true").out == "end\n",
-                f"{pattern} to be seen",
-                60.0,
-            )
+            self._wait_for_line("end", "/run/killed", f"{pattern} to be seen")
         finally:
             self.courier.run("pkill -f '^python3 .*/run/kill[.]py'; rm -f /run/kill.py /run/killed")
 
@@ -193,10 +193,11 @@ class Host:
             f"rm -f /run/write-end; (python3 -E -s /run/write.py '{path}'; echo end) >/run/written 2>&1 </dev/null &"
         )
         try:
+            self._wait_for_line("ready", "/run/written", "the writer")
             yield errors
         finally:
             self.courier.run("touch /run/write-end; while ! grep -q '^end$' /run/written; do sleep 0.05; done")
-            errors += self.courier.run("cat /run/written; rm /run/writ*").out.splitlines()[:-1]
+            errors += self.courier.run("cat /run/written; rm /run/writ*").out.splitlines()[1:-1]
 
     @contextmanager
     def serving_nfs(self, path: str) -> Generator[None]:
@@ -235,6 +236,7 @@ class Host:
         self.courier.put("/run/watch.py", _WATCH)
         self.courier.run("rm -f /run/watch-end; python3 -E -s /run/watch.py >/run/watched 2>&1 </dev/null &")
         try:
+            self._wait_for_line("ready", "/run/watched", "the watch of processes")
             yield seen
         finally:
             self.courier.run("touch /run/watch-end; while ! grep -q '^end$' /run/watched; do sleep 0.05; done")
@@ -252,6 +254,10 @@ class Host:
         whole = text[: text.rfind("\n") + 1]
         self._read_bytes += len(whole.encode())
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def _wait_for_line(self, line: str, path: str, what: str) -> None:
+        """A script of ours in the background has said so: Python takes seconds to start here, and what it would miss must not begin before."""
+        wait_until(lambda: self.courier.attempt(f"grep -qx {line} {path}").code == 0, what, 60.0)
 
     def _set_intervals(self, seconds: dict[str, float]) -> None:
         words = [f"STOWAGE_AGENT_NATS_URLS=nats://10.0.2.2:{self._nats_port}"]
