@@ -100,6 +100,8 @@ TABLE: tuple[Row, ...] = (
     Row("iscsiadm", 5, r"", FaultCode.SERVER_UNREACHABLE),
     Row("iscsiadm", 8, r"", FaultCode.SERVER_UNREACHABLE),
     Row("iscsiadm", 11, r"", FaultCode.SERVER_UNREACHABLE),
+    # Of a logout: iscsid, just started anew or with its target away, is about to log in again.
+    Row("iscsiadm", 32, r"", FaultCode.SERVER_UNREACHABLE),
     Row("iscsiadm", 33, r"", FaultCode.TIMED_OUT),
     Row("iscsiadm", 12, r"", FaultCode.KIND_UNSUPPORTED, "Load the kernel module iscsi_tcp on this host"),
     Row("iscsiadm", 18, r"", FaultCode.TOOL_MISSING, "Restart iscsid on this host (package open-iscsi)"),

@@ -70,7 +70,8 @@ def test_an_iscsid_that_is_restarted_goes_on_with_our_session(
     backend = backends.add(KIND, iscsi(iqn), credentials=chap.credentials)
 
     hv1.courier.run("killall iscsid; while pidof iscsid >/dev/null; do :; done; iscsid")
-    assert backend.probe(hv1)["status"] == "healthy"
+    # It logs in anew for every session that it finds, which takes a moment.
+    wait_until(lambda: backend.probe(hv1)["status"] == "healthy", "iscsid to have taken the session over", PATIENCE_S)
     storage.stop_target(iqn)
     wait_until(lambda: backend.cell(hv1)["status"] == "unreachable", "red", 60)
     storage.start_target(iqn)
