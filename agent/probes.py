@@ -20,8 +20,7 @@ from schemas.faults import FaultCode
 
 #: Seconds for one probe of a folder, unless the agent's config says otherwise.
 PROBE_TIMEOUT_S = 10.0
-
-
+#: Of a release, over a connection that was just broken.
 _CLEAR_TRIES = 3
 _CLEAR_PAUSE_S = 0.5
 #: A failure that took longer is no broken connection's.

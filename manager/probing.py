@@ -136,13 +136,13 @@ class Probing:
         except AgentError as error:
             return _unanswered(host.name, HealthStatus.UNKNOWN, silent_fault(host.name, str(error)))
         seen = report.observation
-        failed = next((check for check in report.checks if not check.is_ok), None)
+        broken = next((check for check in report.checks if not check.is_ok), None)
         return {
             "host": host.name,
             "status": seen.status if seen else HealthStatus.UNREACHABLE,
-            "code": seen.code if seen else (failed and failed.code) or FaultCode.FAILED,
-            "detail": seen.detail if seen else failed and failed.detail,
-            "remedy": seen.remedy if seen else failed and failed.remedy,
+            "code": seen.code if seen else (broken and broken.code) or FaultCode.FAILED,
+            "detail": seen.detail if seen else broken and broken.detail,
+            "remedy": seen.remedy if seen else broken and broken.remedy,
             "latency_ms": seen.latency_ms if seen else None,
             "capacity": seen.capacity if seen else None,
             "checks": [msgspec.to_builtins(check) for check in report.checks],
