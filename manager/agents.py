@@ -80,7 +80,7 @@ class Agents:
                 except _UNREADABLE as error:
                     raise AgentTimeout(host_id, f"host {name} answered {verb} with something unreadable") from error
             case Failed(fault=what, is_retryable=is_retryable):
-                raise AgentFailed(host_id, _fit(what, name), is_retryable=is_retryable)
+                raise AgentFailed(host_id, fit_fault(what, name), is_retryable=is_retryable)
             case Stale(fence=fence):
                 raise StaleFence(host_id, fence, f"host {name} has seen fence {fence}")
             case _:
@@ -132,7 +132,7 @@ class _Places:
             yield
 
 
-def _fit(what: Fault, host_name: str) -> Fault:
+def fit_fault(what: Fault, host_name: str) -> Fault:
     """The fault under the host's name, its words bounded and without NUL, which the database does not take."""
     return Fault(
         code=what.code,

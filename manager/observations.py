@@ -34,14 +34,14 @@ def answered(observation: Observation, backend_id: str) -> list[Observation]:
 
 
 def failed(backend_id: str, generation: int, what: Fault) -> Observation:
-    """What a host's refusal says of the backend there, until its own next word."""
+    """What a host's refusal says of the backend there, until its own next word. what: as agents.fit_fault has made it fit."""
     return Observation(
         backend_id=backend_id,
         generation=generation,
         status=HealthStatus.UNREACHABLE,
         code=what.code,
-        detail=_text(what.detail),
-        remedy=_text(what.remedy),
+        detail=what.detail,
+        remedy=what.remedy,
         observed_at=dt.datetime.now(dt.UTC),
     )
 

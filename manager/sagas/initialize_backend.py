@@ -13,9 +13,7 @@
 
 from typing import Any
 
-import msgspec
-
-from manager.agents import offline_fault
+from manager.agents import fit_fault, offline_fault
 from manager.errors import Refused
 from manager.sagas import moves
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
@@ -79,16 +77,16 @@ def _objection(run: Run, host_id: str, found: Inspection) -> Fault | None:
     """Why, by what this host sees, the LUN must not be written to, with force or without."""
     host, wwid = run.registry.host_name(host_id), run.params["wwid"]
     if found.wwid != wwid:
-        what = fault(FaultCode.WRONG_DEVICE, f"on {host} the LUN is {found.wwid[:100]}, but {wwid} was confirmed")
+        what = fault(FaultCode.WRONG_DEVICE, f"on {host} the LUN is {found.wwid}, but {wwid} was confirmed")
     elif found.is_used is None:
         # What was not looked at must not pass for unused.
         what = fault(FaultCode.KIND_UNSUPPORTED, f"the agent on {host} cannot tell whether the LUN is in use there")
     elif found.is_used:
-        on_it = f", which finds volume group {found.foreign_vg[:130]} on it" if found.foreign_vg else ""
+        on_it = f", which finds volume group {found.foreign_vg} on it" if found.foreign_vg else ""
         what = fault(FaultCode.IN_USE, f"the LUN is in use on {host}{on_it}")
     else:
         return None
-    return msgspec.structs.replace(what, host=host)
+    return fit_fault(what, host)
 
 
 async def initialize(run: Run) -> dict[str, Any]:

@@ -90,3 +90,16 @@ async def test_edit_without_any_host_online_names_each(stowage: Fleet) -> None:
         ("hv1", "host_offline"),
         ("hv2", "host_offline"),
     }
+
+
+async def test_question_to_a_frozen_host_names_it_and_says_where_to_look(stowage: Fleet) -> None:
+    await stowage.manager(host_silent_s=30.0, command_ttl_s=0.5)
+    await stowage.agent("hv1")
+    async with in_the_place_of(stowage, "hv1", silence) as frozen:
+        await frozen.freeze()
+        found = await stowage.api(
+            "POST", "/v1/hosts/hv1/discover", {"kind": "nfs", "config": {"server": "nas", "export": "/tank"}}
+        )
+    assert (found.status, found.body["code"]) == (504, "agent_timeout"), found
+    (fault,) = found.body["faults"]
+    assert (fault["host"], fault["code"]) == ("hv1", "timed_out") and "the host's agent waits" in fault["remedy"]

@@ -149,6 +149,8 @@ class Host:
             self._wait_for_line("ready", "/run/killed", "the watch for the tool")
             yield
             self._wait_for_line("end", "/run/killed", f"{pattern} to be seen")
+            # A script that failed ends, too.
+            assert self.courier.run("cat /run/killed").out == "ready\nend\n"
         finally:
             self.courier.run("pkill -f '^python3 .*/run/kill[.]py'; rm -f /run/kill.py /run/killed")
 

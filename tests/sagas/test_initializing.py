@@ -149,7 +149,8 @@ async def test_lun_that_is_another_one_on_another_host_is_not_initialized(stowag
     await stowage.agent("hv1")
     await stowage.agent("hv2")
     begun = await add_blank_san(stowage)
-    stowage.world.wwids["hv2"] = "naa.other"
+    # With what no database takes: an agent is root on its host, and not here.
+    stowage.world.wwids["hv2"] = "naa.\0other"
     refused = await initialize(stowage, force=True)
     assert (refused.status, faults_of(refused)) == (422, [("hv2", "wrong_device")]), refused
     assert begun == [] and await backends(stowage) == UNTOUCHED

@@ -332,8 +332,11 @@ async def test_release_of_a_busy_mount_is_lazy_and_says_so(
 async def test_release_with_a_server_that_hangs_unmounts_all_the_same(
     commands: RecordedCommands, workers: WorkerPool, kernel: FakeKernel, space: Workspace, server: FakeServer
 ) -> None:
+    asked: list[str] = []
+
     class Hanging:
         async def run(self, job: str, args: Any, *, key: str, timeout_s: float) -> dict[str, Any]:
+            asked.append(job)
             if job == "clear_place":
                 raise AgentFault.of(FaultCode.TIMED_OUT, "the storage did not answer")
             return await workers.run(job, args, key=key, timeout_s=timeout_s)
@@ -343,6 +346,7 @@ async def test_release_with_a_server_that_hangs_unmounts_all_the_same(
     await driver.attach(target_for(), NONE, space, establish=True)
     report = await driver.release(target_for(), space, remove_marker=True)
     assert "timed_out" in report.left[0] and "10.0.0.5:/tank/vms" in report.left[0]
+    assert asked.count("clear_place") == 1, "who is silent is not asked again"
 
 
 @needs_root
