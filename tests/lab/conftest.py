@@ -36,6 +36,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
+def pytest_sessionstart() -> None:
+    """A run has its own log of failures."""
+    if _is_in_charge():
+        (log_dir() / "failures.log").unlink(missing_ok=True)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """What failed is written down at once: a whole run takes half an hour, and pytest tells of it at its end, if it comes to one."""
+    if report.failed and _is_in_charge():
+        log_dir().mkdir(parents=True, exist_ok=True)
+        with (log_dir() / "failures.log").open("a") as log:
+            log.write(f"== {report.nodeid} ({report.when})\n{report.longreprtext}\n\n")
+
+
+def _is_in_charge() -> bool:
+    """Not of a worker: all that one reports is reported again where they are started."""
+    return "PYTEST_XDIST_WORKER" not in os.environ
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     with labs.running() as running:
