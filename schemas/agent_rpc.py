@@ -11,40 +11,13 @@ from typing import Any
 import msgspec
 
 from schemas.backends import Capability, Capacity, HealthStatus
+from schemas.command import Command, Target
 from schemas.faults import Fault, FaultCode
 from schemas.hosts import AgentFacts
+from schemas.volume_rpc import AnyVolumeCommand, HeldVolume
 
 #: Bytes; the bus refuses an agent's message beyond it (permission `payload`).
 MAX_MESSAGE_BYTES = 256 * 1024
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A backend as an agent needs to know it; `config` is validated again by the agent against its own struct.
-
-    credential_version 0: guest or anonymous access, nothing is kept for it.
-    """
-
-    backend_id: str
-    fleet_id: str
-    kind: str
-    config: dict[str, Any]
-    generation: int
-    credential_version: int = 0
-
-
-class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb"):
-    """The head of every command.
-
-    command_id is the same when a step is retried, so the agent answers a repeat from its journal.
-    fence: see docs/architecture.md; an agent refuses a fence below the highest it has seen for the
-    backend. ttl_ms: the agent's budget from receipt; past it the manager has stopped listening.
-    """
-
-    command_id: str
-    backend_id: str
-    fence: int
-    ttl_ms: int
-    request_id: str = ""
 
 
 class Attach(Command, frozen=True, kw_only=True, tag="attach"):
@@ -163,6 +136,7 @@ AnyCommand = (
     | Initialize
     | Preflight
     | Nudge
+    | AnyVolumeCommand
 )
 
 
@@ -298,11 +272,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 class SyncReply(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that concerns the host, as of `fence`: what is not in it and was last touched at or
-    below that fence is to be released; a backend never heard of is refused below it."""
+    below that fence is to be released; a backend never heard of is refused below it.
+
+    attachments: the volumes that the host may use, likewise as of `fence`. None: the manager is too old to know of any.
+    """
 
     fence: int
     host_name: str
     wanted: tuple[Wanted, ...] = ()
+    attachments: tuple[HeldVolume, ...] | None = None
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):

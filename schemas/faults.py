@@ -37,6 +37,13 @@ class FaultCode(enum.StrEnum):
     HUNG = "hung"
     HOST_OFFLINE = "host_offline"
     KIND_UNSUPPORTED = "kind_unsupported"
+    SOURCE_UNREADABLE = "source_unreadable"
+    WRONG_DIGEST = "wrong_digest"
+    WRONG_SIZE = "wrong_size"
+    BACKING_FILE = "backing_file"
+    VOLUME_MISSING = "volume_missing"
+    FENCED_OFF = "fenced_off"
+    UNSUPPORTED = "unsupported"
     CONVERGING = "converging"
     FAILED = "failed"
 
@@ -73,6 +80,13 @@ REMEDIES: dict[FaultCode, str] = {
     FaultCode.HUNG: "A call waits in this host's kernel for the storage: check the server and the way to it; it goes on by itself when the server is back",
     FaultCode.HOST_OFFLINE: "Start the agent on this host and check its way to the bus",
     FaultCode.KIND_UNSUPPORTED: "Upgrade the agent on this host, or choose hosts that support the kind",
+    FaultCode.SOURCE_UNREADABLE: "Give a path or an address that this host can read, with its right format",
+    FaultCode.WRONG_DIGEST: "Compare the sha256 with what the image's publisher says, and fetch the image anew",
+    FaultCode.WRONG_SIZE: "Ask for at least the size of the source; look at the storage if a volume has lost its size",
+    FaultCode.BACKING_FILE: "Flatten the image first (qemu-img convert): one that refers to other files is refused",
+    FaultCode.VOLUME_MISSING: "Look at the backend's drift report; restore the volume on the storage, or delete it here",
+    FaultCode.FENCED_OFF: "Another host holds the volume now; detach it there first",
+    FaultCode.UNSUPPORTED: "Choose another format or another backend; the detail says what this storage cannot do",
     FaultCode.CONVERGING: "Wait: the host is taking over the newest configuration",
     FaultCode.FAILED: "See the agent's log on this host under the same request id",
 }

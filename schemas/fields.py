@@ -36,10 +36,14 @@ class Wrong(Exception):
 
 
 class Fields:
-    """The fields of one object, taken one by one. After a wrong one `take` goes on with a blank; finish() raises."""
+    """The fields of one object, taken one by one. After a wrong one `take` goes on with a blank; finish() raises.
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    at: the pointer to the object itself.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], at: str = "") -> None:
         self._raw = raw
+        self._at = at
         self._taken: set[str] = set()
         self.errors: list[FieldError] = []
 
@@ -71,7 +75,7 @@ class Fields:
             raise InvalidFields(*sorted(self.errors, key=lambda e: e.pointer))
 
     def _wrong(self, below: str, detail: str) -> None:
-        self.errors.append(FieldError(pointer=f"/{below}", detail=detail))
+        self.errors.append(FieldError(pointer=f"{self._at}/{below}", detail=detail))
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.backends import Capability
+from schemas.volume_rpc import VolumeFormat
 
 # One word, no blank, comma, control character or leading dash: it becomes a part of a mount source.
 # What is all digits and dots must be an address: no name ends in a number (RFC 1123, 2.1).
@@ -259,10 +260,18 @@ class IscsiLvmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         bool,
         Meta(
             title="Thin pool",
-            description="Carve thin volumes from a pool",
+            description="Carve thin volumes from a pool, which one host at a time can use",
             extra=field_hints("fixed", is_advanced=True),
         ),
     ] = False
+    wipe_on_delete: Annotated[
+        Literal["none", "discard", "zero"],
+        Meta(
+            title="Wipe on delete",
+            description="What is done to a deleted volume's blocks; new volumes are zeroed whatever it is",
+            extra=field_hints("live", is_advanced=True),
+        ),
+    ] = "none"
 
 
 class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -324,6 +333,8 @@ class KindSpec:
     can_initialize: an empty device can be made ready on command.
     marks_alone_at: our marks are metadata that two hosts must not write at the same moment, whichever backends they do it for;
         the fields that tell one such place from another. None of them: marks may be made at once.
+    formats: in which a volume can lie there. grain_bytes: volumes there are whole multiples of it; what is asked is rounded up. wipe_field: the config's field with what is done to a deleted volume's blocks.
+    one_host_when: the config's field that, when true, lets one host at a time use any volume.
     discover_by: the field without which nothing can be looked for; None: there is nothing to discover.
     mount_options: names that `options` may hold; a name that ends in `=` wants a value, in `=#` a whole number.
     """
@@ -338,6 +349,10 @@ class KindSpec:
     marks_alone_at: tuple[str, ...] = ()
     mount_options: frozenset[str] = frozenset()
     discover_by: str | None = None
+    formats: tuple[VolumeFormat, ...] = (VolumeFormat.RAW, VolumeFormat.QCOW2)
+    grain_bytes: int = 512
+    wipe_field: str | None = None
+    one_host_when: str | None = None
 
 
 def _options(words: str) -> frozenset[str]:
@@ -386,6 +401,11 @@ ISCSI_LVM = KindSpec(
     can_initialize=True,
     marks_alone_at=("target_iqn", "lun"),
     discover_by="portal",
+    formats=(VolumeFormat.RAW,),
+    # The extent of a VG that Stowage makes. A VM must not see more than the row tells, nor a copy leave out what it wrote there.
+    grain_bytes=4 * 1024 * 1024,
+    wipe_field="wipe_on_delete",
+    one_host_when="thin",
 )
 
 KINDS: dict[str, KindSpec] = {spec.kind: spec for spec in (LOCAL_FILE, NFS, SMB, ISCSI_LVM)}

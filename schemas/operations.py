@@ -36,8 +36,12 @@ class OperationStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the long step that is under way, or was last. total_bytes 0: not known. rate, eta: by the last seconds; null before."""
+
     done_bytes: int = 0
     total_bytes: int = 0
+    rate_bytes_s: int | None = None
+    eta_s: int | None = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +51,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     state: OperationState
     steps: tuple[OperationStep, ...]
     progress: Progress
+    is_cancelled: bool
     error: Problem | None
     result: dict[str, Any] | None
     actor: str

@@ -25,6 +25,9 @@ class ProblemCode(enum.StrEnum):
     AGENT_TIMEOUT = "agent_timeout"
     TOO_MANY_REQUESTS = "too_many_requests"
     SAGA_STUCK = "saga_stuck"
+    VOLUME_IN_USE = "volume_in_use"
+    CANCELLED = "cancelled"
+    UNSUPPORTED = "unsupported"
     INTERNAL = "internal"
 
 
@@ -46,6 +49,9 @@ STATUS: dict[ProblemCode, int] = {
     ProblemCode.AGENT_TIMEOUT: 504,
     ProblemCode.TOO_MANY_REQUESTS: 429,
     ProblemCode.SAGA_STUCK: 500,
+    ProblemCode.VOLUME_IN_USE: 409,
+    ProblemCode.CANCELLED: 409,
+    ProblemCode.UNSUPPORTED: 409,
     ProblemCode.INTERNAL: 500,
 }
 
@@ -67,6 +73,9 @@ TITLES: dict[ProblemCode, str] = {
     ProblemCode.AGENT_TIMEOUT: "A host did not answer in time; the outcome is unknown",
     ProblemCode.TOO_MANY_REQUESTS: "Too many requests",
     ProblemCode.SAGA_STUCK: "An undo failed; a person must look",
+    ProblemCode.VOLUME_IN_USE: "The volume is in use",
+    ProblemCode.CANCELLED: "The operation was cancelled",
+    ProblemCode.UNSUPPORTED: "The storage cannot do this",
     ProblemCode.INTERNAL: "Something failed inside",
 }
 

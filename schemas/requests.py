@@ -98,13 +98,13 @@ class CreateToken:
 
 def decode_add_backend(raw: bytes) -> AddBackend:
     body = Fields(parse_object(raw))
-    name = body.take("name", _name, "", is_required=True)
+    name = body.take("name", read_name, "", is_required=True)
     spec = body.take("kind", _kind, None, is_required=True)
     config = body.take("config", json_object, None, is_required=True)
     given = body.take("credentials", object_or_null, dict[str, Any]())
     is_default = body.take("is_default", boolean, False)
     hosts = body.take("hosts", _selector, HostSelector())
-    labels = body.take("labels", _labels, dict[str, str]())
+    labels = body.take("labels", read_labels, dict[str, str]())
     credentials = Credentials({})
     if spec is not None and config is not None:
         config, errors = validate_config(spec, config)
@@ -130,12 +130,12 @@ def decode_edit_backend(raw: bytes) -> EditBackend:
     body = Fields(parse_object(raw))
     body.refuse("kind", "cannot be changed; add another backend and remove this one")
     edit = EditBackend(
-        name=body.take("name", _name, None),
+        name=body.take("name", read_name, None),
         config=body.take("config", json_object, None),
         credentials=body.take("credentials", _credential_texts, Credentials({})),
         is_default=body.take("is_default", _only_true, None),
         hosts=body.take("hosts", _selector, None),
-        labels=body.take("labels", _labels, None),
+        labels=body.take("labels", read_labels, None),
         state=body.take("state", _wanted_state, None),
     )
     body.finish()
@@ -181,7 +181,7 @@ def decode_discover_storage(raw: bytes) -> DiscoverStorage:
 def decode_create_token(raw: bytes) -> CreateToken:
     body = Fields(parse_object(raw))
     request = CreateToken(
-        name=body.take("name", _name, "", is_required=True),
+        name=body.take("name", read_name, "", is_required=True),
         role=body.take("role", one_of("viewer", "operator", "admin"), "", is_required=True),
         expires_at=body.take("expires_at", _future, None),
     )
@@ -208,7 +208,7 @@ def _only_true(value: object) -> bool:
     return True if value is True else fail("can only be set to true; make another backend the default instead")
 
 
-def _name(value: object) -> str:
+def read_name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         fail(_NAME_WORDS)
     if is_id(value.lower()):
@@ -227,7 +227,7 @@ def _wanted_state(value: object) -> BackendState:
     return BackendState(one_of(BackendState.READY, BackendState.DRAINING)(value))
 
 
-def _labels(value: object) -> dict[str, str]:
+def read_labels(value: object) -> dict[str, str]:
     labels = json_object(value)
     if len(labels) > MAX_LABELS:
         fail(f"must have at most {MAX_LABELS} labels")
@@ -267,7 +267,7 @@ def _selector(value: object) -> HostSelector:
                 wrong.append((f"/names/{index}", "must be a host's name or *"))
     labels: dict[str, str] = {}
     try:
-        labels = _labels(selector.get("labels", {}))
+        labels = read_labels(selector.get("labels", {}))
     except Wrong as error:
         wrong += [(f"/labels{below}", detail) for below, detail in error.errors]
     if wrong:
@@ -314,5 +314,5 @@ def _facts(value: object) -> AgentFacts:
     text(64)(facts.agent_version)
     for kind in facts.kinds:
         text(64)(kind)
-    _labels(facts.labels)
+    read_labels(facts.labels)
     return facts
