@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+from agent.job_io import refuse_other_mapping
+
 #: Bytes; one page, so that it is also a legal O_DIRECT transfer.
 BLOCK_BYTES = 4096
 #: Bytes at either end of a device where whatever uses it has something: headers, superblocks, the first pages of a database.
@@ -25,7 +27,7 @@ def write_block(args: dict[str, Any]) -> dict[str, Any]:
         # Not O_CREAT: a device node that is missing must not become a file in /dev.
         descriptor = os.open(args["device"], os.O_RDWR | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC)
         try:
-            _refuse_other_mapping(descriptor, args)
+            refuse_other_mapping(descriptor, args["dm_uuid"], args["device"])
             for _ in range(3):
                 page[:] = os.urandom(BLOCK_BYTES)
                 if os.pwritev(descriptor, [page], args["offset_bytes"]) != BLOCK_BYTES:
@@ -99,18 +101,6 @@ def find_busy(args: dict[str, Any]) -> dict[str, Any]:
         else:
             os.close(descriptor)
     return {"busy": ""}
-
-
-def _refuse_other_mapping(descriptor: int, args: dict[str, Any]) -> None:
-    """Raises ENXIO unless the open device is the mapping of that UUID."""
-    number = os.fstat(descriptor).st_rdev
-    try:
-        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid", encoding="ascii") as text:
-            found = text.read().strip()
-    except FileNotFoundError:
-        found = ""
-    if found != args["dm_uuid"]:
-        raise OSError(errno.ENXIO, f"is {found or 'no mapping'}, not {args['dm_uuid']}", args["device"])
 
 
 def _is_zero(descriptor: int, begin: int, end: int, chunk: mmap.mmap, device: str) -> bool:

@@ -15,8 +15,18 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from agent.block_jobs import BLOCK_BYTES, BLOCK_JOBS
+from agent.copy_jobs import COPY_JOBS
+from agent.device_jobs import DEVICE_JOBS
+from agent.download_jobs import DOWNLOAD_JOBS
+from agent.file_jobs import FILE_JOBS
+from agent.file_users import USER_JOBS
+from agent.image_jobs import IMAGE_JOBS
+from agent.job_io import is_in_mount
+from agent.qemu_jobs import QEMU_JOBS
 
 MARKER_NAME = ".stowage-backend.json"
+#: Where a file backend's volumes are, below its folder (agent/volumes.py says it for the agent's own process).
+VOLUMES_FOLDER = "volumes"
 #: Bytes; a marker is 200, and whatever is larger is not one.
 _MARKER_MAX_BYTES = 4096
 #: ioctl of linux/fs.h: _IOW(0x94, 9, int).
@@ -41,7 +51,7 @@ def prove(args: dict[str, Any]) -> dict[str, Any]:
     directory = str(args["dir"])
     if not stat.S_ISDIR(os.stat(directory).st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
-    if args["mount_root"] and not _is_in_mount(directory, str(args["mount_root"])):
+    if args["mount_root"] and not is_in_mount(directory, str(args["mount_root"])):
         return {"marker": "unmounted"}
     answer = read_marker(args)
     if answer["marker"] == "other" or (answer["marker"] == "missing" and args["on_missing"] == "refuse"):
@@ -50,20 +60,6 @@ def prove(args: dict[str, Any]) -> dict[str, Any]:
     if answer["marker"] == "missing" and args["on_missing"] == "make":
         answer |= create_marker(args)
     return answer
-
-
-def _is_in_mount(directory: str, root: str) -> bool:
-    """Whether something is mounted at root; raises PermissionError where a link of the server leads the folder out of it.
-
-    Asked here and not in the agent: between its look and this write the mount may have gone, and root may write to the
-    empty folder beneath.
-    """
-    if os.stat(root).st_dev == os.stat(os.path.dirname(root)).st_dev:
-        return False
-    real_root = os.path.realpath(root)
-    if os.path.commonpath((real_root, os.path.realpath(directory))) != real_root:
-        raise PermissionError(errno.EACCES, "a symbolic link leads out of the mount", directory)
-    return True
 
 
 def write_probe(args: dict[str, Any]) -> dict[str, Any]:
@@ -209,18 +205,20 @@ def _create_marker_exclusively(path: str, text: bytes, args: dict[str, Any]) -> 
 
 
 def clear_place(args: dict[str, Any]) -> dict[str, Any]:
-    """Our marker and our probe files are gone; another's stay. args: dir, mount_root (as for `prove`), file_names, marker, rmdir.
+    """Our marker, our probe files and our folder of volumes, where it is empty, are gone; another's stay.
 
+    args: dir, mount_root (as for `prove`), file_names, marker, rmdir.
     Answers marker (what it was, as `prove` says it), is_removed (the folder itself, only asked for with `rmdir`, only when
     empty) and entries, the number of names left in it. A folder that is not there is an answer, not an error.
     """
     directory, marker = str(args["dir"]), "missing"
     try:
-        if args["mount_root"] and not _is_in_mount(directory, str(args["mount_root"])):
+        if args["mount_root"] and not is_in_mount(directory, str(args["mount_root"])):
             return {"marker": "unmounted", "is_removed": False, "entries": 0}
         marker = read_marker(args)["marker"]
         doomed = [f"{name}{suffix}" for name in args["file_names"] for suffix in ("", ".marker")]
         if marker == "ours":
+            _remove_volumes_folder(directory)
             # The last: where this fails midway, what stays still says whose it is.
             doomed.append(MARKER_NAME)
         for name in doomed:
@@ -235,6 +233,18 @@ def clear_place(args: dict[str, Any]) -> dict[str, Any]:
         return {"marker": marker, "is_removed": False, "entries": len(listed.difference(doomed))}
     except (FileNotFoundError, NotADirectoryError):
         return {"marker": marker, "is_removed": True, "entries": 0}
+
+
+def _remove_volumes_folder(directory: str) -> None:
+    """What is in it keeps it, and so does its being a link or a file: it counts among what is left, then."""
+    path = os.path.join(directory, VOLUMES_FOLDER)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR) and _is_there(path):
+            raise
 
 
 def look_at_dir(args: dict[str, Any]) -> dict[str, Any]:
@@ -397,5 +407,12 @@ JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         remove_dir_if_empty,
         reflink_test,
         *BLOCK_JOBS,
+        *FILE_JOBS,
+        *COPY_JOBS,
+        *QEMU_JOBS,
+        *USER_JOBS,
+        *DEVICE_JOBS,
+        *DOWNLOAD_JOBS,
+        *IMAGE_JOBS,
     )
 }

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from agent.drivers.base import Commands, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.file_volumes import FileVolumes
 from agent.memory import Memory
 from agent.mounts import MountPlan, Mounts, SecretFile
 from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, unmounted, unreached
-from schemas.agent_rpc import ReleaseReport, Target
+from schemas.agent_rpc import ReleaseReport
 from schemas.backends import Capability
+from schemas.command import Target
 from schemas.faults import FaultCode
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class MountedFolders:
         mounts: Mounts | None = None,
     ) -> None:
         self._mounts = mounts or Mounts(commands)
+        self._workers = workers
         self._probes = FolderProbes(workers, probe_timeout_s)
 
     async def attach(
@@ -140,6 +143,16 @@ class MountedFolders:
             with contextlib.suppress(AgentFault):
                 await self._probes.clear_trial(place.below(space.trial_dir), target, space, mount_root=space.trial_dir)
         await self._mounts.unmount_anyhow(space.trial_dir)
+
+    def volumes(self, place: Place, target: Target, space: Workspace) -> FileVolumes:
+        """See Driver.volumes. Every verb of them finds out anew whether it is still mounted."""
+        if not self.is_mounted(space):
+            raise AgentFault.of(
+                FaultCode.CONVERGING, f"{place.shown_as} is not attached on this host yet", is_retryable=True
+            )
+        return FileVolumes(
+            self._workers, place.below(space.mount_dir), space.mount_dir, target, shown_as=place.shown_as
+        )
 
     def is_mounted(self, space: Workspace) -> bool:
         """Whether anything is, by the kernel's word."""

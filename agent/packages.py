@@ -14,6 +14,7 @@ _PACKAGES = {
         ("pvs", "vgs", "lvs", "pvcreate", "vgcreate", "vgchange", "lvcreate", "lvchange", "lvremove"), _LVM
     ),
     "dmsetup": "dmsetup (Debian, Ubuntu) or device-mapper",
+    "qemu-img": "qemu-utils (Debian, Ubuntu) or qemu-img",
     **dict.fromkeys(("mount", "umount", "wipefs"), "util-linux"),
 }
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentFault
+from agent.packages import how_to_install
 from agent.worker_main import MAX_REQUEST_BYTES
 from schemas.faults import FaultCode
 
@@ -45,6 +46,7 @@ FAULT_OF_ERRNO: dict[int, FaultCode] = {
     errno.ENAMETOOLONG: FaultCode.PATH_NOT_FOUND,
     errno.ENOTDIR: FaultCode.NOT_A_DIRECTORY,
     errno.EBUSY: FaultCode.IN_USE,
+    errno.EFBIG: FaultCode.UNSUPPORTED,
     errno.EHOSTDOWN: FaultCode.SERVER_UNREACHABLE,
     errno.EHOSTUNREACH: FaultCode.SERVER_UNREACHABLE,
     errno.ENETUNREACH: FaultCode.SERVER_UNREACHABLE,
@@ -304,7 +306,10 @@ def _outcome(job: str, content: bytes) -> dict[str, Any]:
         detail = "the worker process died before it could answer"
         raise AgentFault.of(FaultCode.FAILED, detail, is_retryable=True) from None
     if "answer" in outcome:
-        return dict(outcome["answer"])
+        answer = dict(outcome["answer"])
+        if "fault" in answer:
+            raise _fault_of(answer)
+        return answer
     if "errno" in outcome:
         code = FAULT_OF_ERRNO.get(outcome["errno"], FaultCode.FAILED)
         name = errno.errorcode.get(outcome["errno"], str(outcome["errno"]))
@@ -312,3 +317,11 @@ def _outcome(job: str, content: bytes) -> dict[str, Any]:
         raise AgentFault.of(code, f"{where}{outcome['text'] or name} ({name})")
     log.error("job raised", extra={"job": job, "error": outcome.get("failed")})
     raise AgentFault.of(FaultCode.FAILED, "internal error in a worker on the host")
+
+
+def _fault_of(answer: Mapping[str, Any]) -> AgentFault:
+    """What a job says went wrong (job_io.py, JobFault)."""
+    tool = answer.get("tool")
+    remedy = how_to_install(tool) if tool else answer.get("remedy")
+    is_retryable = bool(answer.get("is_retryable"))
+    return AgentFault.of(FaultCode(answer["fault"]), answer["detail"], remedy, is_retryable=is_retryable)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from agent.volumes import VolumeStore
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport
 from schemas.backends import Capability, Capacity
+from schemas.command import Target
 from schemas.credentials import Credentials
 
 
@@ -151,4 +153,8 @@ class Driver(Protocol):
         deadline: Deadline,
     ) -> ProbeReport:
         """Our structures are on the device whose WWID was confirmed; foreign data only with force; past the deadline nothing is overwritten."""
+        ...
+
+    def volumes(self, target: Target, space: Workspace) -> VolumeStore:
+        """The volumes of what is attached here. Raises AgentFault converging when it is not attached."""
         ...

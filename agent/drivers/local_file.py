@@ -16,12 +16,14 @@ from typing import Any
 from agent.configs import decode_config, held_config, refuse_verb
 from agent.drivers.base import Deadline, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
+from agent.file_volumes import FileVolumes
 from agent.jobs import MARKER_NAME
 from agent.memory import Memory
 from agent.probes import PROBE_TIMEOUT_S, FolderProbes, OnMissing, job_key, unreached
 from agent.reach import failed_check
-from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport
 from schemas.backends import Capability
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import LOCAL_FILE, LocalFileConfig
@@ -88,12 +90,7 @@ class LocalFile:
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
         config = decode_config(LOCAL_FILE, LocalFileConfig, target)
-        remembered = Memory(space.dir, _MEMORY).read()
-        if remembered.get("attached") != "yes":
-            raise AgentFault.of(
-                FaultCode.CONVERGING, f"{config.root_dir} is not attached on this host yet", is_retryable=True
-            )
-        folder = Path(remembered["root_dir"])
+        folder = _attached_folder(config, space)
         if config.require_mountpoint:
             await self._resolve(str(folder), config, target, space, is_trial=False)
         return await self._probes.prove(folder, target, space, _CAPABILITIES, OnMissing.REFUSE)
@@ -200,6 +197,10 @@ class LocalFile:
     ) -> ProbeReport:
         raise refuse_verb(LOCAL_FILE, "initialization")
 
+    def volumes(self, target: Target, space: Workspace) -> FileVolumes:
+        folder = _attached_folder(held_config(LocalFileConfig, target), space)
+        return FileVolumes(self._workers, folder, None, target, shown_as=str(folder))
+
     async def _resolve(
         self, root_dir: str, config: LocalFileConfig, target: Target, space: Workspace, *, is_trial: bool
     ) -> tuple[Path, bool]:
@@ -224,6 +225,16 @@ class LocalFile:
         return await self._workers.run(
             job, {"dir": str(folder)}, key=job_key(target, is_trial=is_trial), timeout_s=self._timeout_s
         )
+
+
+def _attached_folder(config: LocalFileConfig, space: Workspace) -> Path:
+    """The folder that was resolved when it was attached. Raises AgentFault converging: it is not."""
+    remembered = Memory(space.dir, _MEMORY).read()
+    if remembered.get("attached") != "yes":
+        raise AgentFault.of(
+            FaultCode.CONVERGING, f"{config.root_dir} is not attached on this host yet", is_retryable=True
+        )
+    return Path(remembered["root_dir"])
 
 
 def _is_attached(space: Workspace) -> bool:

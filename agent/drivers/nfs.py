@@ -5,12 +5,14 @@ from typing import Any
 
 from agent.configs import decode_config, decode_partial, held_config, refuse_verb
 from agent.drivers.base import Commands, Deadline, ProbeReport, Workers, Workspace
+from agent.file_volumes import FileVolumes
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts
 from agent.probes import PROBE_TIMEOUT_S
 from agent.reach import bare_host, is_ipv6, server_checks, tool_check
 from agent.tool_faults import tool_fault
-from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.kinds import NFS, NfsConfig
 
@@ -93,6 +95,9 @@ class Nfs:
         deadline: Deadline,
     ) -> ProbeReport:
         raise refuse_verb(NFS, "initialization")
+
+    def volumes(self, target: Target, space: Workspace) -> FileVolumes:
+        return self._folders.volumes(_place(_held(target)), target, space)
 
 
 def _config(target: Target) -> NfsConfig:

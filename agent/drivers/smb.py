@@ -4,7 +4,8 @@ The credentials go to mount.cifs in a file that exists only while it runs. Its f
 of cifs-utils 7.0): one `word=value` a line, the value taken to the line's end as it is, so blanks and commas in a
 password are safe. A user name or domain with a comma is not: mount.cifs pastes those unescaped into the kernel's options.
 Mounted hard unless the operator chose otherwise, as nfs is: a soft mount, which is what mount.cifs makes by default, answers a
-guest's write with an error that its file system does not survive.
+guest's write with an error that its file system does not survive. Locks of byte ranges stay on this host (nobrl): at the server they
+are mandatory, so those that a hypervisor takes on its disk would keep every other process of the host from reading it.
 """
 
 import platform
@@ -18,12 +19,14 @@ from typing import Any
 from agent.configs import decode_config, decode_partial, held_config, refuse_verb
 from agent.drivers.base import Commands, Deadline, ProbeReport, Workers, Workspace
 from agent.errors import SYMPTOMS, AgentFault
+from agent.file_volumes import FileVolumes
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts, SecretFile
 from agent.probes import PROBE_TIMEOUT_S
 from agent.reach import bare_host, is_ipv6, server_checks, tool_check
 from agent.tool_faults import tool_fault
-from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import SMB, SmbConfig
@@ -140,6 +143,10 @@ class Smb:
     ) -> ProbeReport:
         raise refuse_verb(SMB, "initialization")
 
+    def volumes(self, target: Target, space: Workspace) -> FileVolumes:
+        place = _place(_held(target), target, _secret_path(target, space), is_held=True)
+        return self._folders.volumes(place, target, space)
+
 
 def _config(target: Target) -> SmbConfig:
     return decode_config(SMB, SmbConfig, target)
@@ -157,6 +164,7 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
     name, address = _unc_host(config.server, is_held=is_held)
     chosen = tuple(option for option in config.options.split(",") if option and option != "hard")
     hard = () if "soft" in chosen else ("hard",)
+    locking = () if "nobrl" in chosen else ("nobrl",)
     # credential_version 0 is guest access by definition of the target.
     login = f"credentials={secret_path}" if target.credential_version > 0 else "guest"
     version = (
@@ -167,7 +175,7 @@ def _place(config: SmbConfig, target: Target, secret_path: Path, *, is_held: boo
         plan=MountPlan(
             helper_type="cifs",
             source=f"//{name}/{config.share}",
-            options=(*ALWAYS, *hard, *_closing(chosen), login, *version, *ip, *chosen),
+            options=(*ALWAYS, *hard, *locking, *_closing(chosen), login, *version, *ip, *chosen),
             shown_fstypes=frozenset(("cifs", "smb3")),
             shown_version=_SHOWN_VERSION.get(config.smb_version, ""),
         ),

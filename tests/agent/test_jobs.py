@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent import jobs
+from agent.volumes import VOLUMES_FOLDER
 from tests.agent.mounting import fill, needs_root, tmpfs
 
 OURS = {"backend_id": "b-1", "fleet_id": "f-1", "created_at": "2026-11-23T00:00:00+00:00"}
@@ -287,10 +288,37 @@ def test_clear_place_of_an_empty_folder_that_we_made_removes_it_and_twice_is_the
     assert clear(place, rmdir=True) == {"marker": "missing", "is_removed": True, "entries": 0}
 
 
+def test_clear_place_removes_the_folder_of_volumes_where_it_is_empty(tmp_path: Path) -> None:
+    assert jobs.VOLUMES_FOLDER == VOLUMES_FOLDER
+    place = tmp_path / "vms"
+    jobs.make_dir({"dir": str(place)})
+    jobs.prove(args_for(place, on_missing="make"))
+    (place / VOLUMES_FOLDER).mkdir()
+    assert clear(place, rmdir=True) == {"marker": "ours", "is_removed": True, "entries": 0}
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("kind", ["full", "link", "file"])
+def test_clear_place_keeps_what_bears_the_name_of_the_volumes_and_is_no_empty_folder(kind: str, tmp_path: Path) -> None:
+    jobs.prove(args_for(tmp_path, on_missing="make"))
+    path = tmp_path / VOLUMES_FOLDER
+    if kind == "full":
+        path.mkdir()
+        (path / "a.qcow2").touch()
+    elif kind == "link":
+        (tmp_path / "empty").mkdir()
+        path.symlink_to(tmp_path / "empty")
+    else:
+        path.touch()
+    assert clear(tmp_path)["entries"] == (2 if kind == "link" else 1)
+    assert path.exists() and (kind != "link" or (tmp_path / "empty").is_dir())
+
+
 def test_clear_place_leaves_the_marker_of_another_backend(tmp_path: Path) -> None:
     jobs.prove(args_for(tmp_path, on_missing="make", marker=OTHER))
-    assert clear(tmp_path)["entries"] == 1
-    assert (tmp_path / jobs.MARKER_NAME).exists()
+    (tmp_path / VOLUMES_FOLDER).mkdir()
+    assert clear(tmp_path)["entries"] == 2
+    assert (tmp_path / jobs.MARKER_NAME).exists() and (tmp_path / VOLUMES_FOLDER).exists()
 
 
 def test_look_at_dir_resolves_links_and_says_what_is_there(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from agent.drivers.local_file import LocalFile
 from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
 from agent.workers import WorkerPool
-from schemas.agent_rpc import Target
 from schemas.backends import Capability
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.mounting import fill, needs_root, tmpfs

@@ -13,7 +13,7 @@ from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
 from agent.mounts import Mounts
 from agent.workers import WorkerPool
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.fake_kernel import FakeKernel, FakeServer

@@ -15,9 +15,10 @@ from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
 from agent.mounts import Mounts
 from agent.workers import WorkerPool
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
+from schemas.volume_rpc import AttachMode, VolumeFormat, VolumeSpec
 from tests.agent.fake_kernel import FakeKernel, FakeServer
 from tests.agent.mounting import needs_root
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
@@ -27,7 +28,7 @@ BACKEND = "01900000-0000-7000-8000-000000000001"
 FLEET = "01900000-0000-7000-8000-00000000ffff"
 NONE = Credentials({})
 SECRET = Credentials({"username": "svc", "password": "pw,canary", "domain": "CORP"})
-SHOWN = "cifs //nas/vms rw,vers=3.1.1,cache=strict,username=svc,domain=CORP,addr=10.0.0.5"
+SHOWN = "cifs //nas/vms rw,vers=3.1.1,cache=strict,username=svc,domain=CORP,addr=10.0.0.5,nobrl"
 
 
 def target_for(version: int = 1, **config: Any) -> Target:
@@ -108,7 +109,7 @@ def login_for(space: Workspace, name: str = "smb") -> str:
 async def test_attach_calls_mount_with_exactly(
     config: dict[str, Any], more: str, source: str, driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
-    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}{more}"
+    options = f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}{more}"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.mount_dir, options, source)))
     assert (
         await fault_of(driver.attach(target_for(**config), SECRET, space, establish=True))
@@ -119,17 +120,18 @@ async def test_attach_calls_mount_with_exactly(
 @pytest.mark.parametrize(
     ("chosen", "release", "given"),
     [
-        ("", "6.1.0", "hard,closetimeo=0,"),
-        ("", "6.0.19", "hard,"),
-        ("", "5.14.0-427.el9.x86_64", "hard,"),
-        ("", "6.18.44-fc-v669", "hard,closetimeo=0,"),
-        ("", "unheard-of", "hard,"),
-        ("closetimeo=3", "6.1.0", "hard,"),
-        ("soft", "6.1.0", "closetimeo=0,"),
-        ("hard", "6.1.0", "hard,closetimeo=0,"),
+        ("", "6.1.0", "hard,nobrl,closetimeo=0,"),
+        ("", "6.0.19", "hard,nobrl,"),
+        ("", "5.14.0-427.el9.x86_64", "hard,nobrl,"),
+        ("", "6.18.44-fc-v669", "hard,nobrl,closetimeo=0,"),
+        ("", "unheard-of", "hard,nobrl,"),
+        ("closetimeo=3", "6.1.0", "hard,nobrl,"),
+        ("soft", "6.1.0", "nobrl,closetimeo=0,"),
+        ("hard", "6.1.0", "hard,nobrl,closetimeo=0,"),
+        ("nobrl", "6.1.0", "hard,closetimeo=0,"),
     ],
 )
-async def test_attach_is_hard_and_closes_at_once_unless_the_operator_or_the_kernel_will_not(
+async def test_attach_is_hard_locks_here_and_closes_at_once_unless_the_operator_or_the_kernel_will_not(
     chosen: str, release: str, given: str, driver: Smb, commands: RecordedCommands, space: Workspace,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -144,7 +146,7 @@ async def test_attach_as_guest_writes_no_file(driver: Smb, commands: RecordedCom
     step = replay(
         "mount_cifs",
         "wrong_password",
-        mount_argv(space.mount_dir, "nosuid,nodev,noexec,hard,closetimeo=0,guest"),
+        mount_argv(space.mount_dir, "nosuid,nodev,noexec,hard,nobrl,closetimeo=0,guest"),
         lambda: seen.extend(os.listdir(space.run_dir)),
     )
     seen: list[str] = []
@@ -173,7 +175,7 @@ async def test_attach_with_any_printable_password_hands_it_over_unharmed(
 ) -> None:
     seen: list[bytes] = []
     path = space.run_dir / f"{BACKEND}.smb"
-    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    options = f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}"
     commands.then(
         replay(
             "mount_cifs", "wrong_password", mount_argv(space.mount_dir, options), lambda: seen.append(path.read_bytes())
@@ -234,7 +236,7 @@ async def test_attach_with_a_comma_in_the_agents_own_path_is_refused(
 async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(
     driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}"
     mounts = Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN))
     commands.then(mounts)
     await driver.attach(target_for(1), SECRET, space, establish=True)
@@ -249,7 +251,7 @@ async def test_rotation_of_an_idle_share_mounts_anew_with_the_new_secret(
 async def test_rotation_of_a_share_in_use_keeps_the_mount_until_it_is_idle(
     driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
 ) -> None:
-    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}"
     commands.then(
         Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
         replay("umount", "busy", umount_argv(where)),
@@ -279,11 +281,11 @@ async def test_attach_of_a_mount_that_lost_its_server_keeps_it_and_tells_what_a_
     lost = LostServer(workers, space.mount_dir, FaultCode.SERVER_UNREACHABLE)
     lost.is_lost = False
     driver = Smb(commands, lost, mounts=Mounts(commands, kernel.file))
-    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    options = f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}"
     commands.then(Step(mount_argv(space.mount_dir, options), effect=lambda: server.mount(space.mount_dir, SHOWN)))
     await driver.attach(target_for(), SECRET, space, establish=True)
     lost.is_lost = True
-    beside = f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
+    beside = f"nosuid,nodev,noexec,nobrl,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, beside)))
     fault = await fault_of(driver.attach(target_for(), SECRET, space, establish=False))
     assert fault.code is FaultCode.AUTH_FAILED
@@ -300,7 +302,7 @@ async def test_attach_of_a_mount_that_lost_its_server_mounts_anew_where_a_login_
     lost.is_lost = False
     driver = Smb(commands, lost, mounts=Mounts(commands, kernel.file))
     where, trial = space.mount_dir, space.trial_dir
-    options = f"nosuid,nodev,noexec,hard,closetimeo=0,{login_for(space)}"
+    options = f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}"
     mounts = Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN))
     commands.then(mounts)
     await driver.attach(target_for(), SECRET, space, establish=True)
@@ -310,7 +312,7 @@ async def test_attach_of_a_mount_that_lost_its_server_mounts_anew_where_a_login_
         server.unmount(where)
         lost.is_lost = False
 
-    beside = f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
+    beside = f"nosuid,nodev,noexec,nobrl,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
     commands.then(
         Step(mount_argv(trial, beside), effect=lambda: server.mount(trial, SHOWN)),
         Step(umount_argv(trial), effect=lambda: server.unmount(trial)),
@@ -326,7 +328,7 @@ async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
 ) -> None:
     where, options = (
         space.trial_dir,
-        f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock",
+        f"nosuid,nodev,noexec,nobrl,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock",
     )
     commands.then(
         Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)),
@@ -339,7 +341,7 @@ async def test_trial_takes_a_connection_of_its_own_and_a_file_of_its_own(
 async def test_trial_with_a_wrong_password_is_auth_failed(
     driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
-    options = f"nosuid,nodev,noexec,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
+    options = f"nosuid,nodev,noexec,nobrl,closetimeo=0,{login_for(space, 'trial.smb')},soft,nosharesock"
     commands.then(replay("mount_cifs", "wrong_password", mount_argv(space.trial_dir, options)))
     assert (await fault_of(driver.trial(target_for(2), SECRET, space))).code is FaultCode.AUTH_FAILED
     assert not space.trial_dir.exists() and os.listdir(space.run_dir) == []
@@ -376,3 +378,25 @@ async def test_discover_without_smbclient_is_tool_missing(driver: Smb, commands:
     commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), fault=missing))
     fault = await fault_of(driver.discover({"server": "nas"}))
     assert fault.code is FaultCode.TOOL_MISSING and "smbclient" in fault.remedy
+
+
+@needs_root
+async def test_volumes_are_there_while_the_share_is_mounted(
+    driver: Smb, commands: RecordedCommands, space: Workspace, server: FakeServer
+) -> None:
+    with pytest.raises(AgentFault) as caught:
+        driver.volumes(target_for(subdir="vms"), space)
+    assert (caught.value.fault.code, caught.value.is_retryable) == (FaultCode.CONVERGING, True)
+    (server.folder / "vms").mkdir()
+    where, options = space.mount_dir, f"nosuid,nodev,noexec,hard,nobrl,closetimeo=0,{login_for(space)}"
+    commands.then(Step(mount_argv(where, options), effect=lambda: server.mount(where, SHOWN)))
+    await driver.attach(target_for(subdir="vms"), SECRET, space, establish=True)
+    store = driver.volumes(target_for(subdir="vms"), space)
+    spec = VolumeSpec(locator="a" * 32, format=VolumeFormat.RAW, size_bytes=4096)
+    await store.make(spec, None)
+    assert (server.folder / "vms/volumes" / f"{'a' * 32}.raw").stat().st_size == 4096
+    assert (await store.attach(spec, AttachMode.RW)).path == str(where / "vms/volumes" / f"{'a' * 32}.raw")
+    server.unmount(where)
+    for awaitable in (store.attach(spec, AttachMode.RW), store.erase(spec), store.list()):
+        fault = await fault_of(awaitable)
+        assert (fault.code, fault.detail) == (FaultCode.NOT_A_MOUNTPOINT, "//nas/vms/vms is not mounted on this host")

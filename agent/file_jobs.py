@@ -1,0 +1,295 @@
+"""Worker jobs on the files of volumes: made, looked at, settled, resized, listed and erased.
+
+They lie in the folder `volumes` of a backend as `<locator>.<format>`. An extent is a dict of agent.volumes.Extent, whose
+folder is that one. A locator is never used twice, so what bears a name is one volume's for ever. marker_name is what must
+lie in the backend's folder where something is to be made, or is not found: without it the disk of that folder is not
+mounted now, so what was made would be hidden beneath it, and what is missing is not gone.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import stat
+from typing import Any
+
+from agent.copy_jobs import clone
+from agent.file_users import refuse_users
+from agent.job_io import (
+    Job,
+    JobFault,
+    forget_cached,
+    fsync_folder,
+    naming,
+    open_base,
+    open_file,
+    open_folder_in,
+    opened,
+    path_of,
+    with_faults,
+)
+from agent.qcow2 import header_size, is_qcow2, refuse_references
+from agent.qemu_jobs import change_size, checked_size, make_empty
+
+#: A VM's process, of another user, may pass through the folder, but not list it.
+_FOLDER_MODE = 0o711
+_NAME = re.compile(r"([0-9a-f]{32})\.(raw|qcow2)")
+#: Names in a listing that are not ours; those behind are left out.
+_MAX_FOREIGN = 10_000
+#: Bytes of one listing, as JSON; below what a worker may answer (workers.py).
+_MAX_PAGE_BYTES = 128 * 1024
+
+
+def make_volume_file(args: dict[str, Any]) -> dict[str, Any]:
+    """The file is there, at its size, on stable storage: {"is_filled"}: whether it has the origin's content.
+
+    args: extent; origin (an extent of the same format, or None); marker_name. Without an origin, one that is there at its size
+    is left as it is. With one, it is cloned once more; storage that cannot makes it empty, to be filled by a copy. After a
+    failure there is no file.
+    """
+    extent, origin = args["extent"], args["origin"]
+    _refuse_name(extent)
+    folder = _open_marked(extent, str(args["marker_name"]), is_made=True)
+    try:
+        descriptor, is_new = _open_or_make(folder, extent)
+        try:
+            if not is_new:
+                if origin is None and _has_size(descriptor, extent):
+                    return {"is_filled": False}
+                refuse_users(extent)
+            is_filled = _make(folder, descriptor, extent, origin)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(folder)
+    return {"is_filled": is_filled}
+
+
+def look_at_volume_file(args: dict[str, Any]) -> dict[str, Any]:
+    """{"size_bytes"}: what a VM would see, by length or header. args: extent, is_writable. Faults: volume_missing, backing_file, wrong_size.
+
+    With is_writable it is only there, and 0 is answered: it is about to be filled anew, and a kill may have left half a header.
+    """
+    extent = args["extent"]
+    with opened(extent, os.O_RDONLY) as descriptor:
+        return {"size_bytes": 0 if args["is_writable"] else _size(descriptor, extent)}
+
+
+def settle_volume_file(args: dict[str, Any]) -> dict[str, Any]:
+    """On stable storage, whole and readable: {"size_bytes"}, as a VM would see it. args: extent."""
+    extent = args["extent"]
+    with opened(extent, os.O_RDONLY) as descriptor:
+        forget_cached(descriptor)
+        if extent["format"] == "qcow2":
+            return {"size_bytes": checked_size(descriptor, path_of(extent), "wrong_size")}
+        return {"size_bytes": os.fstat(descriptor).st_size}
+
+
+def resize_volume_file(args: dict[str, Any]) -> dict[str, Any]:
+    """It has the new size, on stable storage, and what was added reads as zeros. args: extent, size_bytes, may_shrink.
+
+    Already so: success. Faults: in_use, for a shrink while another process has it open; unsupported, where it may not shrink.
+    """
+    extent, size_bytes = args["extent"], int(args["size_bytes"])
+    with opened(extent, os.O_RDWR) as descriptor:
+        size = _size(descriptor, extent)
+        if size_bytes < size:
+            if not args["may_shrink"]:
+                detail = f"{path_of(extent)} has {size} bytes, and {size_bytes} would cut it short"
+                raise JobFault(
+                    "unsupported", detail, remedy="Allow the shrink, after the guest has shrunk what is in it"
+                )
+            refuse_users(extent)
+        if size != size_bytes:
+            change_size(descriptor, extent, size_bytes)
+        os.fsync(descriptor)
+    return {}
+
+
+def erase_volume_file(args: dict[str, Any]) -> dict[str, Any]:
+    """The file is gone, and that is on stable storage; absent is success. args: extent, marker_name.
+
+    Faults: in_use, while another process has it open.
+    """
+    extent = args["extent"]
+    _refuse_name(extent)
+    try:
+        folder = _open_marked(extent, str(args["marker_name"]))
+    except FileNotFoundError:
+        return {}
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(str(extent["name"]), dir_fd=folder, follow_symlinks=False).st_mode):
+                # None of ours: it stays.
+                raise OSError(errno.EINVAL, "is no regular file")
+            refuse_users(extent)
+            os.unlink(str(extent["name"]), dir_fd=folder)
+        # Also where it was absent: a kill may have come between the two.
+        fsync_folder(folder)
+    except OSError as error:
+        # Of *at() calls it is the name alone.
+        error.filename = path_of(extent)
+        raise
+    finally:
+        os.close(folder)
+    return {}
+
+
+def list_volume_files(args: dict[str, Any]) -> dict[str, Any]:
+    """{"items", "is_whole"}: what is in the folder behind the name args["after"], in the order of names, as
+    [name, size_bytes, allocated_bytes]; the size is what a VM would see of ours. A folder that is not there is empty.
+
+    args: folder, mount_root, marker_name, after. Of names that are not ours those behind the first 10,000 are left out.
+    """
+    try:
+        folder = _open_marked(args, str(args["marker_name"]))
+    except FileNotFoundError:
+        return {"items": [], "is_whole": True}
+    items: list[list[Any]] = []
+    room = _MAX_PAGE_BYTES
+    try:
+        for name in _names(folder):
+            if name <= args["after"]:
+                continue
+            item = _listed(folder, name)
+            if item is None:
+                continue
+            room -= len(json.dumps(item))
+            if room < 0 and items:
+                return {"items": items, "is_whole": False}
+            items.append(item)
+    finally:
+        os.close(folder)
+    return {"items": items, "is_whole": True}
+
+
+def _names(folder: int) -> list[str]:
+    names = sorted(os.listdir(folder))
+    foreign = [name for name in names if not _NAME.fullmatch(name)]
+    left_out = set(foreign[_MAX_FOREIGN:])
+    return [name for name in names if name not in left_out]
+
+
+def _listed(folder: int, name: str) -> list[Any] | None:
+    """None for what went meanwhile."""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        size = found.st_size
+        if name.endswith(".qcow2") and _NAME.fullmatch(name) and stat.S_ISREG(found.st_mode):
+            descriptor = open_file(folder, name, os.O_RDONLY)
+            try:
+                # One that was cut off within its header is shown at the size it has.
+                size = header_size(descriptor, name, "wrong_size") if is_qcow2(descriptor) else size
+            finally:
+                os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    return [name, size, found.st_blocks * 512]
+
+
+def _open_marked(extent: dict[str, Any], marker_name: str, *, is_made: bool = False) -> int:
+    """A descriptor of the folder `volumes`, made first with is_made. Raises JobFault marker_missing."""
+    base = open_base(extent)
+    try:
+        try:
+            os.stat(marker_name, dir_fd=base, follow_symlinks=False)
+        except FileNotFoundError:
+            shown = os.path.dirname(str(extent["folder"]))
+            raise JobFault("marker_missing", f"{shown} has no marker of this backend any more") from None
+        if is_made:
+            _make_folder(base, extent)
+        return open_folder_in(base, extent)
+    finally:
+        os.close(base)
+
+
+def _make_folder(base: int, extent: dict[str, Any]) -> None:
+    name = os.path.basename(str(extent["folder"]))
+    with naming(str(extent["folder"])), contextlib.suppress(FileExistsError):
+        os.mkdir(name, _FOLDER_MODE, dir_fd=base)
+        fsync_folder(base)
+    folder = open_folder_in(base, extent)
+    try:
+        # mkdir's mode is less what the umask takes away. Some servers refuse the change, and have modes of their own.
+        if stat.S_IMODE(os.fstat(folder).st_mode) & _FOLDER_MODE != _FOLDER_MODE:
+            with contextlib.suppress(PermissionError):
+                os.fchmod(folder, _FOLDER_MODE)
+    finally:
+        os.close(folder)
+
+
+def _make(folder: int, descriptor: int, extent: dict[str, Any], origin: dict[str, Any] | None) -> bool:
+    """Whether the file, whatever was in it, has the origin's content now; else it is empty. It is gone after a failure."""
+    try:
+        with naming(path_of(extent)):
+            is_filled = origin is not None and _clone(descriptor, extent, origin)
+            if not is_filled:
+                make_empty(descriptor, extent)
+            os.fsync(descriptor)
+            fsync_folder(folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(str(extent["name"]), dir_fd=folder)
+        raise
+    return is_filled
+
+
+def _open_or_make(folder: int, extent: dict[str, Any]) -> tuple[int, bool]:
+    """A descriptor of the file, and whether it was made by this call."""
+    name, shown = str(extent["name"]), path_of(extent)
+    try:
+        return open_file(folder, name, os.O_RDWR | os.O_CREAT | os.O_EXCL, shown=shown), True
+    except FileExistsError:
+        return open_file(folder, name, os.O_RDWR, shown=shown), False
+
+
+def _clone(descriptor: int, extent: dict[str, Any], origin: dict[str, Any]) -> bool:
+    """The file has the origin's content at its own size; False, and it is anything, where the storage cannot share blocks."""
+    with opened(origin, os.O_RDONLY) as origin_fd:
+        if origin["format"] == "qcow2":
+            refuse_references(origin_fd, path_of(origin), "wrong_size")
+        os.ftruncate(descriptor, 0)
+        if not clone(origin_fd, descriptor):
+            return False
+    size = _size(descriptor, extent)
+    if size > extent["size_bytes"]:
+        detail = f"{path_of(origin)} has {size} bytes, and {path_of(extent)} only {extent['size_bytes']}"
+        raise JobFault("wrong_size", detail)
+    if size < extent["size_bytes"]:
+        change_size(descriptor, extent, extent["size_bytes"])
+    return True
+
+
+def _has_size(descriptor: int, extent: dict[str, Any]) -> bool:
+    if extent["format"] == "qcow2" and not is_qcow2(descriptor):
+        return False
+    return _size(descriptor, extent) == int(extent["size_bytes"])
+
+
+def _size(descriptor: int, extent: dict[str, Any]) -> int:
+    if extent["format"] == "raw":
+        return os.fstat(descriptor).st_size
+    refuse_references(descriptor, path_of(extent), "wrong_size")
+    return header_size(descriptor, path_of(extent), "wrong_size")
+
+
+def _refuse_name(extent: dict[str, Any]) -> None:
+    match = _NAME.fullmatch(str(extent["name"]))
+    if match is None or match[2] != extent["format"]:
+        raise ValueError(f"{extent['name']} is no name of a volume's file")
+
+
+FILE_JOBS: tuple[Job, ...] = tuple(
+    map(
+        with_faults,
+        (
+            make_volume_file,
+            look_at_volume_file,
+            settle_volume_file,
+            resize_volume_file,
+            erase_volume_file,
+            list_volume_files,
+        ),
+    )
+)

@@ -1,0 +1,276 @@
+"""What worker jobs have in common: opening the right file or device and no other, faults with a code, and progress.
+
+Standard library only, as all that a worker runs. A path is walked so that a link which a server or another tenant has
+planted leads nowhere; where that is refused, nothing behind the link is touched.
+"""
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+Job = Callable[[dict[str, Any]], dict[str, Any]]
+
+#: Two unsigned numbers of 64 bits: bytes done, bytes in all.
+_PROGRESS = struct.Struct("<QQ")
+#: Seconds between two writes of progress.
+_REPORT_EVERY_S = 0.1
+#: Of sync_file_range(2).
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class JobFault(Exception):
+    """A failure with a code of schemas/faults.py; `with_faults` makes it the job's answer. tool: a missing one, for the remedy."""
+
+    def __init__(self, code: str, detail: str, *, remedy: str = "", tool: str = "", is_retryable: bool = False) -> None:
+        super().__init__(detail)
+        self.code = code
+        self._answer = {
+            "fault": code,
+            "detail": detail,
+            "remedy": remedy,
+            "tool": tool,
+            "is_retryable": is_retryable,
+        }
+
+    def answer(self) -> dict[str, Any]:
+        """What workers.py makes an AgentFault of."""
+        return self._answer
+
+
+def with_faults(job: Job) -> Job:
+    """The job under its name; a JobFault that leaves it becomes its answer."""
+
+    @functools.wraps(job)
+    def run(args: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return job(args)
+        except JobFault as error:
+            return error.answer()
+
+    return run
+
+
+def path_of(extent: dict[str, Any]) -> str:
+    """The extent's place as it is shown."""
+    return f"{extent['folder']}/{extent['name']}"
+
+
+def is_in_mount(directory: str, root: str) -> bool:
+    """Whether something is mounted at root; raises PermissionError where a link of the server leads the folder out of it.
+
+    Asked here and not in the agent: between its look and this write the mount may have gone, and root may write to the
+    empty folder beneath.
+    """
+    if os.stat(root).st_dev == os.stat(os.path.dirname(root)).st_dev:
+        return False
+    _refuse_outside(os.path.realpath(directory), root, directory)
+    return True
+
+
+def open_base(args: dict[str, Any]) -> int:
+    """A descriptor of the folder that args["folder"] lies in, for *at() calls. Links on the way there are followed, but with
+    args["mount_root"] not out of that mount. Raises JobFault: not_a_mountpoint where nothing is mounted there, path_not_found.
+    """
+    base, root = os.path.dirname(str(args["folder"]).rstrip("/")) or "/", str(args.get("mount_root", ""))
+    try:
+        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if root:
+            _refuse_unmounted(os.stat(root) if os.path.exists(root) else None, root, base)
+        # None of what shall be in it is gone for that: it is elsewhere, on a disk or a share that is not here now.
+        raise JobFault("path_not_found", f"{base} is not there") from None
+    try:
+        if root:
+            # By the descriptor and not by the path: what is opened stays what it is, whoever mounts or links meanwhile.
+            _refuse_unmounted(os.fstat(descriptor), root, base)
+            _refuse_outside(os.readlink(f"/proc/self/fd/{descriptor}"), root, base)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_folder(args: dict[str, Any]) -> int:
+    """A descriptor of args["folder"], which is no link; see open_base for what leads to it."""
+    base = open_base(args)
+    try:
+        return open_folder_in(base, args)
+    finally:
+        os.close(base)
+
+
+def open_folder_in(base_fd: int, args: dict[str, Any]) -> int:
+    """The same, where the folder that it lies in is open already."""
+    folder = str(args["folder"]).rstrip("/")
+    return _open_at(base_fd, os.path.basename(folder) or ".", os.O_RDONLY | os.O_DIRECTORY, folder)
+
+
+def open_file(folder_fd: int, name: str, flags: int, *, shown: str = "") -> int:
+    """A descriptor of the regular file of that name in the folder; made with 0600 where flags say O_CREAT.
+
+    Raises OSError with the file's name: ELOOP for a link, EINVAL for what is no regular file.
+    """
+    # O_NONBLOCK: a pipe that somebody planted must not be waited for. For a regular file it means nothing.
+    descriptor = _open_at(folder_fd, name, flags | os.O_NONBLOCK, shown or name)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", shown or name)
+    return descriptor
+
+
+def open_device(extent: dict[str, Any], flags: int) -> int:
+    """A descriptor of the block device, which is the mapping that extent["dm_uuid"] names. Raises OSError ENXIO for another."""
+    # Never O_CREAT: a device node that is missing must not become a file in /dev.
+    descriptor = os.open(path_of(extent), flags | os.O_CLOEXEC)
+    try:
+        refuse_other_mapping(descriptor, str(extent["dm_uuid"]), path_of(extent))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_extent(extent: dict[str, Any], flags: int) -> int:
+    """A descriptor of the extent's file or device. Raises JobFault volume_missing where it is not there."""
+    try:
+        if extent.get("dm_uuid"):
+            return open_device(extent, flags)
+        folder = open_folder(extent)
+        try:
+            return open_file(folder, str(extent["name"]), flags, shown=path_of(extent))
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        raise JobFault("volume_missing", f"{path_of(extent)} is not there") from None
+
+
+@contextlib.contextmanager
+def opened(extent: dict[str, Any], flags: int) -> Generator[int]:
+    """See open_extent; closed behind the block. An OSError in it that names nothing names the extent."""
+    descriptor = open_extent(extent, flags)
+    try:
+        with naming(path_of(extent)):
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Generator[None]:
+    """An OSError of a call that knows only a descriptor names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+def refuse_other_mapping(descriptor: int, dm_uuid: str, shown: str) -> None:
+    """Raises ENXIO unless the open device is the mapping of that UUID."""
+    number = os.fstat(descriptor).st_rdev
+    try:
+        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid", encoding="ascii") as text:
+            found = text.read().strip()
+    except FileNotFoundError:
+        found = ""
+    if found != dm_uuid:
+        raise OSError(errno.ENXIO, f"is {found or 'no mapping'}, not {dm_uuid}", shown)
+
+
+def fsync_folder(descriptor: int) -> None:
+    """The folder's names are on stable storage; SMB and a few others refuse, and have nothing better to offer."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF):
+            raise
+
+
+def forget_cached(descriptor: int) -> None:
+    """What is read next comes from the storage, as far as the kernel can let go of what it remembers."""
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def begin_writeback(descriptor: int, begin: int, end: int) -> None:
+    """What is dirty in the range is on its way to the storage; not waited for."""
+    _sync_range(descriptor, begin, end, _WRITE)
+
+
+def await_writeback(descriptor: int, begin: int, end: int) -> None:
+    """What was dirty in the range has been written, though not yet flushed by the storage. Raises OSError."""
+    _sync_range(descriptor, begin, end, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+
+
+class Progress:
+    """How far a job is, in a file of the agent's own; no path: nobody asks."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = -1
+        self._next_s = 0.0
+        if path:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def report(self, done_bytes: int, total_bytes: int) -> None:
+        """At most ten times a second, but always the end."""
+        now_s = time.monotonic()
+        if self._descriptor < 0 or (now_s < self._next_s and done_bytes < total_bytes):
+            return
+        self._next_s = now_s + _REPORT_EVERY_S
+        os.pwrite(self._descriptor, _PROGRESS.pack(done_bytes, total_bytes), 0)
+
+
+def read_progress(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Bytes done and in all; zeros where nothing was reported yet."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_PROGRESS.size)
+    except FileNotFoundError:
+        return 0, 0
+    if len(content) < _PROGRESS.size:
+        return 0, 0
+    done_bytes, total_bytes = _PROGRESS.unpack(content)
+    return done_bytes, total_bytes
+
+
+def _open_at(folder_fd: int, name: str, flags: int, shown: str) -> int:
+    if "/" in name or name in ("", ".."):
+        raise OSError(errno.EINVAL, "is no name of a file in a folder", shown)
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+    except OSError as error:
+        error.filename = shown
+        raise
+
+
+def _refuse_unmounted(found: os.stat_result | None, root: str, shown: str) -> None:
+    """found: what is in the mount or is its root, None for nothing."""
+    if found is None or found.st_dev == os.stat(os.path.dirname(root)).st_dev:
+        raise JobFault(
+            "not_a_mountpoint",
+            f"{shown} is not mounted on this host",
+            remedy="Wait: the agent mounts it again",
+            is_retryable=True,
+        )
+
+
+def _refuse_outside(real: str, root: str, shown: str) -> None:
+    real_root = os.path.realpath(root)
+    if real != real_root and not real.startswith(f"{real_root}/"):
+        raise PermissionError(errno.EACCES, "a symbolic link leads out of the mount", shown)
+
+
+def _sync_range(descriptor: int, begin: int, end: int, flags: int) -> None:
+    offset, count = ctypes.c_int64(begin), ctypes.c_int64(end - begin)
+    if _libc.sync_file_range(descriptor, offset, count, ctypes.c_uint(flags)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,396 @@
+"""The files of volumes, made and unmade on a real file system."""
+
+import errno
+import os
+import resource
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import file_jobs
+from agent.job_io import JobFault
+from agent.jobs import JOBS, MARKER_NAME
+from tests.agent.mounting import fill, needs_root, tmpfs
+from tests.agent.volume_files import (
+    LOCATOR,
+    MIB,
+    OTHER,
+    backend_folder,
+    content_of,
+    extent,
+    fault_of,
+    holder,
+    needs_qemu,
+    needs_xfs,
+    path_of,
+    qcow2_of,
+    qemu,
+    write_file,
+    xfs,
+)
+
+both_formats = pytest.mark.parametrize("image_format", ["raw", pytest.param("qcow2", marks=needs_qemu)])
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Path:
+    return backend_folder(tmp_path / "backend")
+
+
+def make(of: dict[str, Any], origin: dict[str, Any] | None = None) -> dict[str, Any]:
+    return file_jobs.make_volume_file({"extent": of, "origin": origin, "marker_name": MARKER_NAME})
+
+
+def fault_of_make(of: dict[str, Any], origin: dict[str, Any] | None = None) -> JobFault:
+    return fault_of(file_jobs.make_volume_file, {"extent": of, "origin": origin, "marker_name": MARKER_NAME})
+
+
+def erasing(of: dict[str, Any]) -> dict[str, Any]:
+    return {"extent": of, "marker_name": MARKER_NAME}
+
+
+def size_of(of: dict[str, Any]) -> int:
+    return int(file_jobs.look_at_volume_file({"extent": of, "is_writable": False})["size_bytes"])
+
+
+@contextmanager
+def files_no_longer_than(size_bytes: int) -> Generator[None]:
+    """Python ignores SIGXFSZ, so the call fails, as it does where a file system has a limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@both_formats
+def test_make_file_is_empty_private_sparse_and_at_its_size(image_format: str, backend: Path, tmp_path: Path) -> None:
+    of = extent(backend, size_bytes=64 * MIB, image_format=image_format)
+    assert make(of) == {"is_filled": False}
+    found = path_of(of).stat()
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert found.st_blocks * 512 < MIB
+    assert stat.S_IMODE(path_of(of).parent.stat().st_mode) == 0o711
+    assert size_of(of) == 64 * MIB
+    assert content_of(path_of(of), image_format, tmp_path) == bytes(64 * MIB)
+
+
+def test_make_file_under_any_umask_lets_others_pass_the_folder(backend: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        make(extent(backend))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((backend / "volumes").stat().st_mode) == 0o711
+
+
+@both_formats
+def test_make_file_again_leaves_it_as_it_is(image_format: str, backend: Path, tmp_path: Path) -> None:
+    of = extent(backend, image_format=image_format)
+    make(of)
+    if image_format == "raw":
+        path_of(of).write_bytes(b"x" * MIB)
+    else:
+        qcow2_of(path_of(of), b"x" * MIB, tmp_path)
+    assert make(of) == {"is_filled": False}
+    assert content_of(path_of(of), image_format, tmp_path) == b"x" * MIB
+
+
+@both_formats
+def test_make_file_after_a_kill_amid_it_makes_it_whole(image_format: str, backend: Path) -> None:
+    of = extent(backend, image_format=image_format)
+    write_file(of, b"QFI\xfb cut off")
+    assert make(of) == {"is_filled": False}
+    assert size_of(of) == MIB
+
+
+def test_make_file_again_while_it_is_in_use_leaves_it_as_it_is(backend: Path) -> None:
+    of = extent(backend)
+    make(of)
+    with holder(path_of(of)):
+        assert make(of) == {"is_filled": False}
+
+
+def test_make_file_that_another_process_has_open_is_in_use_and_left(backend: Path) -> None:
+    of = extent(backend, size_bytes=2 * MIB)
+    path = write_file(of, b"content")
+    with holder(path) as process:
+        fault = fault_of_make(of)
+    assert fault.code == "in_use"
+    assert f"({process.pid})" in str(fault)
+    assert path.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("is_dangling", [True, False])
+def test_make_file_at_a_planted_link_is_refused_and_touches_nothing(is_dangling: bool, backend: Path) -> None:
+    of = extent(backend)
+    victim = backend / "victim"
+    if not is_dangling:
+        victim.write_text("precious")
+    (backend / "volumes").mkdir()
+    path_of(of).symlink_to(victim)
+    with pytest.raises(OSError) as caught:
+        make(of)
+    assert caught.value.errno == errno.ELOOP
+    assert victim.exists() is not is_dangling
+    assert is_dangling or victim.read_text() == "precious"
+    assert path_of(of).is_symlink()
+
+
+def test_make_file_in_a_folder_that_is_a_planted_link_is_refused(backend: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (backend / "volumes").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError):
+        make(extent(backend))
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_file_where_the_marker_or_the_folder_is_gone_is_neither_made_nor_taken_for_absent(tmp_path: Path) -> None:
+    """The disk is not mounted: what is made beneath it would be hidden later, and what is not found is not gone."""
+    for place, code in ((tmp_path, "marker_missing"), (tmp_path / "no", "path_not_found")):
+        assert fault_of_make(extent(place)).code == code
+        assert fault_of(file_jobs.erase_volume_file, erasing(extent(place))).code == code
+        assert fault_of(file_jobs.list_volume_files, listing_args(place)).code == code
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["x.raw", f"{LOCATOR}.qcow2", f"{LOCATOR.upper()}.raw", f"{LOCATOR}.raw\n", "../a.raw"]
+)
+def test_make_file_of_another_name_is_a_bug_and_makes_nothing(name: str, backend: Path) -> None:
+    with pytest.raises(ValueError, match="no name"):
+        make({**extent(backend), "name": name})
+    assert os.listdir(backend) == [MARKER_NAME]
+
+
+@both_formats
+def test_make_file_beyond_what_the_file_system_takes_leaves_nothing(image_format: str, backend: Path) -> None:
+    with files_no_longer_than(0), pytest.raises(OSError) as caught:
+        make(extent(backend, image_format=image_format))
+    assert caught.value.errno in (errno.EFBIG, errno.EINVAL)
+    assert os.listdir(backend / "volumes") == []
+
+
+@needs_root
+@needs_qemu
+def test_make_file_on_a_full_file_system_is_no_space_and_leaves_nothing(backend: Path) -> None:
+    with tmpfs(backend, "size=400k"):
+        backend_folder(backend)
+        (backend / "volumes").mkdir(mode=0o711)
+        fill(backend / "filler")
+        with pytest.raises(OSError) as caught:
+            make(extent(backend, image_format="qcow2"))
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == str(path_of(extent(backend, image_format="qcow2")))
+        assert os.listdir(backend / "volumes") == []
+
+
+@both_formats
+def test_make_file_with_an_origin_on_storage_that_cannot_share_is_empty(
+    image_format: str, backend: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = extent(backend, OTHER, image_format=image_format)
+    make(origin)
+    if image_format == "raw":
+        path_of(origin).write_bytes(b"x" * MIB)
+    monkeypatch.setattr("fcntl.ioctl", refuse_clone)
+    of = extent(backend, size_bytes=2 * MIB, image_format=image_format)
+    assert make(of, origin) == {"is_filled": False}
+    assert size_of(of) == 2 * MIB
+    assert content_of(path_of(of), image_format, tmp_path) == bytes(2 * MIB)
+
+
+def refuse_clone(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@needs_xfs
+@both_formats
+def test_make_file_with_an_origin_on_storage_that_shares_has_its_content(image_format: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with xfs(place, tmp_path / "image"):
+        backend_folder(place)
+        origin = extent(place, OTHER, 8 * MIB, image_format)
+        make(origin)
+        if image_format == "raw":
+            path_of(origin).write_bytes(b"x" * 8 * MIB)
+        else:
+            qcow2_of(path_of(origin), b"x" * 8 * MIB, tmp_path)
+        of = extent(place, size_bytes=12 * MIB, image_format=image_format)
+        # What an earlier try left is replaced, and a repeat is the same.
+        write_file(of, b"left by a kill")
+        for _ in range(2):
+            assert make(of, origin) == {"is_filled": True}
+            assert size_of(of) == 12 * MIB
+            assert content_of(path_of(of), image_format, tmp_path) == b"x" * 8 * MIB + bytes(4 * MIB)
+        # A change of the one is none of the other.
+        os.truncate(path_of(origin), 0)
+        assert content_of(path_of(of), image_format, tmp_path)[: 8 * MIB] == b"x" * 8 * MIB
+
+
+@needs_xfs
+def test_make_file_with_an_origin_that_is_larger_is_wrong_size_and_leaves_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with xfs(place, tmp_path / "image"):
+        backend_folder(place)
+        origin = extent(place, OTHER, 2 * MIB)
+        make(origin)
+        assert fault_of_make(extent(place), origin).code == "wrong_size"
+        assert os.listdir(place / "volumes") == [origin["name"]]
+
+
+def test_make_file_with_an_origin_that_is_gone_leaves_nothing(backend: Path) -> None:
+    assert fault_of_make(extent(backend), extent(backend, OTHER)).code == "volume_missing"
+    assert os.listdir(backend / "volumes") == []
+
+
+@both_formats
+def test_settle_file_says_its_size(image_format: str, backend: Path) -> None:
+    of = extent(backend, image_format=image_format)
+    make(of)
+    assert file_jobs.settle_volume_file({"extent": of}) == {"size_bytes": MIB}
+
+
+@needs_qemu
+def test_settle_file_that_is_no_qcow2_or_refers_to_another_is_a_fault(backend: Path) -> None:
+    of = extent(backend, image_format="qcow2")
+    write_file(of, bytes(MIB))
+    assert fault_of(file_jobs.settle_volume_file, {"extent": of}).code == "wrong_size"
+    write_file(extent(backend, OTHER), bytes(MIB))
+    qemu("create", "-f", "qcow2", "-b", path_of(extent(backend, OTHER)), "-F", "raw", path_of(of))
+    assert fault_of(file_jobs.settle_volume_file, {"extent": of}).code == "backing_file"
+    assert fault_of(file_jobs.look_at_volume_file, {"extent": of, "is_writable": False}).code == "backing_file"
+
+
+@both_formats
+def test_resize_file_grows_with_zeros_and_twice_is_once(image_format: str, backend: Path, tmp_path: Path) -> None:
+    of = extent(backend, image_format=image_format)
+    make(of)
+    if image_format == "raw":
+        path_of(of).write_bytes(b"x" * MIB)
+    else:
+        qcow2_of(path_of(of), b"x" * MIB, tmp_path)
+    for _ in range(2):
+        assert file_jobs.resize_volume_file({"extent": of, "size_bytes": 3 * MIB, "may_shrink": False}) == {}
+    assert size_of(of) == 3 * MIB
+    assert content_of(path_of(of), image_format, tmp_path) == b"x" * MIB + bytes(2 * MIB)
+
+
+@both_formats
+def test_resize_file_shrinks_only_where_it_may(image_format: str, backend: Path) -> None:
+    of = extent(backend, image_format=image_format, size_bytes=3 * MIB)
+    make(of)
+    args = {"extent": of, "size_bytes": MIB, "may_shrink": False}
+    assert fault_of(file_jobs.resize_volume_file, args).code == "unsupported"
+    assert size_of(of) == 3 * MIB
+    with holder(path_of(of), "rb"):
+        assert fault_of(file_jobs.resize_volume_file, {**args, "may_shrink": True}).code == "in_use"
+    assert file_jobs.resize_volume_file({**args, "may_shrink": True}) == {}
+    assert size_of(of) == MIB
+
+
+def test_resize_file_that_is_gone_is_volume_missing(backend: Path) -> None:
+    args = {"extent": extent(backend), "size_bytes": MIB, "may_shrink": False}
+    assert fault_of(file_jobs.resize_volume_file, args).code == "volume_missing"
+
+
+def test_erase_file_removes_it_and_absent_is_success(backend: Path) -> None:
+    of = extent(backend)
+    assert file_jobs.erase_volume_file(erasing(of)) == {}
+    make(of)
+    make(extent(backend, OTHER))
+    for _ in range(2):
+        assert file_jobs.erase_volume_file(erasing(of)) == {}
+    assert os.listdir(backend / "volumes") == [f"{OTHER}.raw"]
+
+
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+def test_erase_file_that_another_process_has_open_is_in_use_and_left(mode: str, backend: Path) -> None:
+    of = extent(backend)
+    make(of)
+    with holder(path_of(of), mode):
+        assert fault_of(file_jobs.erase_volume_file, erasing(of)).code == "in_use"
+        assert path_of(of).exists()
+    assert file_jobs.erase_volume_file(erasing(of)) == {}
+    assert not path_of(of).exists()
+
+
+def test_erase_file_that_is_a_link_or_in_a_linked_folder_touches_nothing(backend: Path, tmp_path: Path) -> None:
+    of = extent(backend)
+    (backend / "volumes").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    path_of(of).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="no regular file") as caught:
+        file_jobs.erase_volume_file(erasing(of))
+    assert caught.value.filename == str(path_of(of))
+    path_of(of).unlink()
+    (backend / "volumes").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / of["name"]).write_text("precious")
+    (backend / "volumes").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError):
+        file_jobs.erase_volume_file(erasing(of))
+    assert (tmp_path / "victim").exists() and (tmp_path / "elsewhere" / of["name"]).exists()
+
+
+def listing(backend: Path, after: str = "") -> dict[str, Any]:
+    return file_jobs.list_volume_files(listing_args(backend, after))
+
+
+def listing_args(backend: Path, after: str = "") -> dict[str, Any]:
+    return {"folder": str(backend / "volumes"), "mount_root": "", "marker_name": MARKER_NAME, "after": after}
+
+
+@needs_qemu
+def test_list_files_shows_ours_as_a_vm_sees_them_and_others_as_they_are(backend: Path) -> None:
+    assert listing(backend) == {"items": [], "is_whole": True}
+    raw, qcow2 = extent(backend, size_bytes=2 * MIB), extent(backend, OTHER, 5 * MIB, "qcow2")
+    make(raw)
+    make(qcow2)
+    (backend / "volumes/foreign.qcow2").write_bytes(b"x" * 5000)
+    (backend / "volumes/link.raw").symlink_to("/etc/hostname")
+    cut = extent(backend, "e" * 32, image_format="qcow2")
+    write_file(cut, b"QFI")
+    items = {name: (size, allocated) for name, size, allocated in listing(backend)["items"]}
+    assert list(items) == sorted([raw["name"], qcow2["name"], cut["name"], "foreign.qcow2", "link.raw"])
+    assert items[raw["name"]] == (2 * MIB, 0)
+    assert items[qcow2["name"]][0] == 5 * MIB and 0 < items[qcow2["name"]][1] < MIB
+    assert items["foreign.qcow2"][0] == 5000
+    assert items[cut["name"]][0] == 3
+
+
+def test_list_files_that_are_many_comes_in_pages(backend: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_jobs, "_MAX_PAGE_BYTES", 200)
+    names = [f"{number:032x}.raw" for number in range(10)]
+    (backend / "volumes").mkdir()
+    for name in [*names, "b\udcff", "a"]:
+        (backend / "volumes" / name).touch()
+    seen: list[str] = []
+    pages = 0
+    while True:
+        page = listing(backend, seen[-1] if seen else "")
+        seen += [name for name, _, _ in page["items"]]
+        pages += 1
+        if page["is_whole"]:
+            break
+    assert seen == [*names, "a", "b\udcff"]
+    assert pages >= 3
+
+
+def test_list_files_of_which_too_many_are_foreign_keeps_ours(backend: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_jobs, "_MAX_FOREIGN", 2)
+    (backend / "volumes").mkdir()
+    for name in ("a", "b", "c", f"{OTHER}.raw"):
+        (backend / "volumes" / name).touch()
+    assert [name for name, _, _ in listing(backend)["items"]] == ["a", "b", f"{OTHER}.raw"]
+
+
+def test_jobs_on_files_are_among_the_workers_jobs() -> None:
+    assert all(JOBS[job.__name__] is job for job in file_jobs.FILE_JOBS)
