@@ -21,7 +21,7 @@ from agent.memory import Memory
 from agent.portals import Node, Portal
 from agent.probes import job_key
 from agent.scsi import Disk, Disks, dm_uuid_of, refuse_foreign
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import IscsiLvmConfig

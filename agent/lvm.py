@@ -105,10 +105,15 @@ class Lvm:
         """These commands as a VG of that lock type needs them."""
         return Lvm(self._commands, is_locked=True) if lock_type else self
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether changes are made under lvmlockd's locks."""
+        return self._is_locked
+
     async def volume_groups(self, device: str) -> tuple[VolumeGroup, ...]:
         """The VGs that the device belongs to: none or one."""
         columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type"
-        rows = await self._report("vgs", device, "vg", columns)
+        rows = await self.report("vgs", device, "vg", columns)
         return tuple(
             VolumeGroup(
                 name=row["vg_name"],
@@ -125,7 +130,7 @@ class Lvm:
 
     async def logical_volumes(self, device: str, vg_name: str) -> tuple[LogicalVolume, ...]:
         """The VG's LVs, inner ones of a pool left out."""
-        rows = await self._report(
+        rows = await self.report(
             "lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", vg_name
         )
         # thin_count is a segment's, so an LV has a row for each of its segments.
@@ -150,7 +155,7 @@ class Lvm:
         result = await self._run(["wipefs", "--no-act", "--json", "--", device], _REPORT_TIMEOUT_S)
         signatures = _decoded(result, _Signatures).signatures
         found = [(row.type, row.offset) for row in signatures]
-        rows = await self._report("pvs", device, "pv", "pv_name,vg_name,pv_in_use,pe_start")
+        rows = await self.report("pvs", device, "pv", "pv_name,vg_name,pv_in_use,pe_start")
         vg_name = next((row["vg_name"] for row in rows if row["vg_name"]), None)
         is_orphan = bool(rows) and vg_name is None and not any(row["pv_in_use"] for row in rows)
         return DeviceContent(
@@ -245,13 +250,22 @@ class Lvm:
 
     async def remove_mapping(self, name: str) -> None:
         """The dm device is gone, without a look at the disk below: for one that is dead, or whose metadata another host has changed."""
-        await self._run(["dmsetup", "remove", "--", name], _CHANGE_TIMEOUT_S)
+        await self.change_mapping("remove", "--", name)
+
+    async def change(self, tool: str, device: str, *words: str) -> None:
+        """The tool has run, seeing this device alone; for what knows more of LVs than this file (lv_commands.py)."""
+        await self._run([tool, *self._scope(device), *words], _CHANGE_TIMEOUT_S)
+
+    async def change_mapping(self, verb: str, *words: str) -> None:
+        """dmsetup has run, which looks at no disk."""
+        await self._run(["dmsetup", verb, *words], _CHANGE_TIMEOUT_S)
 
     def _scope(self, device: str) -> tuple[str, ...]:
         settings = _SETTINGS + (" global/use_lvmlockd=1" if self._is_locked else "")
         return ("--devices", device, "--nohints", "--config", settings)
 
-    async def _report(self, tool: str, device: str, section: str, columns: str, *names: str) -> list[dict[str, str]]:
+    async def report(self, tool: str, device: str, section: str, columns: str, *names: str) -> list[dict[str, str]]:
+        """The rows of one section of a report on this device, each column's value as text; sizes in bytes."""
         how = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", columns)
         argv = [tool, "--devices", device, "--nohints", "--config", _SETTINGS, *how, *names]
         result = await self._run(argv, _REPORT_TIMEOUT_S)

@@ -185,14 +185,12 @@ class Disks:
     def _dead_mappings(self, vg_uuids: frozenset[str]) -> Iterator[Mapping]:
         for entry in sorted((self._sysfs / "class/block").glob("dm-*")):
             folder = entry.resolve()
-            try:
-                mapping, slaves = _mapping(folder), list((folder / "slaves").iterdir())
-            except FileNotFoundError:
-                # A stranger's, that is going just now.
-                continue
-            if mapping.is_of(vg_uuids) and not any(slave.exists() for slave in slaves):
-                yield from _mappings(folder)
-                yield mapping
+            dead: list[Mapping] = []
+            with _unless_it_goes():
+                mapping = _mapping(folder)
+                is_dead = not any(slave.exists() for slave in (folder / "slaves").iterdir())
+                dead = [*_mappings(folder), mapping] if mapping.is_of(vg_uuids) and is_dead else []
+            yield from dead
 
     def _all_disks(self) -> list[Path]:
         return [
@@ -275,7 +273,11 @@ def _holders(block_dir: Path) -> list[Path]:
 
 def _multipath(block_dir: Path) -> Path | None:
     """The multipath device that has claimed the disk."""
-    return next((folder for folder in _holders(block_dir) if _dm_word(folder, "uuid").startswith("mpath-")), None)
+    for folder in _holders(block_dir):
+        with _unless_it_goes():
+            if _dm_word(folder, "uuid").startswith("mpath-"):
+                return folder
+    return None
 
 
 def _parts(block_dir: Path) -> list[Path]:
@@ -286,10 +288,10 @@ def _parts(block_dir: Path) -> list[Path]:
 def _mappings(block_dir: Path) -> Iterator[Mapping]:
     for part in _parts(block_dir):
         for folder in _holders(part):
-            yield from _mappings(folder)
-            mapping = _mapping(folder)
-            if not mapping.dm_uuid.startswith("mpath-"):
-                yield mapping
+            found: list[Mapping] = []
+            with _unless_it_goes():
+                found = [*_mappings(folder), _mapping(folder)]
+            yield from (each for each in found if not each.dm_uuid.startswith("mpath-"))
 
 
 def _mapping(folder: Path) -> Mapping:
@@ -317,5 +319,19 @@ def _devices_of(block_dir: Path, but: str = "") -> list[str]:
     return [f"/dev/{part.name}" for part in ([claim] if claim is not None else _parts(block_dir))]
 
 
+@contextlib.contextmanager
+def _unless_it_goes() -> Generator[None]:
+    """What is asked of a mapping is left out where it goes at this moment, as LVs of volumes do all the time: the kernel takes its words
+    away when it is open nowhere any more, and only then its place among the holders (drivers/md/dm.c, __dm_destroy).
+    """
+    try:
+        yield
+    except OSError as error:
+        # ENODEV: of an attribute that was opened before and read after (fs/kernfs).
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+
+
 def _dm_word(folder: Path, name: str) -> str:
-    return (folder / "dm" / name).read_text().strip() if (folder / "dm").is_dir() else ""
+    """Empty for what is not of the device mapper."""
+    return (folder / "dm" / name).read_text().strip() if folder.name.startswith("dm-") else ""

@@ -128,9 +128,11 @@ TABLE: tuple[Row, ...] = (
     Row("lvm", None, r"Cannot access VG", FaultCode.FOREIGN_DATA,
         "The volume group belongs to one host or to a lock manager: run vgchange --systemid '' there, or choose another LUN"),
     Row("lvm", None, r"Device or resource busy", FaultCode.IN_USE),
+    Row("lvm", None, r"used by another device", FaultCode.IN_USE),
     Row("lvm", None, r"in use|still (open|active)|Can't open .* exclusively|contains a filesystem in use|open LV count|Mounted filesystem", FaultCode.IN_USE),
     Row("lvm", None, r"existing signatures? left on the device|device has a signature", FaultCode.FOREIGN_DATA),
-    Row("lvm", None, r"insufficient free (space|extents)", FaultCode.NO_SPACE),
+    Row("lvm", None, r"insufficient free (space|extents)|volume too large|free space in (thin )?pool .* threshold", FaultCode.NO_SPACE),
+    Row("lvm", None, r"failed to find logical volume|(logical volume|origin LV) \S+ not found in volume group", FaultCode.VOLUME_MISSING),
     Row("lvm", None, r"Input/output error|error reading|read failed|write failed", FaultCode.IO_ERROR),
     Row("lvm", None, r"locked by other host|VG lock failed", FaultCode.IN_USE),
     Row("lvm", None, r"Permission denied|Read-only file system|write protected|open rw .* errno 30", FaultCode.READ_ONLY, "Map the LUN writable for this host"),
@@ -151,7 +153,20 @@ TABLE: tuple[Row, ...] = (
 )  # fmt: skip
 
 _LVM_TOOLS = frozenset(
-    ("pvs", "vgs", "lvs", "pvcreate", "vgcreate", "vgchange", "lvcreate", "lvchange", "lvremove", "dmsetup")
+    (
+        "pvs",
+        "vgs",
+        "lvs",
+        "pvcreate",
+        "vgcreate",
+        "vgchange",
+        "lvcreate",
+        "lvchange",
+        "lvextend",
+        "lvreduce",
+        "lvremove",
+        "dmsetup",
+    )
 )
 
 

@@ -1,4 +1,5 @@
-"""A udev rule for the disks of our own iSCSI sessions: nobody but the driver assembles or activates what is on them.
+"""A udev rule for the disks of our own iSCSI sessions, and for our volumes on them: nobody but the driver, or the virtual machine that a
+volume is for, assembles or activates what is on them. A guest writes what it likes on its disk, md and LVM headers too.
 
 Without it LVM's own rule activates every VG that it finds when a disk comes, on each host at once and also what belongs to others;
 and if the disk goes meanwhile, a mapping of a dead disk is left (lab, 2026-11-28). The flag is the one by which device-mapper
@@ -22,6 +23,7 @@ _RULE = """\
 SUBSYSTEM=="block", DEVPATH=="*/session*/target*/block/*", \\
   PROGRAM=="/bin/sh -c 'cat /sys%p/../../../../iscsi_session/*/ifacename /sys%p/../../../../../iscsi_session/*/ifacename 2>/dev/null; true'", \\
   RESULT=="stowage|stowage-????????????", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", ENV{SYSTEMD_READY}="0"
+SUBSYSTEM=="block", ENV{DM_NAME}=="*-sv_????????????????????????????????", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", ENV{SYSTEMD_READY}="0"
 """
 
 

@@ -22,8 +22,8 @@ from agent.lun_memory import LunMemory
 from agent.lvm import LOCK_LV, PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
 from agent.probes import PROBE_TIMEOUT_S, job_key, report_of
 from agent.scsi import Disk, Disks, Mapping, dm_uuid_of
-from schemas.agent_rpc import Target
 from schemas.backends import Capability
+from schemas.command import Target
 from schemas.faults import FaultCode
 from schemas.kinds import IscsiLvmConfig
 

@@ -1,4 +1,5 @@
-"""iscsi_lvm: a volume group on one LUN of an iSCSI target (luns.py is the way to it, volume_groups.py what is made in it).
+"""iscsi_lvm: a volume group on one LUN of an iSCSI target (luns.py is the way to it, volume_groups.py what is made in it,
+lv_volumes.py the volumes).
 
 The marker is two tags of the VG. A write is proven in the LV `stowage_probe`, in which every host has a block of its own. Once
 attached, the LUN is known by its WWID and the VG by its UUID, and another of either is a wrong device.
@@ -22,13 +23,18 @@ from agent.iscsiadm import Iscsi
 from agent.lun_content import LunContents
 from agent.lun_memory import LunMemory
 from agent.luns import Luns
+from agent.lv_commands import LvCommands
+from agent.lv_lookup import LvTools
+from agent.lv_mappings import LvMappings
+from agent.lv_volumes import LvVolumes
 from agent.lvm import Lvm
 from agent.portals import Portal
 from agent.probes import PROBE_TIMEOUT_S, job_key
 from agent.reach import server_checks, tool_check
 from agent.scsi import Disk, Disks, dm_uuid_of
 from agent.volume_groups import Place, VolumeGroups
-from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import ISCSI_LVM, IscsiLvmConfig
@@ -56,6 +62,15 @@ class IscsiLvm:
         self._contents = LunContents(lvm, disks)
         self._groups = VolumeGroups(lvm, disks, self._contents, workers, probe_timeout_s)
         self._initialization = Initialization(lvm, disks, self._contents)
+        lv_commands = LvCommands(lvm)
+        self._volumes = LvTools(
+            luns=self._luns,
+            groups=self._groups,
+            disks=disks,
+            commands=lv_commands,
+            mappings=LvMappings(disks, lv_commands, workers),
+            workers=workers,
+        )
 
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
@@ -188,6 +203,13 @@ class IscsiLvm:
             if link.is_new:
                 await self._luns.detach_quietly(target, space)
             raise
+
+    def volumes(self, target: Target, space: Workspace) -> LvVolumes:
+        """The volumes of what is attached here (agent/volumes.py). Raises AgentFault converging when it is not attached."""
+        config = held_config(IscsiLvmConfig, target)
+        if not LunMemory(space.dir).read().get("vg_uuid"):
+            raise AgentFault.of(FaultCode.CONVERGING, "the LUN is not attached on this host yet", is_retryable=True)
+        return LvVolumes(config, target, space, self._volumes)
 
     async def _free(self, place: Place) -> None:
         """Raises AgentFault in_use, or marker_mismatch where the disk bears the marks of the backend that uses it."""

@@ -14,7 +14,7 @@ from agent.iscsiadm import Iscsi
 from agent.lvm import Lvm
 from agent.scsi import Disks, dm_uuid_of
 from agent.workers import WorkerPool
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import Fault
 from tests.agent.fake_kernel import FakeIscsi

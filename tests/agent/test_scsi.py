@@ -1,5 +1,6 @@
 """Disks by sysfs: what lies upon them, and that nothing untold passes for nothing there."""
 
+import errno
 from collections.abc import Mapping as Arguments
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,33 @@ def test_mappings_of_a_partition_count(world: World) -> None:
     part = world.host.add_partition(world.block_dir)
     world.host.add_holder(part, "crypt", 1, "CRYPT-LUKS2-x")
     assert world.disks.mappings(world.disk) == (Mapping("dm-1", "crypt", "CRYPT-LUKS2-x"),)
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.ENODEV])
+def test_mapping_that_goes_at_this_moment_is_none(world: World, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Seen in the lab: a probe failed while a volume's LV was deactivated."""
+    world.host.add_holder(world.block_dir, "vg-stowage_probe", 1, VG_PREFIX + "p")
+    going = world.host.add_holder(world.block_dir, "vg-sv_x", 2, VG_PREFIX + "v")
+    read_text = Path.read_text
+
+    def read(path: Path) -> str:
+        if path.parent == going / "dm":
+            raise OSError(error, "goes", str(path))
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert [mapping.dm_name for mapping in world.disks.mappings(world.disk)] == ["vg-stowage_probe"]
+    world.host.drop_disk(world.block_dir)
+    assert [mapping.dm_name for mapping in world.disks.dead_mappings(frozenset((VG,)))] == ["vg-stowage_probe"]
+
+
+def test_mapping_whose_words_cannot_be_read_is_a_fault(world: World) -> None:
+    folder = world.host.add_holder(world.block_dir, "vg-disk", 1, VG_PREFIX + "d")
+    (folder / "dm/uuid").unlink()
+    (folder / "dm/uuid").mkdir()
+    with pytest.raises(AgentFault) as caught:
+        world.disks.find(world.session, 0)
+    assert caught.value.fault.code is FaultCode.IO_ERROR
 
 
 @pytest.mark.parametrize("vg_uuids", [frozenset[str](), frozenset((VG.replace("a", "b"),))])
