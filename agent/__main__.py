@@ -41,7 +41,7 @@ def _join(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     state = StateDir(args.state_dir)
-    config = load_config(state, os.environ, tuple(args.nats_url), tuple(args.reserve))
+    config = load_config(state, os.environ, tuple(args.nats_url), tuple(args.reserve), tuple(args.images))
     set_up_logging({"host_id": config.host_id, "host": config.host_name}, level=args.log_level)
     # What must be private says so itself; a folder for VM disks must not be.
     os.umask(0o022)
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     running.add_argument(
         "--reserve", action="append", default=[], metavar="DIR", help="no local_file backend in or around this folder"
+    )
+    running.add_argument(
+        "--images", action="append", default=[], metavar="DIR", help="volumes may be filled from files of this folder"
     )
     running.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser

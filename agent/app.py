@@ -20,15 +20,20 @@ from agent.credentials import CredentialStore, Deliveries
 from agent.drivers.base import Commands, Driver, Workers
 from agent.errors import ConfigError
 from agent.health import Health
+from agent.held_volumes import HeldVolumes
 from agent.host import Host
 from agent.journal import Journal
 from agent.mounts import Mounts
 from agent.reconcile import SYNC_TIMEOUT_S, Reconciler
 from agent.rpc import CommandServer
+from agent.sources import Sources
 from agent.status import Board
 from agent.strays import Strays
 from agent.uplink import Renewal, beat_for_ever
+from agent.uploads import Uploads
+from agent.volume_host import VolumeHost
 from agent.workers import WorkerPool
+from agent.works import Works
 from schemas import subjects
 from schemas.agent_rpc import Status
 from schemas.bus import Bus
@@ -73,8 +78,7 @@ async def run(
 ) -> None:
     """Serves until `stop` is set. The caller holds the state folder's lock. Waits for no storage and no bus."""
     state.prepare()
-    for left_over in state.run.iterdir():
-        left_over.unlink(missing_ok=True)
+    state.remove_left_overs()
     for folder in (state.root, *state.backends.iterdir()):
         private_files.purge_temp(folder)
     host_id = HostId(config.host_id)
@@ -115,9 +119,20 @@ async def run(
         known = drivers(tools, workers, intervals.probe_timeout_s)
         host = Host(config=config, state=state, journal=journal, store=store, drivers=known, board=board)
         facts = facts_of(config.labels, tuple(known))
-        reconciler = Reconciler(host=host, journal=journal, ask=ask_sync, facts=facts, intervals=intervals)
+        held = HeldVolumes(host=host, journal=journal)
+        works = Works(state.works)
+        uploads = Uploads(state.downloads)
+        sources = Sources(workers=workers, state=state, image_dirs=config.image_dirs)
+        reconciler = Reconciler(host=host, held=held, journal=journal, ask=ask_sync, facts=facts, intervals=intervals)
         server = CommandServer(
-            host=host, journal=journal, store=store, deliveries=deliveries, send=bus.publish, nudge=reconciler.wake
+            host=host,
+            volumes=VolumeHost(host=host, works=works, workers=workers, sources=sources, uploads=uploads, held=held),
+            held=held,
+            journal=journal,
+            store=store,
+            deliveries=deliveries,
+            send=bus.publish,
+            nudge=reconciler.wake,
         )
         renewal = Renewal(
             ask=ask_renewal, creds_file=state.bus_creds_file, user_jwt=_user_jwt(state), seed=identity_seed
@@ -141,6 +156,7 @@ async def run(
                     group.create_task(reconciler.run(), name="reconcile"),
                     group.create_task(health.run(), name="health"),
                     group.create_task(strays.run(), name="strays"),
+                    group.create_task(uploads.run(), name="uploads"),
                     group.create_task(renewal.run(), name="renew"),
                     group.create_task(
                         beat_for_ever(
@@ -157,6 +173,7 @@ async def run(
                     await _cancel(tasks)
         finally:
             await bus.close()
+            await works.close()
             await host.close()
             journal.close()
 

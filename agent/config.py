@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 import tomllib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     manager_key: hex of the manager's Ed25519 key; only credentials that it signed are opened.
     nats_ca: file with the CA of the bus's servers, where they speak TLS with a certificate of a CA of their own.
     reserved_dirs: absolute paths of folders that no local_file backend may be in or around, beside the agent's own.
+    image_dirs: absolute paths of folders whose files a volume may be filled from; they may be mounts.
     """
 
     host_id: str
@@ -47,12 +49,15 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     manager_key: str
     nats_ca: str = ""
     reserved_dirs: tuple[str, ...] = ()
+    image_dirs: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     intervals: Intervals = Intervals()
 
 
 #: A VM's process of another user passes through on its way to a disk; it lists nothing, and every file in there is 0600.
 _PASSABLE = 0o711
+#: Seconds; no volume waits so long for the image that was fetched for it.
+_MAX_DOWNLOAD_AGE_S = 24 * 3600.0
 
 
 class StateDir:
@@ -71,14 +76,26 @@ class StateDir:
         self.backends = self.root / "backends"
         self.mounts = self.root / "mounts"
         self.trials = self.root / "trials"
+        self.downloads = self.root / "downloads"
         self.run = self.root / "run"
+        self.works = self.run / "works"
 
     def prepare(self) -> None:
         """Every folder exists with mode 0700, but that everybody may pass to the mounts."""
         make_private_dir(self.root, _PASSABLE)
-        for folder in (self.credentials, self.backends, self.trials, self.run):
+        for folder in (self.credentials, self.backends, self.trials, self.downloads, self.run, self.works):
             make_private_dir(folder)
         make_private_dir(self.mounts, _PASSABLE)
+
+    def remove_left_overs(self) -> None:
+        """What an earlier life of the agent left half done is gone: short-lived secrets, the progress of works, downloads that were
+        not finished, and those that no volume was ever filled from. So too of uploads.
+        """
+        old = time.time() - _MAX_DOWNLOAD_AGE_S
+        finished = (*self.downloads.glob("*.image"), *self.downloads.glob("*.upload"))
+        whole = {path for path in finished if path.stat().st_mtime > old}
+        for left_over in {*self.run.iterdir(), *self.works.iterdir(), *self.downloads.iterdir()} - {self.works} - whole:
+            left_over.unlink(missing_ok=True)
 
     def refuse_foreign(self) -> None:
         """Raises ConfigError when the folder holds other things than an agent's: we would change its mode."""
@@ -107,10 +124,15 @@ class StateDir:
 
 
 def load_config(
-    state: StateDir, environ: Mapping[str, str], nats_urls: tuple[str, ...] = (), reserve: tuple[str, ...] = ()
+    state: StateDir,
+    environ: Mapping[str, str],
+    nats_urls: tuple[str, ...] = (),
+    reserve: tuple[str, ...] = (),
+    images: tuple[str, ...] = (),
 ) -> AgentConfig:
     """The file, with the environment laid over it and `nats_urls` (command line) over that; `reserve` (command line) is added
-    to its reserved_dirs, and all of them are resolved, as a backend's folder is before it is held against them.
+    to its reserved_dirs, and all of them are resolved, as a backend's folder is before it is held against them; `images` to its
+    image_dirs, which are resolved when a file is looked for in them, for a mount may hang.
 
     Raises ConfigError, which names the file or variable, the key and the remedy.
     """
@@ -124,7 +146,12 @@ def load_config(
         raise ConfigError(f"{state.config_file} is not TOML: {error}") from error
     config = _convert(raw, AgentConfig, str(state.config_file))
     reserved = tuple(map(os.path.realpath, (*config.reserved_dirs, *reserve)))
-    config = msgspec.structs.replace(config, reserved_dirs=reserved)
+    image_dirs = (*config.image_dirs, *images)
+    if relative := [folder for folder in image_dirs if not os.path.isabs(folder)]:
+        raise ConfigError(
+            f"image_dirs of {state.config_file}, or --images: {relative[0]!r} is no absolute path; give one"
+        )
+    config = msgspec.structs.replace(config, reserved_dirs=reserved, image_dirs=image_dirs)
     return with_environment(config, environ, nats_urls)
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from agent.errors import AgentFault
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.faults import FaultCode
 from schemas.kinds import KindSpec
 from schemas.validation import validate_config

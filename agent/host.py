@@ -23,8 +23,10 @@ from agent.errors import AgentFault
 from agent.journal import Journal, Record, RecordState
 from agent.private_files import make_private_dir
 from agent.status import Board, assess, failing
-from schemas.agent_rpc import Check, Discovery, Held, Inspection, Observation, PreflightReport, ReleaseReport, Target
+from agent.volumes import VolumeStore
+from schemas.agent_rpc import Check, Discovery, Held, Inspection, Observation, PreflightReport, ReleaseReport
 from schemas.backends import HealthStatus
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import Fault, FaultCode, fault
 from schemas.ids import is_id
@@ -231,6 +233,13 @@ class Host:
             task.add_done_callback(lambda _: self._probes.pop(backend_id, None))
         # Shielded: one asker's cancellation must not end what another waits for.
         return await asyncio.shield(task)
+
+    def volumes(self, backend_id: str) -> VolumeStore:
+        """The volumes of a backend that is attached. Raises AgentFault: it is not, or not yet again."""
+        record = self._journal.record(backend_id)
+        if record is None or record.state is not RecordState.ATTACHED:
+            raise AgentFault.of(FaultCode.CONVERGING, "the backend is not attached on this host", is_retryable=True)
+        return self._driver(record.target.kind).volumes(record.target, self._space(backend_id))
 
     async def discover(self, kind: str, config: Mapping[str, Any]) -> Discovery:
         driver = self._driver(kind)

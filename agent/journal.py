@@ -1,4 +1,4 @@
-"""SQLite on the host's own disk: fences, answered commands, what is attached here, what a trial may have left.
+"""SQLite on the host's own disk: fences, answered commands, what is attached here (backends, volumes), what a trial may have left.
 
 Written before acting, so that `kill -9` at any moment leaves a trace to clean up by. Commits are
 durable (synchronous=FULL); one costs about a millisecond, on a disk of the host and never on a backend.
@@ -14,11 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from schemas.agent_rpc import Target
+from schemas.command import Target
+from schemas.volume_rpc import AttachMode, VolumeSpec
 
 #: A manager retries a step for minutes, not days.
 MAX_REPLY_AGE_S = 24 * 3600
 MAX_REPLIES = 5_000
+#: Epochs of volumes that are not attached here; a command that comes after so many other volumes were, has long lost its fence.
+MAX_EPOCHS = 10_000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fence (backend_id TEXT PRIMARY KEY, fence INTEGER NOT NULL) WITHOUT ROWID;
@@ -29,9 +32,15 @@ CREATE TABLE IF NOT EXISTS record (
 CREATE TABLE IF NOT EXISTS trial (backend_id TEXT PRIMARY KEY, target BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reply (
   n INTEGER PRIMARY KEY, command_id TEXT NOT NULL UNIQUE, answered_at REAL NOT NULL, reply BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS attachment (
+  volume_id TEXT PRIMARY KEY, backend_id TEXT NOT NULL, epoch INTEGER NOT NULL, fence INTEGER NOT NULL,
+  mode TEXT NOT NULL, spec BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS epoch (
+  n INTEGER PRIMARY KEY, volume_id TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL);
 """
 
 _target_decoder = msgspec.json.Decoder(Target)
+_spec_decoder = msgspec.json.Decoder(VolumeSpec)
 
 
 class RecordState(enum.StrEnum):
@@ -50,6 +59,18 @@ class Record:
     target: Target
     state: RecordState
     previous: Target | None = None
+
+
+@dataclass(frozen=True)
+class NotedAttachment:
+    """A volume that is, or may be, attached here. fence: of the command that did it."""
+
+    volume_id: str
+    backend_id: str
+    epoch: int
+    fence: int
+    mode: AttachMode
+    spec: VolumeSpec
 
 
 class Journal:
@@ -163,6 +184,64 @@ class Journal:
                 "DELETE FROM reply WHERE n <= ? OR answered_at < ?",
                 ((cursor.lastrowid or 0) - MAX_REPLIES, now - MAX_REPLY_AGE_S),
             )
+
+    def attachments(self) -> tuple[NotedAttachment, ...]:
+        rows = self._db.execute(
+            "SELECT volume_id, backend_id, epoch, fence, mode, spec FROM attachment ORDER BY volume_id"
+        ).fetchall()
+        return tuple(_attachment(*row) for row in rows)
+
+    def attachment(self, volume_id: str) -> NotedAttachment | None:
+        row = self._db.execute(
+            "SELECT volume_id, backend_id, epoch, fence, mode, spec FROM attachment WHERE volume_id = ?", (volume_id,)
+        ).fetchone()
+        return None if row is None else _attachment(*row)
+
+    def note_attachment(self, note: NotedAttachment) -> None:
+        """The volume is on record as this attachment, and its epoch remembered."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT OR REPLACE INTO attachment VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    note.volume_id,
+                    note.backend_id,
+                    note.epoch,
+                    note.fence,
+                    note.mode.value,
+                    msgspec.json.encode(note.spec),
+                ),
+            )
+            self._remember_epoch(note.volume_id, note.epoch)
+
+    def drop_attachment(self, volume_id: str) -> None:
+        """The volume is not attached here; its epoch stays."""
+        self._db.execute("DELETE FROM attachment WHERE volume_id = ?", (volume_id,))
+
+    def epoch(self, volume_id: str) -> int:
+        """The highest epoch seen of the volume; 0: none."""
+        row = self._db.execute("SELECT epoch FROM epoch WHERE volume_id = ?", (volume_id,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def remember_epoch(self, volume_id: str, epoch: int) -> None:
+        """The volume's epoch is at least this."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._remember_epoch(volume_id, epoch)
+
+    def _remember_epoch(self, volume_id: str, epoch: int) -> None:
+        cursor = self._db.execute(
+            "INSERT OR REPLACE INTO epoch (volume_id, epoch) VALUES (?, ?)",
+            (volume_id, max(epoch, self.epoch(volume_id))),
+        )
+        self._db.execute(
+            "DELETE FROM epoch WHERE n <= ? AND volume_id NOT IN (SELECT volume_id FROM attachment)",
+            ((cursor.lastrowid or 0) - MAX_EPOCHS,),
+        )
+
+
+def _attachment(volume_id: str, backend_id: str, epoch: int, fence: int, mode: str, spec: bytes) -> NotedAttachment:
+    return NotedAttachment(volume_id, backend_id, epoch, fence, AttachMode(mode), _spec_decoder.decode(spec))
 
 
 def _record(state: str, target: bytes, previous: bytes | None) -> Record:

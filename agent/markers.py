@@ -12,7 +12,7 @@ from typing import Any
 from agent.drivers.base import Workspace
 from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.faults import FaultCode
 
 _BACKEND_TAG = "stowage_backend_"

@@ -14,8 +14,9 @@ from agent import markers
 from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
-from schemas.agent_rpc import ReleaseReport, Target
+from schemas.agent_rpc import ReleaseReport
 from schemas.backends import Capability, Capacity
+from schemas.command import Target
 from schemas.faults import FaultCode
 
 #: Seconds for one probe of a folder, unless the agent's config says otherwise.

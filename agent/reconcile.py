@@ -18,10 +18,12 @@ import msgspec
 
 from agent.config import Intervals
 from agent.errors import AgentFault
+from agent.held_volumes import HeldVolumes
 from agent.host import Host
 from agent.journal import Journal
-from schemas.agent_rpc import Intent, SyncReply, SyncRequest, Target, Wanted
+from schemas.agent_rpc import Intent, SyncReply, SyncRequest, Wanted
 from schemas.bus import BusError
+from schemas.command import Target
 from schemas.faults import FaultCode
 from schemas.hosts import AgentFacts
 from schemas.ids import is_id
@@ -66,6 +68,7 @@ class Reconciler:
         self,
         *,
         host: Host,
+        held: HeldVolumes,
         journal: Journal,
         ask: Callable[[bytes], Awaitable[bytes]],
         facts: AgentFacts,
@@ -73,6 +76,7 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
+        self._held = held
         self._journal = journal
         self._ask = ask
         self._facts = facts
@@ -85,6 +89,8 @@ class Reconciler:
         self._waiting: dict[str, _Line] = {}
         self._working: set[str] = set()
         self._attempts: dict[str, _Attempt] = {}
+        self._must_fence_off = False
+        self._is_fencing_off = False
 
     def wake(self) -> None:
         """A sync follows soon; any number of calls before it count as one."""
@@ -140,6 +146,10 @@ class Reconciler:
         wanted = {line.target.backend_id: line for line in reply.wanted if is_id(line.target.backend_id)}
         fences = {i: line.fence for i, line in wanted.items() if line.fence > (self._journal.fence(i) or 0)}
         self._journal.remember_fences(fences)
+        if reply.attachments is not None:
+            # Before any backend is attached anew: with it come back the volumes that this word leaves.
+            self._held.hear(reply.attachments, reply.fence)
+            self._fence_off_soon(group)
         held = {line.backend_id: line for line in self._host.held()}
         # A newer reply replaces what is still waiting of an older one.
         self._waiting = {i: _line(line) for i, line in wanted.items() if _needs_work(line, is_held=i in held)}
@@ -154,6 +164,24 @@ class Reconciler:
         for backend_id in self._waiting.keys() - self._working:
             self._working.add(backend_id)
             group.create_task(self._work(backend_id), name=f"converge {backend_id}")
+
+    def _fence_off_soon(self, group: asyncio.TaskGroup) -> None:
+        """By the newest word, in one task, which no backend waits for."""
+        self._must_fence_off = True
+        if not self._is_fencing_off:
+            self._is_fencing_off = True
+            group.create_task(self._fence_off(), name="fence off")
+
+    async def _fence_off(self) -> None:
+        try:
+            while self._must_fence_off:
+                self._must_fence_off = False
+                await self._held.fence_off()
+        except Exception:
+            # An edge, as of the loop itself: the next sync tries again.
+            log.exception("fencing raised")
+        finally:
+            self._is_fencing_off = False
 
     async def _work(self, backend_id: str) -> None:
         """Applies the backend's lines until none is waiting."""
@@ -202,6 +230,7 @@ class Reconciler:
             return
         if self._begin(backend_id, wanted):
             await self._host.attach(target, establish=self._host.may_establish(target))
+            await self._held.restore(backend_id)
             self.wake()
 
     async def _release(self, backend_id: str, line: _Line) -> None:

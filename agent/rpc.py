@@ -13,8 +13,11 @@ import msgspec
 from agent.credentials import CredentialStore, Deliveries
 from agent.drivers.base import Deadline, boot_time_s
 from agent.errors import AgentFault
+from agent.held_volumes import HeldVolumes
 from agent.host import Host
 from agent.journal import Journal
+from agent.volume_checks import objection
+from agent.volume_host import VolumeHost
 from schemas.agent_rpc import (
     MAX_MESSAGE_BYTES,
     AnyCommand,
@@ -43,11 +46,42 @@ from schemas.credentials import Credentials
 from schemas.faults import FaultCode, fault
 from schemas.ids import is_id
 from schemas.logs import about
+from schemas.volume_rpc import (
+    AnyUploadCommand,
+    AnyVolumeCommand,
+    AttachVolume,
+    BlankVolume,
+    CompareVolume,
+    DetachVolume,
+    EraseVolume,
+    FillVolume,
+    ListVolumes,
+    MakeVolume,
+    PrepareSource,
+    ReceiveChunk,
+    ResizeVolume,
+    VolumeCommand,
+    WipeVolume,
+)
 
 log = logging.getLogger(__name__)
 
 #: Their replies are kept. The others change nothing that lasts, or answer with what must not be kept (nonces, boxes).
-_JOURNALED = (Attach, Release, StoreCredentials, DropCredentials, Initialize)
+_JOURNALED = (
+    Attach,
+    Release,
+    StoreCredentials,
+    DropCredentials,
+    Initialize,
+    MakeVolume,
+    EraseVolume,
+    ResizeVolume,
+    AttachVolume,
+    DetachVolume,
+)
+#: Without the backend's lock: a probe takes it itself, so that who asks during one joins it; work of hours would keep it from all.
+#: And an upload touches no backend.
+_UNLOCKED = (Probe, PrepareSource, FillVolume, CompareVolume, WipeVolume, BlankVolume, ListVolumes, AnyUploadCommand)
 _MAX_FENCE = 2**63 - 1
 
 _reply_decoder: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
@@ -64,6 +98,8 @@ class CommandServer:
         self,
         *,
         host: Host,
+        volumes: VolumeHost,
+        held: HeldVolumes,
         journal: Journal,
         store: CredentialStore,
         deliveries: Deliveries,
@@ -72,6 +108,8 @@ class CommandServer:
         clock: Callable[[], float] = boot_time_s,
     ) -> None:
         self._host = host
+        self._volumes = volumes
+        self._held = held
         self._journal = journal
         self._store = store
         self._deliveries = deliveries
@@ -97,7 +135,12 @@ class CommandServer:
                 reply = await self._answer_whatever_happens(command, received_at)
                 verb, outcome = command.__struct_config__.tag, reply.__struct_config__.tag
                 duration_s = round(self._clock() - received_at, 3)
-                log.info("command answered", extra={"verb": verb, "outcome": outcome, "duration_s": duration_s})
+                facts = {"verb": verb, "outcome": outcome, "duration_s": duration_s}
+                if isinstance(command, VolumeCommand):
+                    facts["volume_id"] = command.volume_id
+                # An image comes in thousands of chunks.
+                level = logging.DEBUG if isinstance(command, ReceiveChunk) else logging.INFO
+                log.log(level, "command answered", extra=facts)
                 await self._reply(message, reply)
 
     async def _answer_whatever_happens(self, command: AnyCommand, received_at: float) -> Reply:
@@ -117,8 +160,7 @@ class CommandServer:
         deadline = Deadline(received_at + command.ttl_ms / 1000, self._clock)
         if isinstance(command, Discover):
             return await self._act(command, deadline)
-        if isinstance(command, Probe):
-            # Without the lock: the probe takes it, and who asks during a probe joins that one.
+        if isinstance(command, _UNLOCKED):
             return self._stale(command) or await self._act(command, deadline)
         async with self._host.lock(command.backend_id):
             if deadline.left_s < 0:
@@ -139,15 +181,19 @@ class CommandServer:
 
     def _stale(self, command: AnyCommand) -> Stale | None:
         """The refusal of a fence that is too low; else the fence is remembered. 0 asks what changes nothing."""
-        if command.fence == 0 and not isinstance(command, _JOURNALED):
+        if command.fence == 0 and not isinstance(command, (*_JOURNALED, VolumeCommand)):
             return None
-        known = self._journal.fence(command.backend_id)
+        subject = command.volume_id if isinstance(command, VolumeCommand) else command.backend_id
+        known = self._journal.fence(subject)
+        if command.fence == 0 and isinstance(command, AnyUploadCommand):
+            # No saga has the volume yet, and none needs to: what is sent lies in our own folder, under an id that nobody else knows.
+            return None if known is None else Stale(fence=known)
         lowest = self._journal.floor() if known is None else known
         if command.fence < lowest:
             log.warning("stale command refused", extra={"fence": command.fence, "lowest": lowest})
             return Stale(fence=lowest)
         if command.fence != known:
-            self._journal.remember_fences({command.backend_id: command.fence})
+            self._journal.remember_fences({subject: command.fence})
         return None
 
     async def _act(self, command: AnyCommand, deadline: Deadline) -> Ok:
@@ -156,7 +202,9 @@ class CommandServer:
     async def _dispatch(self, command: AnyCommand, deadline: Deadline) -> object:
         match command:
             case Attach(target=target, establish=establish):
-                return await self._host.attach(target, establish=establish)
+                observation = await self._host.attach(target, establish=establish)
+                await self._held.restore(target.backend_id)
+                return observation
             case Release(backend_id=backend_id, remove_marker=remove_marker):
                 return await self._host.release(backend_id, remove_marker=remove_marker)
             case Trial(target=target):
@@ -185,6 +233,8 @@ class CommandServer:
                 return await self._host.preflight(target, credentials)
             case Nudge():
                 return None
+            case VolumeCommand() | ListVolumes():
+                return await self._volumes.handle(command, deadline)
         assert_never(command)
 
     def _store_credentials(self, command: StoreCredentials) -> None:
@@ -253,4 +303,4 @@ def _objection(command: AnyCommand, verb: str) -> str:
         return "head and target name different backends"
     if isinstance(command, CredentialNonce | StoreCredentials | ResealCredentials) and not 1 <= command.version < 10**9:
         return "the credential version is out of range"
-    return ""
+    return objection(command) if isinstance(command, AnyVolumeCommand) else ""

@@ -10,9 +10,10 @@ import msgspec
 
 from agent.drivers.base import ProbeReport
 from agent.errors import SYMPTOMS
-from schemas.agent_rpc import Observation, Status, Target
+from schemas.agent_rpc import Observation, Status
 from schemas.backends import HealthStatus
 from schemas.bus import BusError
+from schemas.command import Target
 from schemas.faults import REMEDIES, Fault, FaultCode
 
 log = logging.getLogger(__name__)

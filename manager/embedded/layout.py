@@ -14,7 +14,7 @@ from manager.embedded.errors import StartError
 
 _LABEL_MAX = 63
 #: What a first start makes before it holds `lock.children`. A disk of one's own comes with lost+found.
-_BEFORE_LOCK = frozenset(("postgres", "nats", "keys", "log", "agents", "lock", "lost+found"))
+_BEFORE_LOCK = frozenset(("postgres", "nats", "keys", "log", "agents", "images", "lock", "lost+found"))
 
 
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -55,6 +55,11 @@ class Layout:
         return self.data / "volumes"
 
     @property
+    def images(self) -> Path:
+        """Where a person puts files that volumes are to be filled from."""
+        return self.data / "images"
+
+    @property
     def first_start_done(self) -> Path:
         return self.data / "first_start_done"
 
@@ -78,7 +83,7 @@ class Layout:
     def reserved(self) -> list[Path]:
         """What no backend may be in or around: all but `volumes`, and whatever a person puts beside it."""
         managers = [path.parent for path in self.data.glob("manager*/config.toml")]
-        return [self.postgres, self.nats, self.keys, self.logs, self.data / "agents", *managers]
+        return [self.postgres, self.nats, self.keys, self.logs, self.images, self.data / "agents", *managers]
 
     @property
     def own_log(self) -> Path:
@@ -106,6 +111,9 @@ class Layout:
             agents = self.data / "agents"
             agents.mkdir(mode=0o700, exist_ok=True)
             agents.chmod(0o711)
+            if not self.images.exists():
+                self.images.mkdir(mode=0o755)
+                self.images.chmod(0o755)
         except OSError as error:
             raise StartError(
                 f"cannot make the data folder {self.data}: {error.strerror}; choose one with --data-dir"

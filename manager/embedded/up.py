@@ -174,6 +174,7 @@ class _Start:
             names.append(name)
             argv = ["agent", "run", "--state-dir", str(folder), "--nats-url", self._nats.url]
             argv += [word for reserved in layout.reserved() for word in ("--reserve", str(reserved))]
+            argv += ["--images", str(layout.images)]
             self._start_child(f"agent {name}", f"agent-{name}", argv, rest_after_kill_s=_AGENT_REST_S)
         is_first_start = not layout.first_start_done.exists()
         missing = set(names)

@@ -1,6 +1,7 @@
 """A driver that does as it is told, a world that survives the agent, and a host built on both."""
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -15,16 +16,25 @@ from agent.config import AgentConfig, Intervals, StateDir
 from agent.credentials import CredentialStore, Deliveries
 from agent.drivers.base import Deadline, ProbeReport, Workspace
 from agent.errors import AgentFault
+from agent.held_volumes import HeldVolumes
 from agent.host import Host
 from agent.journal import Journal
 from agent.rpc import CommandServer
+from agent.sources import Sources
 from agent.status import Board
+from agent.uploads import Uploads
+from agent.volume_host import VolumeHost
+from agent.volumes import VolumeStore
+from agent.workers import WorkerPool
+from agent.works import Works
 from schemas import sealing
-from schemas.agent_rpc import Check, Discovered, Inspection, Observation, ReleaseReport, Status, Target
+from schemas.agent_rpc import Check, Discovered, Inspection, Observation, ReleaseReport, Status
 from schemas.backends import Capability
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.ids import new_id
+from tests.agent.fake_volumes import FakePlace, FakeStore
 
 FLEET = new_id()
 HOST = new_id()
@@ -47,7 +57,10 @@ def target(backend_id: str, *, kind: str = "nfs", server: str = "nas", generatio
 
 @dataclass
 class World:
-    """What is outside of the agent: mounts, markers, what the storage does when asked. Survives the agent."""
+    """What is outside of the agent: mounts, markers, what the storage does when asked. Survives the agent.
+
+    in_use, fenced: locators of volumes that a process has open, and that were fenced off. is_cloning: volumes are cloned at once.
+    """
 
     mounted: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     markers: set[str] = field(default_factory=set[str])
@@ -56,6 +69,9 @@ class World:
     reports: dict[str, ProbeReport] = field(default_factory=dict[str, ProbeReport])
     gates: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
     password: str | None = None
+    in_use: set[str] = field(default_factory=set[str])
+    fenced: list[str] = field(default_factory=list[str])
+    is_cloning: bool = False
     deadlines: list[Deadline] = field(default_factory=list[Deadline])
     calls: Counter[str] = field(default_factory=Counter[str])
     running: Counter[str] = field(default_factory=Counter[str])
@@ -172,6 +188,16 @@ class FakeDriver:
         await self._world.act("initialize", target.backend_id)
         return REPORT
 
+    def volumes(self, target: Target, space: Workspace) -> VolumeStore:
+        place = FakePlace(
+            folder=space.dir / "volumes",
+            attached=space.dir / "attached",
+            in_use=self._world.in_use,
+            on_fenced=self._world.fenced.append,
+            is_cloning=self._world.is_cloning,
+        )
+        return FakeStore(place, functools.partial(self._world.act, backend_id=target.backend_id))
+
     def _check(self, credentials: Credentials) -> None:
         if self._world.password is not None and credentials.get("password") != self._world.password:
             raise AgentFault.of(FaultCode.AUTH_FAILED, "the server refused the password")
@@ -214,8 +240,23 @@ class Rig:
             drivers={"nfs": driver, "smb": driver, "local_file": driver, "iscsi_lvm": driver},
             board=self.board,
         )
+        self.held = HeldVolumes(host=self.host, journal=self.journal)
+        self.workers = WorkerPool()
+        self.works = Works(self.state.works)
+        self.sources = Sources(workers=self.workers, state=self.state, image_dirs=(str(folder / "images"),))
+        self.uploads = Uploads(self.state.downloads, clock=lambda: self.now)
+        self.volumes = VolumeHost(
+            host=self.host,
+            works=self.works,
+            workers=self.workers,
+            sources=self.sources,
+            uploads=self.uploads,
+            held=self.held,
+        )
         self.server = CommandServer(
             host=self.host,
+            volumes=self.volumes,
+            held=self.held,
             journal=self.journal,
             store=self.store,
             deliveries=self.deliveries,
@@ -241,7 +282,9 @@ class Rig:
         return sealing.sign(box, self.manager_key)
 
     async def close(self) -> None:
+        await self.works.close()
         await self.host.close()
+        await self.workers.__aexit__()
         self.journal.close()
 
     async def _send_status(self, status: Status) -> None:

@@ -40,11 +40,11 @@ from schemas.agent_rpc import (
     StoreCredentials,
     SyncReply,
     SyncRequest,
-    Target,
     Wanted,
 )
 from schemas.backends import HealthStatus
 from schemas.bus import Bus, Message
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.ids import new_id
 from schemas.subjects import Uplink

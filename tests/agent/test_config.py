@@ -82,7 +82,7 @@ def test_prepare_makes_folders_private_but_for_the_way_to_the_mounts_whatever_th
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()}
-    assert modes == {**dict.fromkeys(("credentials", "backends", "trials", "run"), 0o700), "mounts": 0o711}
+    assert modes == {**dict.fromkeys(("credentials", "backends", "trials", "downloads", "run"), 0o700), "mounts": 0o711}
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o711
 
 
@@ -124,3 +124,31 @@ def test_load_reserved_folders_behind_links_are_known_as_the_kernel_knows_them(s
         file.write(f'reserved_dirs = ["{tmp_path}/docker-link"]\n{text}')
     config = load_config(state, {}, (), (f"{tmp_path}/postgres-link",))
     assert config.reserved_dirs == (f"{tmp_path}/docker", f"{tmp_path}/postgres")
+
+
+def test_load_image_folders_of_file_and_command_line_are_together_and_as_written(
+    state: StateDir, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    save_config(state, CONFIG)
+    text = state.config_file.read_text()
+    state.config_file.write_text(f'image_dirs = ["{tmp_path}/link"]\n{text}')
+    config = load_config(state, {}, (), (), ("/srv/images",))
+    assert config.image_dirs == (f"{tmp_path}/link", "/srv/images")
+
+
+def test_load_image_folder_that_is_no_absolute_path_is_refused(state: StateDir) -> None:
+    save_config(state, CONFIG)
+    with pytest.raises(ConfigError, match="'images' is no absolute path"):
+        load_config(state, {}, (), (), ("images",))
+
+
+def test_left_overs_are_removed_and_a_fresh_download_that_is_whole_stays(state: StateDir) -> None:
+    doomed = [state.run / "secret", state.works / "progress", state.downloads / "v.part", state.downloads / "old.image"]
+    for path in (*doomed, state.downloads / "new.image"):
+        path.touch()
+    os.utime(state.downloads / "old.image", (0, 0))
+    state.remove_left_overs()
+    assert [path for path in doomed if path.exists()] == []
+    assert (state.downloads / "new.image").exists()
+    assert state.works.is_dir()

@@ -1,12 +1,15 @@
 """The journal across restarts."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from agent import journal as module
-from agent.journal import Journal, Record, RecordState
+from agent.journal import Journal, NotedAttachment, Record, RecordState
 from schemas.ids import new_id
+from schemas.volume_rpc import AttachMode, VolumeFormat, VolumeSpec
 from tests.agent.fakes import target
 
 
@@ -89,3 +92,60 @@ def test_life_after_a_lost_journal_has_a_higher_number_even_within_the_same_seco
         for file in path.parent.glob("journal.db*"):
             file.unlink()
     assert lives[0] < lives[1]
+
+
+def note(volume_id: str, *, epoch: int = 1, mode: AttachMode = AttachMode.RW) -> NotedAttachment:
+    spec = VolumeSpec(locator="0" * 32, format=VolumeFormat.QCOW2, size_bytes=4096)
+    return NotedAttachment(volume_id, "b", epoch=epoch, fence=7, mode=mode, spec=spec)
+
+
+def test_attachment_survives_a_restart_and_the_newest_counts(path: Path) -> None:
+    journal = Journal(path)
+    journal.note_attachment(note("v"))
+    journal.note_attachment(note("v", epoch=2, mode=AttachMode.RO))
+    journal.note_attachment(note("u"))
+    journal.close()
+    journal = Journal(path)
+    assert journal.attachments() == (note("u"), note("v", epoch=2, mode=AttachMode.RO))
+    assert journal.attachment("v") == note("v", epoch=2, mode=AttachMode.RO)
+    journal.drop_attachment("v")
+    assert journal.attachment("v") is None
+    assert journal.attachments() == (note("u"),)
+    journal.close()
+
+
+def test_epoch_only_rises_and_outlives_its_attachment(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.epoch("v") == 0
+    journal.note_attachment(note("v", epoch=5))
+    journal.drop_attachment("v")
+    journal.remember_epoch("v", 3)
+    journal.close()
+    journal = Journal(path)
+    assert journal.epoch("v") == 5
+    journal.remember_epoch("v", 6)
+    assert journal.epoch("v") == 6
+    journal.close()
+
+
+def test_epochs_are_kept_by_number_but_of_what_is_attached_always(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_EPOCHS", 3)
+    journal = Journal(path)
+    journal.note_attachment(note("attached"))
+    for n in range(5):
+        journal.remember_epoch(f"v{n}", 1)
+        journal.remember_epoch("v0", n + 1)
+    assert [journal.epoch(i) for i in ("attached", "v0", "v1", "v2", "v4")] == [1, 5, 0, 0, 1]
+    journal.close()
+
+
+def test_journal_of_an_agent_without_volumes_is_taken_over(path: Path, backend_id: str) -> None:
+    journal = Journal(path)
+    journal.put_record(Record(target(backend_id), RecordState.ATTACHED))
+    journal.close()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript("DROP TABLE attachment; DROP TABLE epoch;")
+    journal = Journal(path)
+    assert journal.attachments() == ()
+    assert journal.record(backend_id) is not None
+    journal.close()

@@ -4,7 +4,7 @@ import pytest
 
 from agent import markers
 from agent.errors import AgentFault
-from schemas.agent_rpc import Target
+from schemas.command import Target
 from schemas.faults import FaultCode
 
 TARGET = Target(backend_id="b-1", fleet_id="f-1", kind="nfs", config={}, generation=1)

@@ -1,6 +1,7 @@
 """Convergence on what is wanted, its fences, and its patience with what fails."""
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -11,11 +12,13 @@ from agent.app import facts_of
 from agent.config import Intervals
 from agent.journal import Record, RecordState
 from agent.reconcile import PARALLEL, PARALLEL_SLOW, Reconciler
-from schemas.agent_rpc import Intent, SyncReply, SyncRequest, Target, Wanted
+from schemas.agent_rpc import Intent, SyncReply, SyncRequest, Wanted
 from schemas.backends import HealthStatus
 from schemas.bus import BusTimeout
+from schemas.command import Target
 from schemas.faults import FaultCode
 from schemas.ids import new_id
+from schemas.volume_rpc import AttachMode, AttachVolume, HeldVolume, VolumeFormat, VolumeSpec
 from tests.agent.conftest import MakeRig
 from tests.agent.fakes import FAST, Rig, World, target
 from tests.agent.waiting import until
@@ -30,6 +33,7 @@ class Manager:
         self.lines: list[Wanted] = []
         self.fence = 100
         self.requests: list[SyncRequest] = []
+        self.attachments: tuple[HeldVolume, ...] | None = None
         self.is_away = False
         self.garbage = b""
 
@@ -40,7 +44,8 @@ class Manager:
         self.fence += 1
         if self.garbage:
             return self.garbage
-        return msgspec.json.encode(SyncReply(fence=self.fence, host_name="hv1", wanted=tuple(self.lines)))
+        reply = SyncReply(fence=self.fence, host_name="hv1", wanted=tuple(self.lines), attachments=self.attachments)
+        return msgspec.json.encode(reply)
 
     async def reached(self, count: int) -> None:
         """So many syncs have been asked for."""
@@ -67,7 +72,12 @@ async def start(manager: Manager) -> AsyncIterator[Start]:
 
     async def begin(rig: Rig, intervals: Intervals = FAST) -> Reconciler:
         reconciler = Reconciler(
-            host=rig.host, journal=rig.journal, ask=manager.answer, facts=facts_of({}), intervals=intervals
+            host=rig.host,
+            held=rig.held,
+            journal=rig.journal,
+            ask=manager.answer,
+            facts=facts_of({}),
+            intervals=intervals,
         )
         before = len(manager.requests)
         tasks.append(asyncio.create_task(reconciler.run()))
@@ -435,3 +445,102 @@ async def test_sync_many_wakes_count_as_few(rig: Rig, manager: Manager, start: S
         await asyncio.sleep(0)
     await until(lambda: len(manager.requests) >= 2)
     assert len(manager.requests) <= 3
+
+
+async def held_volume(rig: Rig, backend_id: str, *, fence: int = 60) -> AttachVolume:
+    """A volume of the backend that is attached here, by a command of that fence."""
+    spec = VolumeSpec(locator=os.urandom(16).hex(), format=VolumeFormat.RAW, size_bytes=4096)
+    command = AttachVolume(
+        command_id=new_id(),
+        backend_id=backend_id,
+        volume_id=new_id(),
+        fence=fence,
+        ttl_ms=5000,
+        spec=spec,
+        epoch=1,
+        mode=AttachMode.RW,
+    )
+    await rig.host.volumes(backend_id).make(spec, None)
+    await rig.held.attach(command)
+    return command
+
+
+async def test_sync_fences_off_the_volumes_that_its_word_does_not_know(
+    rig: Rig, world: World, manager: Manager, start: Start, backend_id: str
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    manager.want(target(backend_id))
+    kept, lost, newer = [await held_volume(rig, backend_id, fence=fence) for fence in (60, 60, 10_000)]
+    manager.attachments = (HeldVolume(volume_id=kept.volume_id, epoch=1),)
+    await start(rig, PATIENT)
+    await until(lambda: world.fenced == [lost.spec.locator])
+    assert {note.volume_id for note in rig.journal.attachments()} == {kept.volume_id, newer.volume_id}
+
+
+async def test_sync_of_a_manager_that_knows_no_volumes_fences_off_none(
+    rig: Rig, world: World, manager: Manager, start: Start, backend_id: str
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    manager.want(target(backend_id))
+    await held_volume(rig, backend_id)
+    await synced(manager, await start(rig, PATIENT))
+    assert world.fenced == []
+    assert len(rig.journal.attachments()) == 1
+
+
+async def test_sync_that_fences_off_on_a_dead_backend_delays_no_other_and_the_newest_word_counts(
+    rig: Rig, world: World, manager: Manager, start: Start, backend_id: str
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    manager.want(target(backend_id))
+    one, other = [await held_volume(rig, backend_id) for _ in range(2)]
+    other_backend = target(new_id(), kind="local_file")
+    gate = world.hold("fence_off")
+    manager.attachments = (HeldVolume(volume_id=other.volume_id, epoch=1),)
+    reconciler = await start(rig, PATIENT)
+    await until(lambda: world.running["fence_off" + backend_id])
+    manager.want(other_backend)
+    manager.attachments = ()
+    await synced(manager, reconciler)
+    await until(lambda: is_attached(rig, other_backend))
+    assert world.calls["fence_off"] == 1
+    gate.set()
+    await until(lambda: world.fenced == [one.spec.locator, other.spec.locator])
+
+
+async def test_sync_after_a_power_cut_brings_back_the_volumes_that_are_left_to_this_host(
+    make_rig: MakeRig, world: World, manager: Manager, start: Start, backend_id: str
+) -> None:
+    rig = make_rig()
+    await rig.host.attach(target(backend_id), establish=True)
+    kept, lost = [await held_volume(rig, backend_id) for _ in range(2)]
+    attached = rig.state.backends / backend_id / "attached"
+    world.mounted.clear()
+    for path in attached.iterdir():
+        path.unlink()
+    after = make_rig()
+    manager.want(target(backend_id))
+    manager.attachments = (HeldVolume(volume_id=kept.volume_id, epoch=1),)
+    await start(after, PATIENT)
+    await until(lambda: [path.name for path in attached.iterdir()] == [kept.spec.locator])
+    await until(lambda: world.fenced == [lost.spec.locator])
+    assert world.calls["volume_attach"] == 3, "the lost one was never attached again"
+
+
+async def test_bug_met_in_fencing_is_logged_and_the_next_sync_tries_again(
+    rig: Rig, world: World, manager: Manager, start: Start, backend_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.host.attach(target(backend_id), establish=True)
+    manager.want(target(backend_id))
+    lost = await held_volume(rig, backend_id)
+    manager.attachments = ()
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.journal, "attachments", _raise)
+        reconciler = await start(rig, PATIENT)
+        await synced(manager, reconciler)
+    reconciler.wake()
+    await until(lambda: world.fenced == [lost.spec.locator])
+
+
+def _raise() -> None:
+    raise sqlite3.OperationalError("database or disk is full")

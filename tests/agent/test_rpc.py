@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.drivers.base import boot_time_s
 from agent.rpc import CommandServer
+from agent.volume_checks import objection
 from schemas import sealing, subjects
 from schemas.agent_rpc import (
     AnyCommand,
@@ -43,6 +44,25 @@ from schemas.bus import Message
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.ids import HostId, new_id
+from schemas.volume_rpc import (
+    AttachMode,
+    AttachVolume,
+    DetachVolume,
+    EraseVolume,
+    FillVolume,
+    HeldVolume,
+    ListVolumes,
+    MakeVolume,
+    PathSource,
+    PrepareSource,
+    ResizeVolume,
+    UrlSource,
+    VolumeFormat,
+    VolumeListing,
+    VolumeSource,
+    VolumeSpec,
+    WorkReport,
+)
 from tests.agent.conftest import MakeRig
 from tests.agent.fakes import HOST, Rig, World, target
 from tests.agent.waiting import until
@@ -346,3 +366,143 @@ async def test_initialize_is_told_until_when_it_may_overwrite_by_the_clock_that_
 def test_boot_time_is_that_of_the_kernel_with_suspends() -> None:
     before_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert before_s <= boot_time_s() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+SPEC = VolumeSpec(locator="0123456789abcdef" * 2, format=VolumeFormat.RAW, size_bytes=4096)
+VOLUME = new_id()
+
+
+def volume_head(backend_id: str, fence: int, **more: Any) -> dict[str, Any]:
+    return head(backend_id, fence, volume_id=VOLUME, **more)
+
+
+def make(backend_id: str, fence: int) -> MakeVolume:
+    return MakeVolume(**volume_head(backend_id, fence), spec=SPEC)
+
+
+async def list_volumes(rig: Rig, backend_id: str) -> VolumeListing:
+    reply = await ask(rig, ListVolumes(**head(backend_id, 0)))
+    assert isinstance(reply, Ok)
+    return msgspec.json.decode(reply.result, type=VolumeListing)
+
+
+async def test_volume_verbs_from_make_to_erase_act(rig: Rig, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    assert isinstance(await ask(rig, make(backend_id, 5)), Ok)
+    filled = await ask(rig, FillVolume(**volume_head(backend_id, 5), spec=SPEC, wait_ms=4000))
+    assert isinstance(filled, Ok)
+    assert msgspec.json.decode(filled.result, type=WorkReport).is_done
+    mode = AttachMode.RW
+    assert isinstance(await ask(rig, AttachVolume(**volume_head(backend_id, 6), spec=SPEC, epoch=1, mode=mode)), Ok)
+    assert isinstance(await ask(rig, DetachVolume(**volume_head(backend_id, 7), spec=SPEC, epoch=1)), Ok)
+    assert isinstance(await ask(rig, ResizeVolume(**volume_head(backend_id, 8), spec=SPEC, size_bytes=8192)), Ok)
+    assert [item.size_bytes for item in (await list_volumes(rig, backend_id)).items] == [8192]
+    assert isinstance(await ask(rig, EraseVolume(**volume_head(backend_id, 9), spec=SPEC)), Ok)
+    assert (await list_volumes(rig, backend_id)).items == ()
+
+
+async def test_volume_fence_is_counted_by_volume_and_not_by_backend(rig: Rig, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 50))
+    assert isinstance(await ask(rig, make(backend_id, 5)), Ok)
+    assert isinstance(await ask(rig, EraseVolume(**volume_head(backend_id, 7), spec=SPEC)), Ok)
+    assert await ask(rig, make(backend_id, 6)) == Stale(fence=7)
+    assert await ask(rig, FillVolume(**volume_head(backend_id, 6), spec=SPEC, wait_ms=0)) == Stale(fence=7)
+    assert await ask(rig, Release(**head(backend_id, 49))) == Stale(fence=50)
+    assert rig.journal.fence(VOLUME) == 7
+
+
+async def test_volume_work_with_fence_zero_is_stale_and_begins_nothing(rig: Rig, world: World, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    await ask(rig, make(backend_id, 5))
+    command = FillVolume(**volume_head(backend_id, 0), spec=SPEC, wait_ms=4000)
+    assert await ask(rig, command) == Stale(fence=5)
+    assert world.calls["open"] == 0
+
+
+async def test_volume_command_twice_acts_once(rig: Rig, world: World, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    command = make(backend_id, 5)
+    assert await ask(rig, command) == await ask(rig, command)
+    assert world.calls["make"] == 1
+
+
+async def test_volume_work_neither_holds_the_backend_nor_waits_for_it(rig: Rig, world: World, backend_id: str) -> None:
+    await ask(rig, attach(backend_id, 5))
+    await ask(rig, make(backend_id, 5))
+    gate = world.hold("settle")
+    filling = asyncio.create_task(ask(rig, FillVolume(**volume_head(backend_id, 5), spec=SPEC, wait_ms=4000)))
+    await until(lambda: world.calls["settle"])
+    assert isinstance(await ask(rig, Probe(**head(backend_id, 0))), Ok)
+    async with rig.host.lock(backend_id):
+        gate.set()
+        assert isinstance(await filling, Ok)
+
+
+async def test_volume_attached_comes_back_when_its_backend_is_attached_again(
+    rig: Rig, world: World, backend_id: str
+) -> None:
+    await ask(rig, attach(backend_id, 5))
+    await ask(rig, make(backend_id, 5))
+    await ask(rig, AttachVolume(**volume_head(backend_id, 5), spec=SPEC, epoch=1, mode=AttachMode.RW))
+    rig.held.hear((HeldVolume(volume_id=VOLUME, epoch=1),), 6)
+    world.mounted.clear()
+    await ask(rig, attach(backend_id, 7))
+    assert world.calls["volume_attach"] == 2
+
+
+URL = UrlSource(url="https://example.org/a", format=VolumeFormat.RAW, sha256="0" * 64)
+_spec = msgspec.to_builtins(SPEC)
+
+
+@pytest.mark.parametrize(
+    ("command", "change"),
+    [
+        (make("", 5), {"volume_id": "../../etc"}),
+        (make("", 5), {"spec": _spec | {"locator": "../" * 10 + "aa"}}),
+        (make("", 5), {"spec": _spec | {"locator": "A" * 32}}),
+        (make("", 5), {"spec": _spec | {"locator": "0" * 32 + "\n"}}),
+        (make("", 5), {"spec": _spec | {"size_bytes": 0}}),
+        (make("", 5), {"spec": _spec | {"size_bytes": -512}}),
+        (make("", 5), {"spec": _spec | {"size_bytes": 513}}),
+        (make("", 5), {"spec": _spec | {"size_bytes": 2**63}}),
+        (make("", 5), {"spec": _spec | {"format": "vmdk"}}),
+        (make("", 5), {"origin": _spec | {"locator": "x"}}),
+        (ResizeVolume(**volume_head("", 5), spec=SPEC, size_bytes=512), {"size_bytes": 0}),
+        (ResizeVolume(**volume_head("", 5), spec=SPEC, size_bytes=512), {"size_bytes": 1000}),
+        (DetachVolume(**volume_head("", 5), spec=SPEC, epoch=1), {"epoch": 0}),
+        (DetachVolume(**volume_head("", 5), spec=SPEC, epoch=1), {"epoch": 2**62 + 1}),
+        (
+            FillVolume(**volume_head("", 5), spec=SPEC, source=VolumeSource(spec=SPEC), wait_ms=1),
+            {"source": {"from": "volume", "spec": _spec | {"locator": ".."}}},
+        ),
+        (
+            FillVolume(**volume_head("", 5), spec=SPEC, source=VolumeSource(spec=SPEC), wait_ms=1),
+            {"source": {"from": "volume", "spec": _spec, "backend_id": "../.."}},
+        ),
+        (
+            PrepareSource(**volume_head("", 5), source=URL, wait_ms=1),
+            {"source": {"from": "url", "url": "https://example.org/a", "format": "raw", "sha256": ""}},
+        ),
+        (
+            PrepareSource(**volume_head("", 5), source=URL, wait_ms=1),
+            {"source": {"from": "path", "path": "/a", "format": "raw", "sha256": "z" * 64}},
+        ),
+    ],
+)
+async def test_volume_command_that_may_not_be_obeyed_is_answered_and_not_done(
+    rig: Rig, world: World, backend_id: str, command: AnyCommand, change: dict[str, Any]
+) -> None:
+    await ask(rig, attach(backend_id, 5))
+    calls = world.calls.total()
+    body = msgspec.json.decode(msgspec.json.encode(command)) | {"backend_id": backend_id}
+    reply = await ask_raw(rig, body["verb"], msgspec.json.encode(body | change))
+    assert isinstance(reply, Failed)
+    assert "cannot read" in reply.fault.detail
+    assert world.calls.total() == calls
+
+
+@pytest.mark.parametrize(
+    "source", [None, URL, PathSource(path="/a", format=VolumeFormat.RAW), VolumeSource(spec=SPEC, backend_id=new_id())]
+)
+def test_volume_command_in_order_is_not_objected_to(source: Any) -> None:
+    assert objection(FillVolume(**volume_head(new_id(), 5), spec=SPEC, source=source, wait_ms=1)) == ""

@@ -47,6 +47,7 @@ def test_data_folder_made_by_us_can_be_passed_only_by_who_must(tmp_path: Path) -
     for folder in (layout.keys, layout.postgres, layout.nats, layout.logs):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((layout.data / "agents").stat().st_mode) == 0o711
+    assert stat.S_IMODE(layout.images.stat().st_mode) == 0o755
 
 
 def test_data_folder_that_exists_keeps_its_mode(tmp_path: Path) -> None:
@@ -119,10 +120,19 @@ def test_root_folder_is_refused() -> None:
         Layout(Path("/")).create()
 
 
-@pytest.mark.parametrize("made", range(6))
+def test_image_folder_that_a_person_has_closed_stays_closed_and_is_no_place_for_a_backend(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.create()
+    layout.images.chmod(0o700)
+    layout.create()
+    assert stat.S_IMODE(layout.images.stat().st_mode) == 0o700
+    assert layout.images in layout.reserved()
+
+
+@pytest.mark.parametrize("made", range(7))
 def test_first_start_killed_before_its_lock_goes_on(tmp_path: Path, made: int) -> None:
     (tmp_path / "lost+found").mkdir()
-    for name in ("postgres", "nats", "keys", "log", "agents", "lock")[: made + 1]:
+    for name in ("postgres", "nats", "keys", "log", "agents", "images", "lock")[: made + 1]:
         (tmp_path / name).mkdir() if name != "lock" else (tmp_path / name).touch()
     Layout(tmp_path).create()
 

@@ -70,6 +70,8 @@ def test_up_on_an_empty_folder_makes_everything_ready(stack: Stack) -> None:
         argv = Path(f"/proc/{pid}/cmdline").read_text()
         assert password not in argv
         assert token not in argv
+    for pid in pids["agents"].values():
+        assert f"\0--images\0{stack.data / 'images'}\0" in Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_up_on_a_running_folder_is_refused_with_the_pid(stack: Stack) -> None:
