@@ -13,11 +13,13 @@ from manager.errors import AgentError, AgentFailed, AgentOffline, AgentTimeout, 
 from manager.registry import Registry
 from manager.store.backends import BackendRow, WantedRow
 from schemas import subjects
-from schemas.agent_rpc import AnyCommand, Failed, Nudge, Ok, Reply, Stale, Target
+from schemas.agent_rpc import AnyCommand, Failed, Nudge, Ok, Reply, Stale
 from schemas.bus import Bus, BusDown, BusTimeout, NoResponders
+from schemas.command import Target
 from schemas.faults import Fault, FaultCode, fault
 from schemas.ids import HostId, new_id
 from schemas.problems import ProblemCode
+from schemas.volume_rpc import AnyUploadCommand
 
 ResultT = TypeVar("ResultT")
 
@@ -43,13 +45,13 @@ def command_id(operation_id: str, step: str, phase: str, host_id: str, verb: str
 
 
 class Agents:
-    """The manager's voice on the bus (user `commands`)."""
+    """The manager's voice on the bus (user `commands`). Uploads have places of their own beside commands and questions."""
 
     def __init__(self, bus: Bus, registry: Registry, *, ttl_s: float = COMMAND_TTL_S) -> None:
         self._bus = bus
         self._registry = registry
         self.ttl_ms = int(ttl_s * 1000)
-        self._commands, self._questions = _Places(), _Places()
+        self._commands, self._questions, self._uploads = _Places(), _Places(), _Places()
 
     async def ask(self, host_id: str, command: AnyCommand, result: type[ResultT]) -> ResultT:
         """The agent's result.
@@ -60,6 +62,8 @@ class Agents:
         subject = subjects.command(HostId(host_id), verb)
         name = self._registry.host_name(host_id)
         places = self._commands if command.fence else self._questions
+        if isinstance(command, AnyUploadCommand):
+            places = self._uploads
         async with places.turn(host_id, command.ttl_ms / 1000, name):
             try:
                 answer = await self._bus.request(

@@ -21,13 +21,17 @@ from manager.api.server import ApiRunner
 from manager.backends import Backends
 from manager.bus_auth import BusAuth
 from manager.config import Config
+from manager.drift import Drift
 from manager.errors import ConfigError
+from manager.evacuations import Evacuations
 from manager.events import Events
 from manager.feed import Feed
 from manager.hosts import Hosts
 from manager.keys import Keys
+from manager.leftovers import Leftovers
 from manager.operations import Operations
 from manager.outbox import Relay, StreamSettings
+from manager.placement import Placement
 from manager.probing import Probing
 from manager.registry import Registry
 from manager.replica import ReplicaName
@@ -41,7 +45,10 @@ from manager.store.migrate import migrate, newest_version
 from manager.store.pool import DATABASE_AWAY, DATABASE_FAULTS, Pool, connect, open_pool
 from manager.tokens import Tokens
 from manager.uplink import UplinkListener
+from manager.uploads import Uploads
 from manager.vault import Vault
+from manager.volume_reads import VolumeReads
+from manager.volumes import Volumes
 from manager.watch import Watch
 from schemas import subjects
 from schemas.bus import Bus
@@ -102,11 +109,13 @@ async def running(
         await registry.load()
         agents = Agents(commands, registry, ttl_s=command_ttl_s)
         vault = Vault(agents, registry, keys.sealing)
+        placement = Placement(pool, registry, agents)
         engine = Engine(
             pool,
             definitions,
             agents=agents,
             registry=registry,
+            placement=placement,
             vault=vault,
             fleet_id=fleet_id,
             owner=f"{config.replica}:{uuid.uuid4().hex}",
@@ -133,6 +142,11 @@ async def running(
             fingerprint=fingerprint,
         )
         backends = Backends(pool, registry, engine, operations, agents)
+        volume_reads = VolumeReads(pool, registry, placement)
+        volumes = Volumes(pool, registry, engine, operations, placement, volume_reads)
+        uploads = Uploads(pool, registry, agents, volumes)
+        evacuations = Evacuations(pool, registry, engine, operations, placement)
+        drift = Drift(pool, registry, agents, engine, operations, placement)
         probing = Probing(pool, registry, agents, vault, fleet_id=fleet_id)
         events, tokens = Events(pool, fleet_id), Tokens(pool)
         stream = StreamSettings(
@@ -182,6 +196,7 @@ async def running(
             "relay": relay.run(),
             "sagas": engine.run(),
             "watch": watch.run(),
+            "leftovers": Leftovers(pool, engine, placement).run(),
             "revocations": revocations.run(),
         }
         stack.push_async_callback(engine.stop)
@@ -192,6 +207,11 @@ async def running(
             create_api(
                 backends=backends,
                 probing=probing,
+                volume_reads=volume_reads,
+                volumes=volumes,
+                uploads=uploads,
+                evacuations=evacuations,
+                drift=drift,
                 hosts=hosts,
                 operations=operations,
                 events=events,

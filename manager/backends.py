@@ -15,7 +15,7 @@ from manager.actor import Actor
 from manager.agents import Agents
 from manager.errors import Refused
 from manager.host_choice import HostChoice
-from manager.operations import Operations
+from manager.operations import Operations, Pending
 from manager.probing import initializable
 from manager.registry import Registry, is_settled
 from manager.sagas.default import make_default
@@ -38,13 +38,6 @@ from schemas.validation import fixed_fields, validate_config, validate_credentia
 
 #: How often an edit without If-Match reads again when somebody was faster.
 _MOST_REREADS = 8
-
-
-@dataclass(frozen=True)
-class Pending:
-    """The saga goes on; ask /v1/operations/<id>."""
-
-    operation_id: str
 
 
 @dataclass(frozen=True)
@@ -278,7 +271,7 @@ class Backends:
         backend = self.get(ref)
         async with self._pool.acquire() as connection:
             count, volumes = await store.live_volumes(connection, backend.id)
-        blockers = [{"type": "volume", **volume} for volume in volumes]
+        blockers = list(volumes)
         if backend.is_default:
             blockers.append({"type": "default", "id": backend.id, "name": backend.name})
         row = self._registry.row(backend.id)

@@ -16,7 +16,7 @@ from manager.bus_auth import BusAuth
 from manager.errors import AgentError, Refused
 from manager.registry import Registry
 from manager.revocations import Revocations
-from manager.store import events
+from manager.store import attachments, events
 from manager.store import hosts as store
 from manager.store.hosts import HostRow
 from manager.store.pool import Connection, Pool, transaction
@@ -149,6 +149,23 @@ class Hosts:
             row = await store.revoke(connection, host.id)
             if row is not None:
                 await _append_event(connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id)
+                # Who revokes a host says that it is out for ever: its volumes are free for others.
+                for name, closed in await attachments.close_all_of(connection, row.id):
+                    await events.append(
+                        connection,
+                        type=EventType.ATTACHMENT_CLOSED,
+                        collection="volumes",
+                        subject_id=closed.volume_id,
+                        actor=actor.name,
+                        request_id=actor.request_id,
+                        data={
+                            "name": name,
+                            "host": row.name,
+                            "before": attachments.shown(closed),
+                            "after": None,
+                            "is_confirmed": False,
+                        },
+                    )
         # Told again to who asks again: the first telling may have failed.
         await self._registry.refresh_hosts()
         if not await self._revocations.told(_TOLD_S):

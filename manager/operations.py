@@ -1,9 +1,11 @@
 """Operations as callers see them: read, list, wait for the end, and try a stuck one again."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from manager.actor import Actor
 from manager.errors import ManagerError, Refused
+from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
 from manager.store import operations as journal
 from manager.store.operations import OperationRow
@@ -11,6 +13,16 @@ from manager.store.pool import Pool
 from schemas.ids import is_id
 from schemas.operations import Operation, OperationState
 from schemas.problems import FieldError, Problem, ProblemCode
+
+#: Where an operation is that has heeded its cancelling.
+_TURNED_BACK = (OperationState.UNDOING, OperationState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The saga goes on; ask /v1/operations/<id>."""
+
+    operation_id: str
 
 
 class Operations:
@@ -54,6 +66,32 @@ class Operations:
         if not is_freed:
             raise Refused.because(ProblemCode.WRONG_STATE, f"the operation is {operation.state.value}, not stuck")
         return operation
+
+    async def cancel(self, operation_id: str) -> Operation:
+        """It turns back at the next place where it can; asked again, the same.
+
+        Raises Refused not_found, or wrong_state where it cannot any more.
+        """
+        row = await self._row(operation_id)
+        definition = SAGAS.get(row.kind)
+        can_turn_back = definition is not None and row.step <= definition.pivot_index
+        is_asked = False
+        if can_turn_back:
+            async with self._pool.acquire() as connection:
+                is_asked = await journal.ask_for_end(connection, operation_id)
+        operation = await self.get(operation_id)
+        if not is_asked and not (operation.is_cancelled and operation.state in _TURNED_BACK):
+            is_past_pivot = operation.state is OperationState.RUNNING
+            how = "past the point from which it can go back" if is_past_pivot else operation.state.value
+            raise Refused.because(ProblemCode.WRONG_STATE, f"the operation is {how}, so it cannot be cancelled")
+        return operation
+
+    async def _row(self, operation_id: str) -> OperationRow:
+        async with self._pool.acquire() as connection:
+            row = await journal.get_row(connection, operation_id)
+        if row is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no operation {operation_id}")
+        return row
 
     async def outcome(self, operation_id: str, wait_s: float) -> OperationRow | None:
         """The row of an operation that succeeded; None while it still runs when the time is up.

@@ -27,9 +27,9 @@ from schemas.agent_rpc import (
     Preflight,
     PreflightReport,
     Probe,
-    Target,
 )
 from schemas.backends import Backend, BackendState, HealthStatus, HostObservation
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import Fault, FaultCode
 from schemas.ids import new_id

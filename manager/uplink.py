@@ -16,6 +16,7 @@ from manager.errors import AgentError, StaleFence
 from manager.hosts import Hosts
 from manager.observations import believable
 from manager.registry import Registry, is_settled
+from manager.store import attachments as attachment_store
 from manager.store import backends as backend_store
 from manager.store import hosts as host_store
 from manager.store import operations as journal
@@ -132,6 +133,7 @@ class UplinkListener:
                 fence, rows = await backend_store.wanted_by(connection, host_id)
             # From the same database as the list: a registry that lags would have a host let go and take up again.
             host = await host_store.get(connection, host_id)
+            attached = await attachment_store.held_by(connection, host_id)
         if host is None or host.revoked_at:
             raise LookupError(f"host {host_id} was revoked a moment ago")
         wanted: list[Wanted] = []
@@ -164,7 +166,7 @@ class UplinkListener:
             if gone:
                 await backend_store.confirm_absent(connection, host_id, gone)
             await host_store.update_facts(connection, host_id, request.facts)
-        return SyncReply(fence=fence, host_name=host.name, wanted=tuple(wanted))
+        return SyncReply(fence=fence, host_name=host.name, wanted=tuple(wanted), attachments=tuple(attached))
 
     def _deliver_soon(self, host_id: str, backend_id: str, version: int, fence: int) -> None:
         """One delivery at a time a host and backend; the host is nudged when it has them."""

@@ -27,7 +27,7 @@ def refuse_for_volumes(count: int, volumes: list[dict[str, str]]) -> Refused:
     return Refused.because(
         ProblemCode.BACKEND_IN_USE,
         f"backend has {count} live volume(s); delete or migrate them before removing the backend",
-        blockers=tuple({"type": "volume", **volume} for volume in volumes),
+        blockers=tuple(volumes),
     )
 
 
@@ -47,7 +47,7 @@ async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str,
             f"{row.name} is the default backend; make a different backend default first",
             blockers=(
                 {"type": "default", "id": row.id, "name": row.name},
-                *({"type": "volume", **volume} for volume in volumes),
+                *volumes,
             ),
         )
     if count:

@@ -24,6 +24,7 @@ from manager.sagas import moves
 from manager.sagas.default import make_default
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed
 from manager.store import backends, events
+from manager.store import volumes as volume_store
 from manager.store.backends import BackendRow
 from manager.store.pool import Connection
 from schemas.agent_rpc import DropCredentials, Observation, Trial
@@ -39,14 +40,18 @@ _UNDONE = "nothing was changed"
 
 
 async def check_narrowing(connection: Connection, registry: Registry, before: BackendRow, after: HostSelector) -> None:
-    """Raises Refused when a host would have to let go of a backend that has live volumes. The caller holds the row's lock."""
-    lost = [h.name for h in registry.chosen(before) if not after.matches(h.name, h.labels)]
+    """Raises Refused when a host would have to let go of a backend of which volumes lie on it, are attached or worked on there.
+
+    The caller holds the row's lock.
+    """
+    used = await volume_store.hosts_in_use(connection, before.id)
+    lost = [h.name for h in registry.chosen(before) if h.id in used and not after.matches(h.name, h.labels)]
     count, volumes = await backends.live_volumes(connection, before.id)
-    if lost and count:
+    if lost:
         raise Refused.because(
             ProblemCode.BACKEND_IN_USE,
-            f"{before.name} has {count} live volume(s), so it cannot be taken from {', '.join(lost)[:200]}",
-            blockers=tuple({"type": "volume", **volume} for volume in volumes),
+            f"{before.name} has {count} live volume(s), some of them in use on {', '.join(lost)[:200]}, so it cannot be taken from there",
+            blockers=tuple(volumes),
         )
 
 

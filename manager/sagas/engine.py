@@ -20,8 +20,9 @@ from typing import Any
 from manager.actor import Actor
 from manager.agents import Agents
 from manager.errors import Fenced, Refused, StaleFence
+from manager.placement import Placement
 from manager.registry import Registry
-from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain, type_Sql
+from manager.sagas.steps import Lanes, Run, SagaDef, Step, StepFailed, TryAgain, cancelled, type_Sql
 from manager.store import operations as journal
 from manager.store.operations import OperationRow, StepLine
 from manager.store.pool import DATABASE_AWAY, Pool, transaction
@@ -55,6 +56,7 @@ class Engine:
         *,
         agents: Agents,
         registry: Registry,
+        placement: Placement,
         vault: Vault,
         fleet_id: str,
         owner: str,
@@ -66,6 +68,7 @@ class Engine:
         self._definitions = definitions
         self._agents = agents
         self._registry = registry
+        self._placement = placement
         self._vault = vault
         self._fleet_id = fleet_id
         self.owner = owner
@@ -74,6 +77,7 @@ class Engine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, Run] = {}
         self._changed: dict[str, asyncio.Event] = {}
+        self._lanes = Lanes()
 
     # ---- starting and waiting
 
@@ -196,7 +200,7 @@ class Engine:
                         )
                     for row in rows:
                         log.info("saga claimed", extra={"operation_id": row.id, "kind": row.kind, "fence": row.fence})
-                        self._spawn(self._run_of(row, None))
+                        self._spawn(self._run_of(row, None, is_inherited=True))
             except DATABASE_AWAY as error:
                 log.warning("sagas could not be claimed", extra={"error": repr(error)})
             except Exception:
@@ -230,14 +234,23 @@ class Engine:
                 if operation_id not in ours and operation_id in self._tasks:
                     self._tasks[operation_id].cancel()
 
-    def _run_of(self, row: OperationRow, credentials: Credentials | None) -> Run:
+    def _run_of(self, row: OperationRow, credentials: Credentials | None, *, is_inherited: bool = False) -> Run:
+        async def start_child(kind: str, key: str, subject: str, params: dict[str, Any]) -> str:
+            actor = Actor(name=row.actor, request_id=row.request_id)
+            return await self.start(kind, key=key, subject=subject, params=params, actor=actor)
+
         return Run(
             row=row,
+            pool=self._pool,
+            lanes=self._lanes,
+            placement=self._placement,
+            start_child=start_child,
             agents=self._agents,
             registry=self._registry,
             vault=self._vault,
             fleet_id=self._fleet_id,
             credentials=credentials,
+            is_inherited=is_inherited,
         )
 
     def _spawn(self, run: Run) -> None:
@@ -278,10 +291,13 @@ class Engine:
             index += 1
         step = definition.steps[index]
         is_past_pivot = index > definition.pivot_index
-        run.begin(step.name, "do", has_deadline=not is_past_pivot)
+        is_bounded = not is_past_pivot and not step.is_long
+        run.begin(step.name, "do", has_deadline=is_bounded)
         attempt = 0
         while True:
             try:
+                if not is_past_pivot:
+                    await self._refuse_unwanted(run, is_again=attempt > 0)
                 output = await step.do(run) if step.do else {}
                 await self._complete(run, definition, index, step, output)
                 return
@@ -292,11 +308,11 @@ class Engine:
                     await self._turn_back(run, index, step, error.problem)
                     return
             except TryAgain as error:
-                if not is_past_pivot and run.left_s <= 0:
+                if is_bounded and run.left_s <= 0:
                     await self._turn_back(run, index, step, error.problem)
                     return
             except StaleFence as stale:
-                if not is_past_pivot and run.left_s <= 0:
+                if is_bounded and run.left_s <= 0:
                     await self._turn_back(run, index, step, _refused_fence(stale))
                     return
                 await self._outbid(run, stale)
@@ -321,7 +337,17 @@ class Engine:
             output=output,
             state=OperationState.SUCCEEDED if is_last else OperationState.RUNNING,
             step=index + 1,
+            budget_s=definition.step_budget_s,
         )
+
+    async def _refuse_unwanted(self, run: Run, *, is_again: bool) -> None:
+        """Raises StepFailed when somebody has asked for the operation's end. is_again: the journal's last line may be old."""
+        is_asked = run.row.is_cancelled
+        if is_again and not is_asked:
+            async with self._pool.acquire() as connection:
+                is_asked = await journal.is_end_asked(connection, run.row.id)
+        if is_asked:
+            raise StepFailed(cancelled(run))
 
     async def _turn_back(self, run: Run, index: int, step: Step, problem: Problem) -> None:
         log.info(
@@ -350,7 +376,7 @@ class Engine:
                     StepLine(index=index, name=step.name, state=StepState.UNDONE),
                     sql=step.undo_sql,
                     output=output,
-                    state=OperationState.FAILED if index == 0 else OperationState.UNDOING,
+                    state=_end_of(run) if index == 0 else OperationState.UNDOING,
                     step=next((i for i in range(index - 1, 0, -1) if definition.steps[i].applies(run.params)), 0),
                 )
                 return
@@ -388,6 +414,7 @@ class Engine:
         step: int,
         output: dict[str, Any] | None = None,
         error: Problem | None = None,
+        budget_s: float | None = None,
     ) -> None:
         """The line, the step's own SQL and the new fence in one transaction. Raises Fenced when we are no longer in charge."""
         what = f"{run.row.kind} {line.name} {line.state}"
@@ -402,11 +429,19 @@ class Engine:
                 gained |= await sql(connection, run, gained) or {}
                 result = gained.pop("result", None)
             row = await journal.write(
-                connection, run.row, line, state=state, step=step, output=gained, error=error, result=result
+                connection,
+                run.row,
+                line,
+                state=state,
+                step=step,
+                output=gained,
+                error=error,
+                result=result,
+                budget_s=budget_s,
             )
             if row is None:
                 raise Fenced
-        run.row = row
+        run.move_on(row, has_new_budget=budget_s is not None)
         self._on_line(f"after {what}")
 
     async def _write_patiently(
@@ -441,6 +476,11 @@ class Engine:
         if row is None:
             raise Fenced
         run.row = row
+
+
+def _end_of(run: Run) -> OperationState:
+    is_cancelled = run.row.error is not None and run.row.error.code is ProblemCode.CANCELLED
+    return OperationState.CANCELLED if is_cancelled else OperationState.FAILED
 
 
 def _refused_fence(stale: StaleFence) -> Problem:

@@ -13,7 +13,9 @@ from manager.observations import answered
 from manager.sagas.steps import Run, StepFailed, TryAgain
 from manager.store import places
 from manager.store.pool import Connection
-from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport, Target
+from manager.volume_place import place_name
+from schemas.agent_rpc import Attach, Observation, Release, ReleaseReport
+from schemas.command import Target
 from schemas.faults import Fault, FaultCode
 from schemas.kinds import KINDS
 from schemas.problems import Problem, ProblemCode
@@ -106,10 +108,9 @@ async def claim_place(connection: Connection, run: Run, _: dict[str, Any]) -> No
     Also one that has turned back counts, while a host that it had asked has not confirmed that it let go: such a host may be
     writing still. A place is known by its config alone, so a LUN under two targets is two; against that hosts look again.
     """
-    fields = KINDS[run.params["kind"]].marks_alone_at
-    if not fields:
+    place = place_name(run.params["kind"], run.params["config"])
+    if place is None:
         return
-    place = " ".join((run.params["kind"], *(str(run.params["config"][field]) for field in fields)))
     holder = await places.claim(
         connection, place, operation_id=run.row.id, backend_id=run.backend_id, first=run.params.get("first")
     )

@@ -5,6 +5,8 @@ backends        backends and what each host saw of them
 hosts           hosts and join tokens
 operations      the saga journal
 places          where one saga at a time makes its marks
+volumes         volumes, images, snapshots, and what operations make in between; attachments: who may use which
+leases          who may change a VG now
 events          outbox and audit log
 tokens          API tokens
 idempotency     answers kept for a repeated request

@@ -254,13 +254,13 @@ async def mark_stuck(connection: Connection, backend_id: str) -> None:
 async def live_volumes(
     connection: Connection, backend_id: str, *, limit: int = 100
 ) -> tuple[int, list[dict[str, str]]]:
-    """(how many, the first `limit` as {id, name})."""
+    """(how many, the first `limit` as {type, id, name}); type: the volume's role."""
     records = await connection.fetch(
-        "SELECT id, name, count(*) OVER () AS n FROM volume WHERE backend_id = $1 AND deleted_at IS NULL"
+        "SELECT id, name, role, count(*) OVER () AS n FROM volume WHERE backend_id = $1 AND deleted_at IS NULL"
         " ORDER BY created_at LIMIT $2",
         backend_id, limit,
     )  # fmt: skip
-    return (records[0]["n"] if records else 0), [{"id": r["id"], "name": r["name"]} for r in records]
+    return (records[0]["n"] if records else 0), [{"type": r["role"], "id": r["id"], "name": r["name"]} for r in records]
 
 
 async def finish_removal(

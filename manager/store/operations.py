@@ -18,14 +18,14 @@ _PRUNED_AT_ONCE = 10_000
 
 _COLUMNS = (
     "id, kind, version, key, subject, params, state, step, output, deadline, owner, fence, error, result,"
-    " actor, request_id, created_at, updated_at, extract(epoch FROM deadline - now())::float8 AS left_s"
+    " actor, request_id, created_at, updated_at, progress, is_cancelled, extract(epoch FROM deadline - now())::float8 AS left_s"
 )
 
 
 class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
     """A row of table operation. step: the next to run (running) or to undo (undoing). output: of all finished steps.
 
-    left_s: seconds until the deadline when the row was read, by the database's clock.
+    left_s: seconds until the deadline when the row was read, by the database's clock. is_cancelled: somebody asked for its end.
     """
 
     id: str
@@ -46,6 +46,8 @@ class OperationRow(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     created_at: dt.datetime
     updated_at: dt.datetime
+    progress: Progress | None
+    is_cancelled: bool
     left_s: float
 
 
@@ -124,11 +126,16 @@ async def write(
     output: dict[str, Any] | None = None,
     error: Problem | None = None,
     result: dict[str, Any] | None = None,
+    budget_s: float | None = None,
 ) -> OperationRow | None:
-    """One journal line: the saga moves on under a new fence; None when somebody else has moved it (we are fenced off)."""
+    """One journal line: the saga moves on under a new fence; None when somebody else has moved it (we are fenced off).
+
+    budget_s: the deadline is so far from now on; None: it stays.
+    """
     record = await connection.fetchrow(
         "WITH moved AS (UPDATE operation SET state = $3, step = $4, output = output || $5,"
-        " error = coalesce($6, error), result = coalesce($7, result), fence = nextval('fence_seq'), updated_at = now()"
+        " error = coalesce($6, error), result = coalesce($7, result), fence = nextval('fence_seq'), updated_at = now(),"
+        " deadline = coalesce(now() + make_interval(secs => $13), deadline)"
         " WHERE id = $1 AND fence = $2 AND state IN ('running', 'undoing')"
         f" RETURNING {_COLUMNS}),"
         " line AS (INSERT INTO operation_step AS s (operation_id, index, name, state, error, started_at, ended_at)"
@@ -138,9 +145,31 @@ async def write(
         " SELECT * FROM moved",
         row.id, row.fence, state, step, output or {},
         msgspec.to_builtins(error) if error else None, result,
-        line.index, line.name, line.state, line.error, row.updated_at,
+        line.index, line.name, line.state, line.error, row.updated_at, budget_s,
     )  # fmt: skip
     return _row(record) if record else None
+
+
+async def note_progress(connection: Connection, row: OperationRow, progress: Progress) -> bool | None:
+    """Whether somebody asked for the operation's end; None when we are fenced off."""
+    asked: bool | None = await connection.fetchval(
+        "UPDATE operation SET progress = $3 WHERE id = $1 AND fence = $2 AND state IN ('running', 'undoing')"
+        " RETURNING is_cancelled",
+        row.id, row.fence, msgspec.to_builtins(progress),
+    )  # fmt: skip
+    return asked
+
+
+async def ask_for_end(connection: Connection, operation_id: str) -> bool:
+    """Whether it was on its way forward; if so it turns back at the next place where it can, should there be one."""
+    done = await connection.execute(
+        "UPDATE operation SET is_cancelled = true WHERE id = $1 AND state = 'running'", operation_id
+    )
+    return bool(done == "UPDATE 1")
+
+
+async def is_end_asked(connection: Connection, operation_id: str) -> bool:
+    return bool(await connection.fetchval("SELECT is_cancelled FROM operation WHERE id = $1", operation_id))
 
 
 async def is_fence_held(connection: Connection, row: OperationRow) -> bool:
@@ -307,7 +336,8 @@ def _shown(row: OperationRow, steps: Sequence[asyncpg.Record]) -> Operation:
             )
             for s in steps
         ),
-        progress=Progress(),
+        progress=row.progress or Progress(),
+        is_cancelled=row.is_cancelled,
         error=row.error,
         result=row.result,
         actor=row.actor,

@@ -1,0 +1,60 @@
+"""What waits for its deletion is deleted as soon as its storage lets it: failed deletions, and bytes that an operation had to leave."""
+
+import asyncio
+import logging
+import random
+
+from manager.actor import SYSTEM
+from manager.errors import Refused
+from manager.placement import Placement
+from manager.replacements import key_of, subject_of
+from manager.sagas.delete_volume import deletion_params
+from manager.sagas.engine import Engine
+from manager.store import leases, volumes
+from manager.store.pool import DATABASE_AWAY, Pool
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks, and since the last try of one of them.
+LOOK_S = 5.0
+REST_S = 30.0
+_AT_ONCE = 16
+
+
+class Leftovers:
+    """Any number of replicas may run it: an operation's key lets one of them in."""
+
+    def __init__(self, pool: Pool, engine: Engine, placement: Placement) -> None:
+        self._pool = pool
+        self._engine = engine
+        self._placement = placement
+
+    async def run(self) -> None:
+        """Looks for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S * random.uniform(0.8, 1.2))
+            try:
+                await self.look()
+            except DATABASE_AWAY as error:
+                log.warning("leftovers not looked for", extra={"error": repr(error)})
+            except Exception:
+                # The edge of this loop: one odd row must not keep the others for ever.
+                log.exception("leftovers not looked for")
+
+    async def look(self) -> None:
+        """A deletion is started for each that can be reached now."""
+        async with self._pool.acquire() as connection:
+            await leases.prune(connection)
+            rows = await volumes.to_delete(connection, rest_s=REST_S, limit=_AT_ONCE)
+        for row in rows:
+            try:
+                worker = await self._placement.eraser(row)
+                await self._engine.start(
+                    "volume.delete",
+                    key=key_of(row),
+                    subject=subject_of(row),
+                    params=deletion_params(row, self._placement.place_of(row), worker, None),
+                    actor=SYSTEM,
+                )
+            except Refused as error:
+                log.info("leftover stays for now", extra={"volume_id": row.id, "reason": error.problem.detail})
