@@ -6,21 +6,47 @@ from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, authentica
 from manager.api.edge import add_headers, edge
 from manager.api.events import STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
-from manager.api.keys import ACCESS, BACKENDS, EVENTS, HOSTS, OPERATIONS, PROBING, QUERIES, READINESS, TOKENS, Readiness
+from manager.api.keys import (
+    ACCESS,
+    BACKENDS,
+    DRIFT,
+    EVACUATIONS,
+    EVENTS,
+    HOSTS,
+    OPERATIONS,
+    PROBING,
+    QUERIES,
+    READINESS,
+    TOKENS,
+    UPLOADS,
+    VOLUME_READS,
+    VOLUMES,
+    Readiness,
+)
 from manager.api.routes import build_routes
 from manager.backends import Backends
+from manager.drift import Drift
+from manager.evacuations import Evacuations
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
 from manager.pace import Pace
 from manager.probing import Probing
 from manager.tokens import Tokens
+from manager.uploads import Uploads
+from manager.volume_reads import VolumeReads
+from manager.volumes import Volumes
 
 
 def create_api(
     *,
     backends: Backends,
     probing: Probing,
+    volume_reads: VolumeReads,
+    volumes: Volumes,
+    uploads: Uploads,
+    evacuations: Evacuations,
+    drift: Drift,
     hosts: Hosts,
     operations: Operations,
     events: Events,
@@ -34,6 +60,11 @@ def create_api(
     app = web.Application(middlewares=(edge, authenticate, idempotent))
     app[BACKENDS] = backends
     app[PROBING] = probing
+    app[VOLUME_READS] = volume_reads
+    app[VOLUMES] = volumes
+    app[UPLOADS] = uploads
+    app[EVACUATIONS] = evacuations
+    app[DRIFT] = drift
     app[HOSTS] = hosts
     app[OPERATIONS] = operations
     app[EVENTS] = events

@@ -3,14 +3,13 @@
 from aiohttp import hdrs, web
 
 from manager.api import decoding
+from manager.api.conditions import expected_version
 from manager.api.encoding import accepted_response, backend_response, json_response, page_response
 from manager.api.keys import ACTOR, BACKENDS, PROBING
 from manager.api.paging import page_of
-from manager.backends import Pending
-from manager.errors import Refused
+from manager.operations import Pending
 from schemas.backends import BackendState, HealthStatus
 from schemas.kinds import KINDS
-from schemas.problems import ProblemCode
 from schemas.requests import decode_add_backend, decode_edit_backend, decode_initialize_backend
 
 
@@ -104,10 +103,4 @@ def _if_match(request: web.Request) -> int | None:
     if hdrs.IF_MATCH not in request.headers:
         return None
     backend = request.app[BACKENDS].get(request.match_info["ref"])
-    version = decoding.if_match(request, backend.version)
-    if version == decoding.NO_VERSION:
-        raise Refused.because(
-            ProblemCode.STALE_VERSION,
-            f"{backend.name} is at version {backend.version}, and the If-Match is the ETag of none; read it again",
-        )
-    return version
+    return expected_version(request, backend.name, backend.version)

@@ -5,7 +5,7 @@ import base64
 import binascii
 import datetime as dt
 import re
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,6 +21,10 @@ MAX_WAIT_S = 30.0
 MAX_BODY_BYTES = 1024 * 1024
 #: Seconds in which a body must have arrived.
 BODY_TIMEOUT_S = 30.0
+#: Seconds in which one chunk of an upload must have arrived: slower than 2 KiB a second is nobody who means it.
+CHUNK_TIMEOUT_S = 60.0
+#: Of an upload; larger than any volume.
+MAX_UPLOAD_BYTES = 2**62
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 100
 MAX_QUERY_VALUE = 512
@@ -28,6 +32,8 @@ MAX_QUERY_VALUE = 512
 NO_VERSION = 0
 
 _ETAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
+_BROKEN = (web.RequestPayloadError, http_exceptions.HttpProcessingError, ConnectionError)
+_BROKEN_WORDS = "the body broke off or is not framed as HTTP asks"
 _PREFERENCE = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*\"?([^\",;]*)\"?)?\s*(?:;[^,]*)?(?:,|$)")
 
 
@@ -53,16 +59,8 @@ async def read_body(request: web.Request) -> bytes:
     length = request.content_length
     if length is not None and length > MAX_BODY_BYTES:
         raise MalformedBody(f"the body is longer than {MAX_BODY_BYTES} bytes")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise MalformedBody("the body must not be compressed")
-    if request.can_read_body and request.content_type != "application/json":
-        raise MalformedBody("the body must be application/json")
-    expect = request.headers.get(hdrs.EXPECT)
-    if expect is not None and request.version == HttpVersion11:
-        if expect.lower() != "100-continue":
-            raise MalformedBody("the only expectation known here is 100-continue")
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # as aiohttp's own handler does: the answer has not begun
+    _refuse_other(request, "application/json")
+    await _continue(request)
     chunks = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -72,10 +70,43 @@ async def read_body(request: web.Request) -> bytes:
                     raise MalformedBody(f"the body is longer than {MAX_BODY_BYTES} bytes")
     except TimeoutError:
         raise MalformedBody(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
-    except (web.RequestPayloadError, http_exceptions.HttpProcessingError, ConnectionError):
-        raise MalformedBody("the body broke off or is not framed as HTTP asks") from None
+    except _BROKEN:
+        raise MalformedBody(_BROKEN_WORDS) from None
     body = request[BODY] = bytes(chunks)
     return body
+
+
+def announced_bytes(request: web.Request) -> int | None:
+    """How long the body of an upload will be; None: it comes in chunks. Raises MalformedBody for what is none, unread."""
+    _refuse_other(request, "application/octet-stream")
+    length = request.content_length
+    if length == 0 or not request.can_read_body:
+        raise MalformedBody("the body is empty, and it is to be the image")
+    if length is not None and length > MAX_UPLOAD_BYTES:
+        raise MalformedBody(f"the body is longer than {MAX_UPLOAD_BYTES} bytes")
+    return length
+
+
+async def chunks(request: web.Request, size_bytes: int) -> AsyncGenerator[bytes]:
+    """The body in chunks of that size, the last one shorter. Raises MalformedBody: too slow, broken off.
+
+    A client that waits for `100 Continue` (`Expect`) is told to send when the first is asked for.
+    """
+    await _continue(request)
+    while True:
+        chunk = bytearray()
+        try:
+            async with asyncio.timeout(CHUNK_TIMEOUT_S):
+                while len(chunk) < size_bytes and (more := await request.content.read(size_bytes - len(chunk))):
+                    chunk += more
+        except TimeoutError:
+            raise MalformedBody(f"the next {size_bytes} bytes did not arrive within {CHUNK_TIMEOUT_S:.0f} s") from None
+        except _BROKEN:
+            raise MalformedBody(_BROKEN_WORDS) from None
+        if chunk:
+            yield bytes(chunk)
+        if len(chunk) < size_bytes:
+            return
 
 
 def refuse_unknown_query(request: web.Request, known: Collection[str]) -> None:
@@ -204,6 +235,24 @@ def preferences(request: web.Request) -> Preferences:
     if re.fullmatch(r"[0-9]{1,6}", given.get("wait", "")):
         wait_s = min(float(given["wait"]), MAX_WAIT_S)
     return Preferences(wait_s, is_async, given.get("return") == "representation")
+
+
+def _refuse_other(request: web.Request, content_type: str) -> None:
+    """Raises MalformedBody for a body of another type or encoding, and for expectations that nobody fulfils."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise MalformedBody("the body must not be compressed")
+    if request.can_read_body and request.content_type != content_type:
+        raise MalformedBody(f"the body must be {content_type}")
+    expect = request.headers.get(hdrs.EXPECT)
+    if expect is not None and request.version == HttpVersion11 and expect.lower() != "100-continue":
+        raise MalformedBody("the only expectation known here is 100-continue")
+
+
+async def _continue(request: web.Request) -> None:
+    """Who waits for it is told to send the body."""
+    if hdrs.EXPECT in request.headers and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp's own handler does: the answer has not begun
 
 
 def _tags(request: web.Request, name: str) -> list[str] | None:

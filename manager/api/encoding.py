@@ -1,16 +1,24 @@
 """Answers: JSON by msgspec, pages with their cursor, ETags, 202 for what goes on, problem documents."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 
 from manager import problems
-from manager.backends import Pending
 from manager.errors import ManagerError
+from manager.operations import Pending
 from schemas.backends import Backend
 from schemas.problems import ProblemCode
+from schemas.volumes import Snapshot
+
+
+class _Versioned(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def version(self) -> int: ...
 
 
 def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -23,18 +31,43 @@ def page_response(items: Sequence[Any], next_cursor: str | None) -> web.Response
     return json_response({"items": items, "next_cursor": next_cursor})
 
 
-def etag(backend: Backend) -> str:
-    return f'"{backend.version}"'
-
-
 def backend_response(answer: Backend | Pending, *, status: int = 200, is_async: bool = False) -> web.Response:
-    """The backend with its ETag (and Location when new); or 202 with the operation that goes on."""
+    """See versioned_response."""
+    return versioned_response(answer, "storage_backends", status=status, is_async=is_async)
+
+
+def versioned_response(
+    answer: _Versioned | Pending, collection: str, *, status: int = 200, is_async: bool = False
+) -> web.Response:
+    """One of a collection with its ETag (and Location when new); or 202 with the operation that goes on."""
     if isinstance(answer, Pending):
         return accepted_response(answer.operation_id, is_async=is_async)
-    headers = {"ETag": etag(answer)}
+    headers = {"ETag": f'"{answer.version}"'}
     if status == 201:
-        headers["Location"] = f"/v1/storage_backends/{answer.id}"
+        headers["Location"] = f"/v1/{collection}/{answer.id}"
     return json_response(answer, status=status, headers=headers)
+
+
+def snapshot_response(answer: Snapshot | Pending, *, status: int = 200, is_async: bool = False) -> web.Response:
+    """The same of a snapshot, which has no versions: nothing of it is edited."""
+    if isinstance(answer, Pending):
+        return accepted_response(answer.operation_id, is_async=is_async)
+    where = {"Location": f"/v1/volumes/{answer.volume_id}/snapshots/{answer.id}"} if status == 201 else None
+    return json_response(answer, status=status, headers=where)
+
+
+def result_response(answer: object, *, is_async: bool = False) -> web.Response:
+    """What a change has to say at its end, or 202."""
+    if isinstance(answer, Pending):
+        return accepted_response(answer.operation_id, is_async=is_async)
+    return json_response(answer)
+
+
+def gone_response(answer: Pending | None, *, is_async: bool = False) -> web.Response:
+    """204 for what is gone, or 202."""
+    if isinstance(answer, Pending):
+        return accepted_response(answer.operation_id, is_async=is_async)
+    return web.Response(status=204)
 
 
 def accepted_response(operation_id: str, *, is_async: bool) -> web.Response:

@@ -19,8 +19,9 @@ from aiohttp.typedefs import Handler
 
 from manager import problems
 from manager.api.decoding import preferences, read_body
-from manager.api.encoding import accepted_response, backend_response, json_response, problem_response
-from manager.api.keys import ACTOR, BACKENDS, KEPT_BODY, OPERATIONS, REQUEST_ID
+from manager.api.encoding import accepted_response, json_response, problem_response
+from manager.api.keys import ACTOR, KEPT_BODY, OPERATIONS, REQUEST_ID
+from manager.api.outcomes import answer_of
 from manager.errors import ManagerError, Refused
 from manager.store import idempotency as store
 from manager.store.pool import DATABASE_FAULTS, Pool
@@ -170,10 +171,11 @@ async def _first(request: web.Request, handler: Handler, attempt: Attempt) -> we
             raise
         response = problem_response(known, request[REQUEST_ID])
     assert isinstance(response, web.Response), "no POST answers with a stream"
-    assert isinstance(response.body, bytes), "every POST answers with a document"
+    body = response.body or b""  # 204 has none
+    assert isinstance(body, bytes), "every POST answers with a document or nothing"
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
     try:
-        await service.keep(attempt, Kept(response.status, headers, request.get(KEPT_BODY, response.body)))
+        await service.keep(attempt, Kept(response.status, headers, request.get(KEPT_BODY, body)))
     except DATABASE_FAULTS:
         # What was done is done, and the caller is to know; a repeat finds its operation.
         log.warning("an answer was not kept for a repeat", exc_info=True)
@@ -188,12 +190,10 @@ async def _from_operation(request: web.Request, operation_id: str) -> web.Respon
         case OperationState.RUNNING | OperationState.UNDOING:
             return accepted_response(operation_id, is_async=preferences(request).is_async)
         case OperationState.SUCCEEDED:
-            is_add = request.path == "/v1/storage_backends"
             try:
-                backend = request.app[BACKENDS].get(operation.subject.rpartition("/")[2])
-            except ManagerError:  # removed since
+                return await answer_of(request, operation)
+            except ManagerError:  # what it made or changed is there no more
                 return json_response(operation, headers={hdrs.LOCATION: where})
-            return backend_response(backend, status=201 if is_add else 200)
         case OperationState.STUCK:
             stuck = Refused.because(
                 ProblemCode.SAGA_STUCK,

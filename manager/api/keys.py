@@ -7,17 +7,27 @@ from aiohttp import web
 
 from manager.actor import Actor, Role
 from manager.backends import Backends
+from manager.drift import Drift
+from manager.evacuations import Evacuations
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
 from manager.probing import Probing
 from manager.tokens import Tokens
+from manager.uploads import Uploads
+from manager.volume_reads import VolumeReads
+from manager.volumes import Volumes
 
 #: What is not ready yet, in words, by subsystem; empty: ready.
 Readiness: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 
 BACKENDS: web.AppKey[Backends] = web.AppKey("backends", Backends)
 PROBING: web.AppKey[Probing] = web.AppKey("probing", Probing)
+VOLUME_READS: web.AppKey[VolumeReads] = web.AppKey("volume_reads", VolumeReads)
+VOLUMES: web.AppKey[Volumes] = web.AppKey("volumes", Volumes)
+UPLOADS: web.AppKey[Uploads] = web.AppKey("uploads", Uploads)
+EVACUATIONS: web.AppKey[Evacuations] = web.AppKey("evacuations", Evacuations)
+DRIFT: web.AppKey[Drift] = web.AppKey("drift", Drift)
 HOSTS: web.AppKey[Hosts] = web.AppKey("hosts", Hosts)
 OPERATIONS: web.AppKey[Operations] = web.AppKey("operations", Operations)
 EVENTS: web.AppKey[Events] = web.AppKey("events", Events)

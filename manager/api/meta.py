@@ -39,6 +39,7 @@ async def list_kinds(request: web.Request) -> web.Response:
                 "title": spec.title,
                 "capabilities": spec.capabilities,
                 "can_initialize": spec.can_initialize,
+                "formats": spec.formats,
                 "config_schema": json_schema(spec.config, spec.title),
                 "credentials_schema": json_schema(spec.credentials, f"Credentials of {spec.title}")
                 if spec.credentials is not None

@@ -1,4 +1,4 @@
-"""/v1/operations: list, show, and another try for a stuck one."""
+"""/v1/operations: list, show, cancel, and another try for a stuck one."""
 
 from aiohttp import web
 
@@ -31,6 +31,12 @@ async def show_operation(request: web.Request) -> web.Response:
 async def retry_operation(request: web.Request) -> web.Response:
     await decoding.no_body(request)
     return json_response(await request.app[OPERATIONS].retry(_id(request), request[ACTOR]))
+
+
+async def cancel_operation(request: web.Request) -> web.Response:
+    """The operation as it is now: it turns back as soon as it can, and says so by its state."""
+    await decoding.no_body(request)
+    return json_response(await request.app[OPERATIONS].cancel(_id(request)))
 
 
 def _id(request: web.Request) -> str:

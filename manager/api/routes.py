@@ -6,12 +6,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from manager.actor import Role
-from manager.api import backends, events, hosts, meta, operations, tokens
+from manager.api import backends, drift, events, hosts, images, meta, operations, snapshots, tokens, volumes
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """query: the parameters that it knows; every other is refused. None: any, for a page that a browser opens."""
+    """query: the parameters that it knows; every other is refused. None: any, for a page that a browser opens, or for a handler
+    that reads them all as it reads a body.
+    """
 
     method: str
     path: str
@@ -24,6 +26,7 @@ class Endpoint:
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741  (columns of the table)
 
 _PAGE = ("limit", "cursor")
+_VOLUME_FILTERS = ("backend", "host", "state", "attached", "unused", "label")
 
 TABLE = (
     Endpoint("GET", "/", None, meta.show_welcome, None),
@@ -42,6 +45,33 @@ TABLE = (
     Endpoint("POST", "/v1/storage_backends/{ref}/probe", O, backends.probe_backend),
     Endpoint("GET", "/v1/storage_backends/{ref}/inspection", O, backends.inspect_backend),
     Endpoint("POST", "/v1/storage_backends/{ref}/initialize", O, backends.initialize_backend),
+    Endpoint("GET", "/v1/storage_backends/{ref}/drift", V, drift.show_drift),
+    Endpoint("POST", "/v1/storage_backends/{ref}/drift/adopt", O, drift.adopt_stray),
+    Endpoint("POST", "/v1/storage_backends/{ref}/drift/delete", O, drift.delete_stray),
+    Endpoint("POST", "/v1/storage_backends/{ref}/evacuate", O, drift.evacuate_backend),
+    Endpoint("GET", "/v1/volumes", V, volumes.list_volumes, (*_VOLUME_FILTERS, *_PAGE)),
+    Endpoint("POST", "/v1/volumes", O, volumes.create_volume),
+    Endpoint("GET", "/v1/volumes/{ref}", V, volumes.show_volume),
+    Endpoint("PATCH", "/v1/volumes/{ref}", O, volumes.edit_volume),
+    Endpoint("DELETE", "/v1/volumes/{ref}", O, volumes.delete_volume),
+    Endpoint("POST", "/v1/volumes/{ref}/resize", O, volumes.resize_volume),
+    Endpoint("POST", "/v1/volumes/{ref}/clone", O, volumes.clone_volume),
+    Endpoint("POST", "/v1/volumes/{ref}/migrate", O, volumes.migrate_volume),
+    Endpoint("POST", "/v1/volumes/{ref}/attach", O, volumes.attach_volume),
+    Endpoint("POST", "/v1/volumes/{ref}/detach", O, volumes.detach_volume),
+    Endpoint("GET", "/v1/volumes/{ref}/explain", V, volumes.explain_volume, ("host",)),
+    Endpoint("GET", "/v1/volumes/{ref}/snapshots", V, snapshots.list_snapshots, _PAGE),
+    Endpoint("POST", "/v1/volumes/{ref}/snapshots", O, snapshots.create_snapshot),
+    Endpoint("GET", "/v1/volumes/{ref}/snapshots/{snapshot}", V, snapshots.show_snapshot),
+    Endpoint("DELETE", "/v1/volumes/{ref}/snapshots/{snapshot}", O, snapshots.delete_snapshot),
+    Endpoint("POST", "/v1/volumes/{ref}/snapshots/{snapshot}/revert", O, snapshots.revert_volume),
+    Endpoint("GET", "/v1/images", V, images.list_images, ("backend", "label", *_PAGE)),
+    Endpoint("POST", "/v1/images", O, images.create_image),
+    Endpoint("PUT", "/v1/images/{name}/content", O, images.upload_image, None),
+    Endpoint("GET", "/v1/images/{ref}", V, images.show_image),
+    Endpoint("PATCH", "/v1/images/{ref}", O, images.edit_image),
+    Endpoint("DELETE", "/v1/images/{ref}", O, images.delete_image),
+    Endpoint("POST", "/v1/images/{ref}/migrate", O, images.migrate_image),
     Endpoint("GET", "/v1/hosts", V, hosts.list_hosts, ("state", "kind", "label", *_PAGE)),
     Endpoint("POST", "/v1/hosts/join_tokens", A, hosts.create_join_token),
     Endpoint("GET", "/v1/hosts/{ref}", V, hosts.show_host),
@@ -50,6 +80,7 @@ TABLE = (
     Endpoint("GET", "/v1/operations", V, operations.list_operations, ("subject", "state", "kind", *_PAGE)),
     Endpoint("GET", "/v1/operations/{id}", V, operations.show_operation),
     Endpoint("POST", "/v1/operations/{id}/retry", O, operations.retry_operation),
+    Endpoint("POST", "/v1/operations/{id}/cancel", O, operations.cancel_operation),
     Endpoint("GET", "/v1/events", V, events.list_events, ("subject", "type", "actor", "since", *_PAGE)),
     Endpoint("GET", "/v1/events/stream", V, events.stream_events, is_stream=True),
     Endpoint("GET", "/v1/tokens", A, tokens.list_tokens, _PAGE),

@@ -18,7 +18,9 @@ from manager.api.application import create_api
 from manager.api.idempotency import Idempotency
 from manager.api.server import ApiRunner
 from manager.backends import Backends
+from manager.drift import Drift
 from manager.embedded.postgres import Postgres
+from manager.evacuations import Evacuations
 from manager.events import Events
 from manager.hosts import Hosts
 from manager.operations import Operations
@@ -27,6 +29,9 @@ from manager.probing import Probing
 from manager.store.migrate import migrate
 from manager.store.pool import Pool, connect, open_pool
 from manager.tokens import Tokens
+from manager.uploads import Uploads
+from manager.volume_reads import VolumeReads
+from manager.volumes import Volumes
 from schemas.requests import CreateToken
 from tests.manager.api.stand_ins import (
     BackendsInMemory,
@@ -35,6 +40,7 @@ from tests.manager.api.stand_ins import (
     OperationsInMemory,
     ProbingInMemory,
 )
+from tests.manager.api.volume_stand_ins import DriftInMemory, EvacuationsInMemory, UploadsInMemory, VolumesInMemory
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -77,6 +83,8 @@ class Api:
     pool: Pool
     tokens: Tokens
     backends: BackendsInMemory = field(default_factory=BackendsInMemory)
+    volumes: VolumesInMemory = field(default_factory=VolumesInMemory)
+    uploads: UploadsInMemory = field(default_factory=UploadsInMemory)
     hosts: HostsInMemory = field(default_factory=HostsInMemory)
     operations: OperationsInMemory = field(default_factory=OperationsInMemory)
     events: EventsInMemory = field(default_factory=EventsInMemory)
@@ -151,6 +159,11 @@ async def api(pool: Pool) -> AsyncIterator[Api]:
         app = create_api(
             backends=cast("Backends", api.backends),
             probing=cast("Probing", ProbingInMemory(api.backends)),
+            volume_reads=cast("VolumeReads", api.volumes),
+            volumes=cast("Volumes", api.volumes),
+            uploads=cast("Uploads", api.uploads),
+            evacuations=cast("Evacuations", EvacuationsInMemory(api.volumes)),
+            drift=cast("Drift", DriftInMemory(api.volumes)),
             hosts=cast("Hosts", api.hosts),
             operations=cast("Operations", api.operations),
             events=cast("Events", api.events),

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from manager.actor import Actor
-from manager.backends import Pending, Removed
+from manager.backends import Removed
 from manager.errors import Refused
 from manager.hosts import JoinToken
+from manager.operations import Pending
 from schemas.agent_rpc import Discovered
 from schemas.backends import Backend, BackendState, Capability, Health, HealthStatus, HostObservation, HostSummary
 from schemas.events import GENESIS, CloudEvent, EventType
@@ -37,16 +38,24 @@ def make_host(name: str, **changes: Any) -> Host:
     return msgspec.structs.replace(host, **changes)
 
 
-def make_operation(state: OperationState, subject: str, error: Problem | None = None) -> Operation:
+def make_operation(
+    state: OperationState,
+    subject: str,
+    error: Problem | None = None,
+    *,
+    kind: str = "backend.add",
+    result: dict[str, Any] | None = None,
+) -> Operation:
     return Operation(
         id=new_id(),
-        kind="add_backend",
+        kind=kind,
         subject=subject,
         state=state,
         steps=(),
         progress=Progress(),
+        is_cancelled=False,
         error=error,
-        result=None,
+        result=result,
         actor="token:operator",
         created_at=NOW,
         updated_at=NOW,
@@ -237,6 +246,13 @@ class OperationsInMemory:
 
     async def retry(self, operation_id: str, actor: Actor) -> Operation:
         return await self.get(operation_id)
+
+    async def cancel(self, operation_id: str) -> Operation:
+        operation = await self.get(operation_id)
+        if operation.state is not OperationState.RUNNING:
+            raise Refused.because(ProblemCode.WRONG_STATE, f"the operation is {operation.state.value}")
+        self.rows[operation_id] = msgspec.structs.replace(operation, is_cancelled=True)
+        return self.rows[operation_id]
 
 
 class EventsInMemory:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from manager.api.outcomes import RENDERED_AS
 from manager.errors import Refused
+from manager.sagas.catalog import SAGAS
 from manager.store import idempotency as store
 from schemas.operations import OperationState
 from schemas.problems import Problem, ProblemCode
+from schemas.volumes import VolumeRole
 from tests.manager.api.conftest import Answer, Api
 from tests.manager.api.stand_ins import make_operation
 
@@ -37,6 +40,14 @@ async def _open_row(api: Api, body: dict[str, Any], *, age_s: int, operation_id:
     )
     api.backends.rows.clear()
     api.backends.calls.clear()
+
+
+async def _interrupted(api: Api, path: str, body: dict[str, Any], operation_id: str) -> None:
+    """The row of a request whose manager was killed when its saga had begun."""
+    await _add(api, body, path=path)
+    await api.pool.execute(
+        "UPDATE idempotency SET status = NULL, headers = NULL, body = NULL, operation_id = $1", operation_id
+    )
 
 
 async def test_repeat_gets_the_first_answer_and_calls_nothing(api: Api) -> None:
@@ -186,6 +197,107 @@ async def test_crash_after_the_saga_began_is_answered_by_the_saga(api: Api) -> N
     )
     (await _add(api)).problem(422, "probe_failed")
     assert api.backends.calls == []
+
+
+def test_operations_that_a_post_begins_are_all_rendered() -> None:
+    """The other two are begun by PATCH and DELETE, which have no Idempotency-Key."""
+    assert RENDERED_AS.keys() == SAGAS.keys() - {"backend.edit", "backend.delete"}
+
+
+#: (path, body, kind, subject's collection, result, status): `web` and `debian` are there, and a snapshot `monday` of `web`.
+CRASHED: list[tuple[str, dict[str, Any], str, str, dict[str, Any], int]] = [
+    ("/v1/volumes", {"name": "web", "size_bytes": 512}, "volume.create", "volumes", {}, 201),
+    ("/v1/volumes/old/clone", {"name": "web"}, "volume.create", "volumes", {}, 201),
+    ("/v1/volumes/web/snapshots", {"name": "monday"}, "volume.create", "snapshots", {}, 201),
+    ("/v1/images", {"name": "debian", "path": "/a", "sha256": "ab" * 32, "source_format": "raw"},
+     "volume.create", "images", {}, 201),
+    ("/v1/volumes/web/resize", {"size_bytes": 1024}, "volume.resize", "volumes", {}, 200),
+    ("/v1/volumes/web/migrate", {"backend": "slow"}, "volume.migrate", "volumes", {}, 200),
+    ("/v1/images/debian/migrate", {"backend": "slow"}, "volume.migrate", "images", {}, 200),
+    ("/v1/volumes/web/snapshots/monday/revert", {}, "volume.revert", "volumes", {}, 200),
+    ("/v1/volumes/web/detach", {}, "volume.detach", "volumes", {"is_confirmed": True}, 200),
+    ("/v1/storage_backends/tank/evacuate", {"to": "slow"}, "backend.evacuate", "storage_backends",
+     {"backend_id": "b", "moved_bytes": 7}, 200),
+    ("/v1/storage_backends/tank/drift/delete", {"locator": "cd" * 16}, "volume.delete", "transients", {}, 204),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "collection", "result", "status"), CRASHED, ids=[path for path, *_ in CRASHED]
+)
+async def test_crash_after_a_volumes_saga_began_is_answered_as_the_first_would_have_been(
+    api: Api, path: str, body: dict[str, Any], kind: str, collection: str, result: dict[str, Any], status: int
+) -> None:
+    web = api.volumes.insert("web")
+    api.volumes.insert("old")
+    rows = {
+        "volumes": web,
+        "images": api.volumes.insert("debian", VolumeRole.IMAGE),
+        "snapshots": api.volumes.insert("monday", VolumeRole.SNAPSHOT, parent_id=web.id),
+    }
+    subject_id = rows[collection].id if collection in rows else "s"
+    done = make_operation(OperationState.SUCCEEDED, f"{collection}/{subject_id}", kind=kind, result=result)
+    await _interrupted(api, path, body, done.id)
+    api.operations.rows[done.id] = done
+    before = list(api.volumes.calls)
+
+    answer = await _add(api, body, path=path)
+
+    assert (answer.status, answer.headers["Idempotency-Replayed"]) == (status, "true")
+    assert api.volumes.calls == before
+    if status == 204:
+        assert answer.body == b""
+    elif kind in ("volume.detach", "backend.evacuate"):
+        assert answer.json == result
+    else:
+        assert answer.json["id"] == subject_id
+        assert ("ETag" in answer.headers) is (collection != "snapshots")
+        assert ("Location" in answer.headers) is (status == 201)
+
+
+async def test_crash_in_an_attach_is_answered_with_the_path_while_it_is_open(api: Api) -> None:
+    web = api.volumes.insert("web")
+    path, body = "/v1/volumes/web/attach", {"host": "hv1"}
+    result = {"path": "/srv/web.raw", "type": "file", "epoch": 1}
+    done = make_operation(OperationState.SUCCEEDED, f"volumes/{web.id}", kind="volume.attach", result=result)
+    await _interrupted(api, path, body, done.id)
+    api.operations.rows[done.id] = done
+    assert (await _add(api, body, path=path)).json == result | {"host": "hv1", "mode": "rw"}
+
+    api.volumes.hold(api.volumes.rows[web.id], "hv2")  # detached since, and attached elsewhere under the next epoch
+    later = await _add(api, body, path=path)
+    assert (later.status, later.json["kind"]) == (200, "volume.attach")
+
+
+async def test_answer_without_a_body_is_kept_and_repeated(api: Api) -> None:
+    path, body = "/v1/storage_backends/tank/drift/delete", {"locator": "cd" * 16}
+    first, again = await _add(api, body, path=path), await _add(api, body, path=path)
+    assert [(answer.status, answer.body) for answer in (first, again)] == [(204, b"")] * 2
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Content-Type" not in again.headers
+    assert len(api.volumes.calls) == 1
+
+
+async def test_repeated_create_of_a_volume_makes_one(api: Api) -> None:
+    body = {"name": "web", "size_bytes": 1024**2}
+    answers = [await _add(api, body, path="/v1/volumes") for _ in range(3)]
+    assert [answer.status for answer in answers] == [201, 201, 201]
+    assert len({answer.body for answer in answers}) == 1
+    assert [verb for verb, _ in api.volumes.calls] == ["create"]
+    assert api.volumes.actors[0].idempotency == (api.volumes.actors[0].token_id, "k1")
+
+
+async def test_saga_that_was_cancelled_stays_the_answer(api: Api) -> None:
+    problem = Problem(code=ProblemCode.CANCELLED, detail="web was cancelled")
+    ended = make_operation(OperationState.CANCELLED, "volumes/v", problem, kind="volume.create")
+    body = {"name": "web", "size_bytes": 512}
+    await _interrupted(api, "/v1/volumes", body, ended.id)
+    api.operations.rows[ended.id] = ended
+    before = list(api.volumes.calls)
+    for _ in range(2):
+        answer = (await _add(api, body, path="/v1/volumes")).problem(409, "cancelled")
+        assert answer["operation"] == f"/v1/operations/{ended.id}"
+    assert api.volumes.calls == before
 
 
 async def test_saga_that_failed_for_want_of_an_agent_is_told_and_then_tried_anew(api: Api) -> None:

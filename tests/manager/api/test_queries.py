@@ -11,11 +11,14 @@ _CHECKED = [endpoint for endpoint in TABLE if endpoint.query is not None]
 @pytest.mark.parametrize("endpoint", _CHECKED, ids=lambda endpoint: f"{endpoint.method} {endpoint.path}")
 async def test_unknown_parameter_is_refused_and_nothing_is_done(api: Api, endpoint: Endpoint) -> None:
     path = endpoint.path.replace("{ref}", "tank").replace("{id}", "01900000-0000-7000-8000-000000000001")
+    path = path.replace("{snapshot}", "monday")
     api.backends.insert("tank")
+    api.volumes.insert("tank")
     body: dict[str, str] | None = {} if endpoint.method in ("POST", "PATCH") else None
     answer = await api.call(endpoint.method, f"{path}?dry_rum=true", body, role="admin")
     assert [error["pointer"] for error in answer.problem(400, "invalid_field")["errors"]] == ["/query/dry_rum"]
     assert api.backends.calls == []
+    assert api.volumes.calls == []
 
 
 async def test_page_takes_any_parameter(api: Api) -> None:

@@ -1,5 +1,6 @@
 """Hosts, operations, kinds, health: the rest of the routes."""
 
+from schemas.ids import new_id
 from schemas.kinds import KINDS
 from schemas.operations import OperationState
 from tests.manager.api.conftest import Api
@@ -23,6 +24,7 @@ async def test_kinds_are_a_list_with_schemas(api: Api) -> None:
     assert [kind["kind"] for kind in kinds] == list(KINDS)
     by_kind = {kind["kind"]: kind for kind in kinds}
     assert by_kind["nfs"]["credentials_schema"] is None
+    assert (by_kind["nfs"]["formats"], by_kind["iscsi_lvm"]["formats"]) == (["raw", "qcow2"], ["raw"])
     assert by_kind["nfs"]["config_schema"]["properties"]["export"]["x-ui"]["change"] == "fixed"
     assert by_kind["smb"]["credentials_schema"]["properties"]["password"]["writeOnly"] is True
 
@@ -70,3 +72,14 @@ async def test_operations_are_listed_newest_first_shown_and_retried(api: Api) ->
     assert (await api.call("GET", f"/v1/operations/{rows[0].id}", role="viewer")).json["state"] == "succeeded"
     assert (await api.call("POST", f"/v1/operations/{rows[-1].id}/retry")).status == 200
     (await api.call("GET", "/v1/operations?state=odd")).problem(400, "invalid_field")
+
+
+async def test_operation_is_cancelled_while_it_runs_and_not_after(api: Api) -> None:
+    running, done = (make_operation(state, "s") for state in (OperationState.RUNNING, OperationState.SUCCEEDED))
+    api.operations.rows = {row.id: row for row in (running, done)}
+    answer = await api.call("POST", f"/v1/operations/{running.id}/cancel")
+    assert (answer.status, answer.json["is_cancelled"]) == (200, True)
+    (await api.call("POST", f"/v1/operations/{done.id}/cancel")).problem(409, "wrong_state")
+    for odd in (new_id(), "odd"):
+        (await api.call("POST", f"/v1/operations/{odd}/cancel")).problem(404, "not_found")
+    (await api.call("POST", f"/v1/operations/{running.id}/cancel", {"force": True})).problem(400, "invalid_field")
