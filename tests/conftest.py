@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a real PostgreSQL for the session, a fresh database or a whole fleet for the test."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -14,6 +15,8 @@ import pytest
 
 from manager.embedded import identity, postgres
 from manager.embedded.postgres import Postgres
+from manager.store.migrate import migrate
+from manager.store.pool import connect
 from tests.fleet.fleet import Fleet, fleet, start_zygote
 
 #: The lab's tests need its guests; `scripts/lab test` runs them.
@@ -67,6 +70,22 @@ async def new_database(postgres_server: Postgres) -> AsyncIterator[MakeDatabase]
     await admin.close()
 
 
+@pytest.fixture(scope="session")
+def migrated(postgres_server: Postgres) -> str:
+    """The name of a database of our schema, for a template: each test's manager would take 0.1 s to make it anew."""
+
+    async def make() -> str:
+        admin = await asyncpg.connect(postgres_server.url())
+        await admin.execute("CREATE DATABASE migrated TEMPLATE template0 STRATEGY FILE_COPY")
+        await admin.close()
+        connection = await connect(postgres_server.url("migrated"))
+        await migrate(connection)
+        await connection.close()
+        return "migrated"
+
+    return asyncio.run(make())
+
+
 @pytest.fixture
 async def database(postgres_server: Postgres, new_database: MakeDatabase) -> str:
     """The DSN of a fresh, empty database."""
@@ -85,8 +104,12 @@ def zygote() -> "Iterator[subprocess.Popen[str]]":
 
 @pytest.fixture
 async def stowage(
-    tmp_path: Path, postgres_server: Postgres, new_database: MakeDatabase, zygote: "subprocess.Popen[str]"
+    tmp_path: Path,
+    postgres_server: Postgres,
+    new_database: MakeDatabase,
+    migrated: str,
+    zygote: "subprocess.Popen[str]",
 ) -> AsyncIterator[Fleet]:
     """A fleet without managers or agents yet."""
-    async with fleet(tmp_path, postgres_server.url(await new_database(None)), zygote) as made:
+    async with fleet(tmp_path, postgres_server.url(await new_database(migrated)), zygote) as made:
         yield made

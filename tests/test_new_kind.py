@@ -20,8 +20,8 @@ from agent.errors import AgentFault
 from agent.host import Host
 from agent.workers import WorkerPool
 from manager.api.meta import list_kinds
-from schemas.agent_rpc import Target
 from schemas.backends import Capability
+from schemas.command import Target
 from schemas.faults import FaultCode
 from schemas.ids import new_id
 from schemas.kinds import KINDS, KindSpec
@@ -87,7 +87,7 @@ def test_every_kind_has_a_driver_and_every_driver_a_kind() -> None:
 
 def test_every_driver_has_every_verb() -> None:
     verbs = [name for name in vars(Driver) if not name.startswith("_")]
-    assert len(verbs) == 10
+    assert len(verbs) == 11
     for driver in real_drivers().values():
         assert all(callable(getattr(driver, verb)) for verb in verbs)
 

@@ -9,12 +9,16 @@ from schemas.problems import Problem, ProblemCode
 
 
 def failing_at(sagas: Mapping[str, SagaDef], kind: str, name: str) -> dict[str, SagaDef]:
-    """The step does its remote work and then fails for good."""
+    """The step does its remote work and then fails for good, the first time; what is tried again by itself gets through."""
+    has_failed = False
 
     def broken(step: Step) -> Step:
         async def do(run: Run) -> dict[str, Any]:
-            if step.do:
-                await step.do(run)
+            nonlocal has_failed
+            output = await step.do(run) if step.do else {}
+            if has_failed:
+                return output
+            has_failed = True
             raise StepFailed(Problem(code=ProblemCode.PROBE_FAILED, detail="made to fail"))
 
         return dataclasses.replace(step, do=do)

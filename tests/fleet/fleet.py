@@ -54,11 +54,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """A client of one manager with one token."""
+    """A client of one manager with one token. images: the folder from which hosts take images."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, images: Path = Path()) -> None:
         self.url = url
         self.token = token
+        self.images = images
 
     async def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         sent = {"Authorization": f"Bearer {self.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
@@ -80,6 +81,8 @@ class Fleet:
         self.nats = nats
         self.world = World(folder / "world")
         self.world.folder.mkdir()
+        #: From which every host may take images.
+        self.images = folder / "images"
         self.states: dict[str, StateDir] = {}
         self.api = Api("", "")
         self.make_bus: Callable[..., Bus] = Bus
@@ -167,7 +170,7 @@ class Fleet:
 
     def _client(self, url: str) -> Api:
         tokens = sorted(self.folder.glob("*/admin.token"))
-        return Api(url, tokens[0].read_text().strip())
+        return Api(url, tokens[0].read_text().strip(), self.images)
 
     # ---- agents
 
@@ -193,7 +196,8 @@ class Fleet:
         state = self.states[name]
         config: AgentConfig = load_config(state, {})
         intervals = Intervals(beat_s=0.5, probe_s=1.0, reconcile_s=2.0)
-        config = msgspec.structs.replace(config, intervals=intervals)
+        self.images.mkdir(exist_ok=True)
+        config = msgspec.structs.replace(config, intervals=intervals, image_dirs=(str(self.images),))
         stop = asyncio.Event()
         task = asyncio.create_task(
             run_agent(config, state, stop=stop, drivers=self.world.drivers(name), make_bus=self.make_bus),
@@ -262,6 +266,8 @@ class Fleet:
             return "; ".join(odd)
         if await self.sql("SELECT FROM backend_host WHERE desired = 'absent'"):
             return "a tombstone is left"
+        if odd_volume := await self._volume_disagreement():
+            return odd_volume
         for host, state in self.states.items():
             if host not in self._agents:
                 continue
@@ -277,10 +283,33 @@ class Fleet:
             for row in rows:
                 if row["id"] in mounts and mounts[row["id"]]["config"] != json.loads(row["config"]):
                     return f"{host} has {row['name']} mounted with an older config"
-            left = [path.name for path in state.run.iterdir()]
+            left = [path.name for path in (*state.run.iterdir(), *state.works.iterdir()) if path != state.works]
             if left:
                 return f"{host} left {left} in its run folder"
         return None
+
+    async def _volume_disagreement(self) -> str | None:
+        """What keeps the rows of volumes from agreeing with what lies on storages and is attached to hosts."""
+        rows = await self.sql(
+            "SELECT id::text, name, role, state, backend_id::text, locator, worker_id FROM volume WHERE deleted_at IS NULL"
+        )
+        for row in rows:
+            if row["state"] != "ready" or row["worker_id"] is not None:
+                return f"{row['role']} {row['name']} is {row['state']}, its worker {row['worker_id']}"
+        known = {(row["backend_id"], row["locator"]) for row in rows}
+        places = [path.name for path in (self.world.folder / "volumes").glob("*")]
+        there = {(backend_id, locator) for backend_id in places for locator in self.world.contents(backend_id)}
+        if known != there:
+            return f"volumes {sorted(known - there)} have no bytes, bytes {sorted(there - known)} have no volume"
+        held = await self.sql(
+            "SELECT h.name AS host, v.locator, a.state FROM attachment a JOIN host h ON h.id = a.host_id"
+            " JOIN volume v ON v.id = a.volume_id WHERE a.closed_at IS NULL"
+        )
+        for host in self.states:
+            wanted = {row["locator"] for row in held if row["host"] == host}
+            if host in self._agents and self.world.attached(host) != wanted:
+                return f"{host} has {self.world.attached(host)} attached, wanted is {wanted}"
+        return next((f"an attachment is {row['state']}" for row in held if row["state"] != "attached"), None)
 
 
 @contextlib.asynccontextmanager

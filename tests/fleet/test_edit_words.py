@@ -16,7 +16,10 @@ from tests.sagas.scenarios import SMB
 
 BACKENDS = "/v1/storage_backends"
 _FOLDER = {"name": "fast", "kind": "local_file", "config": {"root_dir": "/srv/fast", "require_mountpoint": True}}
-_VOLUME = "INSERT INTO volume (id, name, backend_id, size_bytes) VALUES (gen_random_uuid(), 'disk', $1::uuid, 1)"
+_VOLUME = (
+    "INSERT INTO volume (id, name, backend_id, size_bytes, worker_id)"
+    " SELECT gen_random_uuid(), 'disk', $1::uuid, 512, id FROM host ORDER BY name DESC LIMIT 1"
+)
 
 
 async def _added(fleet: Fleet, body: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,8 @@ async def test_host_is_not_taken_from_a_backend_with_live_volumes(stowage: Fleet
     await _two_hosts(stowage)
     added = await stowage.api("POST", "/v1/storage_backends", SMB)
     await stowage.sql(
-        "INSERT INTO volume (id, name, backend_id, size_bytes) VALUES (gen_random_uuid(), 'disk', $1, 1)",
+        "INSERT INTO volume (id, name, backend_id, size_bytes, worker_id)"
+        " SELECT gen_random_uuid(), 'disk', $1, 512, id FROM host WHERE name = 'hv2'",
         added.body["id"],
     )
     refused = await stowage.api("PATCH", "/v1/storage_backends/office", {"hosts": {"names": ["hv1"]}})

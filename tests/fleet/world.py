@@ -4,8 +4,11 @@ What a driver would do to the kernel it does to a folder: a mount is a file `<ho
 the credentials it was made with. So it outlives an agent or a manager that is killed, and a test can compare.
 """
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,22 +16,44 @@ from typing import Any
 
 from agent.drivers.base import Commands, Deadline, Driver, ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
-from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport, Target
+from agent.volumes import VolumeStore
+from schemas.agent_rpc import Check, Discovered, Inspection, ReleaseReport
 from schemas.backends import Capability, Capacity
+from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.kinds import KINDS, KindSpec
+from tests.agent.fake_volumes import FakePlace, FakeStore
 
 WWID = "3600140500000000000000000000000aa"
+TOTAL_BYTES = 2**40
+
+
+class Gate:
+    """Where a verb waits. reached: it has come there; it goes on when the gate is open."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def go_through(self) -> None:
+        self.reached.set()
+        await self._opened.wait()
 
 
 @dataclass
 class World:
     """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first.
+    waits: (host, verb about volumes) -> what to wait for before that.
 
     closed: (host, server) of servers that let the host in for nothing. using: host -> whether it uses the LUN for something else;
     None where its agent cannot tell.
     wwids: host -> the LUN that it sees, where that is another one. marks: every release, (host, whether it took the marks).
+    in_use: host -> locators of volumes that a process of it has open. fenced: every volume that was fenced off, (host, locator).
+    is_cloning: storage makes a volume with its origin's content at once. used_bytes: of TOTAL_BYTES, on every backend.
     """
 
     folder: Path
@@ -41,11 +66,43 @@ class World:
     using: dict[str, bool | None] = field(default_factory=lambda: dict[str, bool | None]())
     wwids: dict[str, str] = field(default_factory=lambda: dict[str, str]())
     marks: list[tuple[str, bool]] = field(default_factory=lambda: list[tuple[str, bool]]())
+    in_use: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict[str, set[str]](set))
+    fenced: list[tuple[str, str]] = field(default_factory=lambda: list[tuple[str, str]]())
+    is_cloning: bool = True
+    waits: dict[tuple[str, str], Callable[[], Awaitable[None]]] = field(
+        default_factory=lambda: dict[tuple[str, str], Callable[[], Awaitable[None]]]()
+    )
+    used_bytes: int = 2**30
+
+    @contextmanager
+    def gate(self, host: str, verb: str) -> Generator[Gate]:
+        """Within the block, until it is opened, the verb about volumes waits on the host."""
+        gate = Gate()
+        self.waits[host, verb] = gate.go_through
+        try:
+            yield gate
+        finally:
+            del self.waits[host, verb]
+            gate.open()
 
     def mounts(self, host: str) -> dict[str, dict[str, Any]]:
         """backend id -> {config, password} of everything that is mounted on the host."""
         folder = self.folder / host
         return {path.name: json.loads(path.read_text()) for path in folder.iterdir()} if folder.exists() else {}
+
+    def contents(self, backend_id: str) -> dict[str, bytes]:
+        """locator -> bytes of every volume on the backend; of one that is not shared, on whichever host."""
+        return {path.stem: path.read_bytes() for path in self.volumes_folder(backend_id).rglob("*.data")}
+
+    def attached(self, host: str) -> set[str]:
+        """Locators of the volumes that the host may use."""
+        return {path.name for path in self.attached_folder(host).glob("*")}
+
+    def volumes_folder(self, backend_id: str) -> Path:
+        return self.folder / "volumes" / backend_id
+
+    def attached_folder(self, host: str) -> Path:
+        return self.folder / "attached" / host
 
     def fail(self, host: str, verb: str, code: FaultCode = FaultCode.IO_ERROR) -> None:
         """From now on the verb fails on the host."""
@@ -83,13 +140,13 @@ class PretendDriver:
         temporary = space.dir / "mount.new"
         temporary.write_text(json.dumps(words))
         temporary.rename(mount)
-        return _report()
+        return _report(self._world.used_bytes)
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
         self._act("probe")
         if not self._mount(target).exists():
             raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "it is not mounted")
-        return _report()
+        return _report(self._world.used_bytes)
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
         self._act("release")
@@ -100,7 +157,7 @@ class PretendDriver:
     async def trial(self, target: Target, credentials: Credentials, space: Workspace) -> ProbeReport:
         self._act("trial")
         self._check(target, credentials)
-        return _report()
+        return _report(self._world.used_bytes)
 
     async def clean_trial(self, target: Target, space: Workspace) -> None:
         return
@@ -141,6 +198,23 @@ class PretendDriver:
         self._world.blank.discard(target.config["target_iqn"])
         return await self.attach(target, credentials, space, establish=True)
 
+    def volumes(self, target: Target, space: Workspace) -> VolumeStore:
+        world, folder = self._world, self._world.volumes_folder(target.backend_id)
+        place = FakePlace(
+            folder=folder if self._spec.is_shared else folder / self._host,
+            attached=world.attached_folder(self._host),
+            in_use=world.in_use[self._host],
+            on_fenced=lambda locator: world.fenced.append((self._host, locator)),
+            is_cloning=world.is_cloning,
+        )
+
+        async def act(verb: str) -> None:
+            if wait := world.waits.get((self._host, verb)):
+                await wait()
+            self._act(verb)
+
+        return FakeStore(place, act)
+
     def _act(self, verb: str) -> None:
         first = self._world.script.get((self._host, verb))
         if first:
@@ -161,9 +235,12 @@ class PretendDriver:
         return self._world.folder / self._host / target.backend_id
 
 
-def _report() -> ProbeReport:
+def _report(used_bytes: int) -> ProbeReport:
     capacity = Capacity(
-        total_bytes=2**40, used_bytes=2**30, available_bytes=2**40 - 2**30, observed_at=datetime.now(UTC)
+        total_bytes=TOTAL_BYTES,
+        used_bytes=used_bytes,
+        available_bytes=TOTAL_BYTES - used_bytes,
+        observed_at=datetime.now(UTC),
     )
     return ProbeReport(
         latency_ms=1.0, capacity=capacity, capabilities=(Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)

@@ -1,0 +1,198 @@
+"""A VG's metadata is changed by one host at a time, and a thin pool is used by one: across operations, hosts and silence."""
+
+import asyncio
+import dataclasses
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from manager import leftovers
+from manager.sagas import volume_moves
+from manager.sagas.catalog import SAGAS
+from tests.fleet.fleet import Api, Fleet, until
+from tests.fleet.volume_calls import (
+    BACKENDS,
+    VOLUMES,
+    attach,
+    begun,
+    content,
+    done,
+    ended,
+    refused,
+    san,
+    share,
+    two_hosts,
+    until_offline,
+    volume,
+)
+from tests.sagas.scenarios import MIB
+
+_HOSTS = ("hv1", "hv2")
+#: Seconds that a change of the metadata takes in the pretend world.
+_CHANGE_S = 0.01
+#: The sagas with a budget that a test can wait for.
+_QUICK = {kind: dataclasses.replace(saga, budget_s=1.0) for kind, saga in SAGAS.items()}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume_moves, "LOOK_MS", 100)
+    monkeypatch.setattr(volume_moves, "_GIVE_UP", 1)
+    monkeypatch.setattr(leftovers, "LOOK_S", 0.2)
+    monkeypatch.setattr(leftovers, "REST_S", 0.2)
+
+
+class _Watched:
+    """Which hosts are in a verb that changes the metadata, and how often there were two at once."""
+
+    def __init__(self, stowage: Fleet) -> None:
+        self._busy: list[str] = []
+        self.done: list[str] = []
+        self.clashes = 0
+        for host in _HOSTS:
+            for verb in ("make", "erase", "resize"):
+                stowage.world.waits[host, verb] = self._by(host)
+
+    def _by(self, host: str) -> Callable[[], Awaitable[None]]:
+        async def change() -> None:
+            self._busy.append(host)
+            await asyncio.sleep(_CHANGE_S)
+            self.clashes += len(set(self._busy)) > 1
+            self._busy.remove(host)
+            self.done.append(host)
+
+        return change
+
+
+async def _until_known(api: Api, backend: str) -> None:
+    """Another replica knows the backend and that both hosts can use it."""
+
+    async def is_known() -> bool:
+        answer = await api("GET", f"{BACKENDS}/{backend}")
+        return answer.status == 200 and answer.body["host_summary"]["healthy"] == 2
+
+    await until(is_known, f"{backend} to be known")
+
+
+def _new(name: str, host: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "size_bytes": MIB, "backend": "san", "host": host, **more}
+
+
+async def test_many_changes_at_once_by_two_hosts_of_one_vg_all_succeed_one_host_at_a_time(stowage: Fleet) -> None:
+    apis = await two_hosts(stowage), await stowage.manager("manager-2")
+    api = apis[0]
+    await san(api)
+    await _until_known(apis[1], "san")
+    watched = _Watched(stowage)
+
+    made = await asyncio.gather(
+        *(apis[number // 2 % 2]("POST", VOLUMES, _new(f"v{number}", _HOSTS[number % 2])) for number in range(20))
+    )
+    assert [answer.status for answer in made] == [201] * 20
+    assert {answer.body["size_bytes"] for answer in made} == {4 * MIB}, "whole extents"
+    changed = await asyncio.gather(
+        *(api("DELETE", f"{VOLUMES}/v{number}") for number in range(10)),
+        *(api("POST", f"{VOLUMES}/v{number}/resize", {"size_bytes": 8 * MIB}) for number in range(10, 15)),
+    )
+    assert [answer.status for answer in changed] == [204] * 10 + [200] * 5
+    assert (watched.clashes, set(watched.done)) == (0, set(_HOSTS))
+    assert len(watched.done) == 35
+    assert await stowage.sql("SELECT FROM lease") == []
+    await stowage.settle()
+
+
+async def test_changes_that_stand_in_line_for_longer_than_their_budget_all_succeed(stowage: Fleet) -> None:
+    api = await two_hosts(stowage, definitions=_QUICK)
+    await san(api)
+    for host in _HOSTS:
+        # Six of them are twice a budget.
+        stowage.world.waits[host, "make"] = functools.partial(asyncio.sleep, 0.35)
+
+    made = await asyncio.gather(*(api("POST", VOLUMES, _new(f"v{number}", _HOSTS[number % 2])) for number in range(6)))
+
+    assert [answer.status for answer in made] == [201] * 6
+    await stowage.settle()
+
+
+async def test_host_that_fell_silent_in_a_change_keeps_the_others_out_until_it_has_answered(stowage: Fleet) -> None:
+    api = await two_hosts(stowage, definitions=_QUICK, command_ttl_s=0.3, host_silent_s=30.0)
+    await san(api)
+    with stowage.world.gate("hv1", "make"):
+        silent = await ended(api, await begun(api, "POST", VOLUMES, _new("web", "hv1")))
+        assert (silent["state"], silent["error"]["code"]) == ("failed", "agent_timeout")
+        # Its operation is over, and hv1 may be in lvcreate all the same.
+        kept_out = await api("POST", VOLUMES, _new("db", "hv2"))
+        words = "one host at a time may change the storage of san: hv1 is at it, or has not answered yet"
+        assert refused(kept_out, 409, "wrong_state") == words
+        assert [row["role"] for row in await stowage.sql("SELECT role FROM volume")] == ["transient"]
+
+    async def is_free() -> bool:
+        return (await api("POST", VOLUMES, _new("db", "hv2"))).status == 201
+
+    await until(is_free, "the host that answers again to free the others")
+    await stowage.settle()
+    assert [row["name"] for row in await stowage.sql("SELECT name FROM volume WHERE deleted_at IS NULL")] == ["db"]
+
+
+async def test_host_that_fell_silent_in_a_resize_keeps_the_others_out_until_it_is_revoked(stowage: Fleet) -> None:
+    api = await two_hosts(stowage, definitions=_QUICK, command_ttl_s=0.3, host_silent_s=1.0)
+    await san(api)
+    await volume(stowage, "web", "san")
+    done(await attach(api, "web", "hv1"))
+    with stowage.world.gate("hv1", "resize") as held:
+        operation = await begun(api, "POST", f"{VOLUMES}/web/resize", {"size_bytes": 8 * MIB})
+        await held.reached.wait()
+        await stowage.stop_agent("hv1")
+        assert (await ended(api, operation))["state"] == "failed"
+    kept_out = await api("POST", VOLUMES, _new("db", "hv2"))
+    assert "hv1 is at it, or has not answered yet" in refused(kept_out, 409, "wrong_state")
+    done(await api("DELETE", "/v1/hosts/hv1"), 204)
+    done(await api("POST", VOLUMES, _new("db", "hv2")), 201)
+    assert done(await attach(api, "web", "hv2"))["epoch"] == 2
+
+
+async def test_thin_pool_is_one_hosts_until_nothing_of_it_is_in_use_there(stowage: Fleet) -> None:
+    api = await two_hosts(stowage, host_silent_s=1.5)
+    await san(api, thin=True)
+    await share(api, "fast")
+    await volume(stowage, "web", "san")
+    await volume(stowage, "db", "san")
+    done(await attach(api, "web", "hv1"))
+    second = refused(await attach(api, "db", "hv2"), 409, "wrong_state")
+    assert "what lies on san can be worked on by hv1 alone now, not by hv2" in second
+    explained = done(await api("GET", f"{VOLUMES}/db/explain?host=hv2"))["reasons"]
+    assert explained == ["the thin pool of san is in use on hv1, and one host at a time can use it"]
+    done(await attach(api, "db", "hv1"))
+    done(await api("POST", f"{VOLUMES}/db/detach"))
+    # Without a host named, the work goes to the one that has the pool.
+    assert content(stowage, done(await api("POST", f"{VOLUMES}/db/clone", {"name": "copy"}), 201)) == "a"
+
+    await stowage.stop_agent("hv1")
+    await until_offline(api, "hv1")
+    forced = refused(await api("POST", f"{VOLUMES}/web/detach", {"force": True}), 409, "wrong_state")
+    assert "revoke it" in forced and "destroys" in forced
+    done(await api("DELETE", "/v1/hosts/hv1"), 204)
+    assert done(await attach(api, "web", "hv2"))["epoch"] == 2
+
+
+@pytest.mark.parametrize("verb", ["clone", "migrate"])
+async def test_thin_pool_that_is_read_by_one_host_is_not_given_to_another_meanwhile(stowage: Fleet, verb: str) -> None:
+    """Its source is active there, wherever the copy goes."""
+    api = await two_hosts(stowage, definitions={**SAGAS, "volume.attach": _QUICK["volume.attach"]})
+    await san(api, thin=True)
+    await share(api, "fast")
+    await volume(stowage, "web", "san")
+    await volume(stowage, "db", "san")
+    body = {"backend": "fast", "host": "hv1"} | ({"name": "copy"} if verb == "clone" else {})
+    with stowage.world.gate("hv1", "open") as held:
+        operation = await begun(api, "POST", f"{VOLUMES}/web/{verb}", body)
+        await held.reached.wait()
+        other = await attach(api, "db", "hv2")
+        assert "one host at a time" in refused(other, 409, "wrong_state")
+        assert stowage.world.attached("hv2") == set()
+    assert (await ended(api, operation))["state"] == "succeeded"
+    done(await attach(api, "db", "hv2"))
+    await stowage.settle()
+    assert await stowage.sql("SELECT FROM lease") == []

@@ -1,0 +1,152 @@
+"""One writer: attachments on two hosts, their epochs, and what a host that was away finds taken from it."""
+
+import json
+from typing import Any
+
+import msgspec
+
+from schemas.agent_rpc import Failed
+from schemas.bus import Message
+from schemas.faults import FaultCode, fault
+from tests.fleet.fleet import Fleet, until
+from tests.fleet.impostor import in_the_place_of, verb_of
+from tests.fleet.volume_calls import (
+    BACKENDS,
+    VOLUMES,
+    attach,
+    done,
+    folder,
+    refused,
+    share,
+    two_hosts,
+    until_offline,
+    volume,
+)
+
+
+async def _events(stowage: Fleet, type_: str) -> list[dict[str, Any]]:
+    rows = await stowage.sql("SELECT data FROM event WHERE type = $1 ORDER BY n", type_)
+    return [json.loads(row["data"]) for row in rows]
+
+
+async def test_second_writer_is_refused_with_the_holders_name_and_epochs_grow(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    made = await volume(stowage, "web", "fast")
+
+    first = done(await attach(api, "web", "hv1"))
+    again = done(await attach(api, "web", "hv1"))
+    assert (first["epoch"], again) == (1, first)
+    for mode in ("rw", "ro"):
+        second = await attach(api, "web", "hv2", mode)
+        assert "web is attached to hv1 (rw)" in refused(second, 409, "volume_in_use")
+        assert [(each["type"], each["name"]) for each in second.body["blockers"]] == [("attachment", "hv1")]
+    assert "with another mode" in refused(await attach(api, "web", "hv1", "ro"), 409, "volume_in_use")
+    assert stowage.world.attached("hv2") == set()
+    assert done(await api("POST", f"{VOLUMES}/web/detach")) == {"is_confirmed": True}
+    assert stowage.world.attached("hv1") == set()
+
+    assert done(await attach(api, "web", "hv2"))["epoch"] == 2
+    done(await api("POST", f"{VOLUMES}/web/detach"))
+    readers = [done(await attach(api, "web", host, "ro"))["epoch"] for host in ("hv1", "hv2")]
+    assert readers == [3, 4]
+    shown = done(await api("GET", f"{VOLUMES}/web"))
+    assert [(each["host"], each["mode"], each["epoch"]) for each in shown["attachments"]] == [
+        ("hv1", "ro", 3),
+        ("hv2", "ro", 4),
+    ]
+    assert "hv1, hv2" in refused(await api("POST", f"{VOLUMES}/web/detach"), 400, "invalid_field")
+    done(await api("POST", f"{VOLUMES}/web/detach", {"host": "hv1"}))
+    assert "attached to hv2 (ro)" in refused(await attach(api, "web", "hv1"), 409, "volume_in_use")
+    assert stowage.world.attached("hv2") == {made["locator"]}
+    opened, closed = await _events(stowage, "attachment.opened"), await _events(stowage, "attachment.closed")
+    assert [(each["name"], each["host"], each["after"]["epoch"]) for each in opened] == [
+        ("web", "hv1", 1),
+        ("web", "hv2", 2),
+        ("web", "hv1", 3),
+        ("web", "hv2", 4),
+    ]
+    assert [each["is_confirmed"] for each in closed] == [True, True, True]
+    await stowage.settle()
+
+
+async def test_volume_forced_from_a_dead_host_is_another_ones_and_fenced_off_on_its_return(stowage: Fleet) -> None:
+    api = await two_hosts(stowage, host_silent_s=1.0)
+    await share(api, "fast")
+    locator = (await volume(stowage, "web", "fast"))["locator"]
+    done(await attach(api, "web", "hv1"))
+    stowage.world.in_use["hv1"].add(locator)
+    refused(await api("POST", f"{VOLUMES}/web/detach"), 409, "volume_in_use")
+    assert done(await api("GET", f"{VOLUMES}/web"))["attachments"][0]["state"] == "attached"
+    assert stowage.world.attached("hv1") == {locator}
+
+    await stowage.stop_agent("hv1")
+    await until_offline(api, "hv1")
+    without_force = await api("POST", f"{VOLUMES}/web/detach")
+    words = refused(without_force, 503, "no_agent")
+    assert "may still be writing to web" in words and "data is destroyed" in words
+    assert [each["host"] for each in without_force.body["faults"]] == ["hv1"]
+    assert done(await api("POST", f"{VOLUMES}/web/detach", {"force": True})) == {"is_confirmed": False}
+    [closed] = await _events(stowage, "attachment.closed")
+    assert (closed["name"], closed["host"], closed["is_confirmed"]) == ("web", "hv1", False)
+    assert done(await attach(api, "web", "hv2"))["epoch"] == 2
+    assert stowage.world.attached("hv1") == {locator}, "nobody could tell it"
+
+    await stowage.start_agent("hv1")
+
+    async def is_fenced_off() -> bool:
+        return stowage.world.fenced == [("hv1", locator)]
+
+    await until(is_fenced_off, "the host that is back to fence itself off")
+    assert (stowage.world.attached("hv1"), stowage.world.attached("hv2")) == (set(), {locator})
+    await stowage.settle()
+
+
+async def test_host_that_refuses_a_forced_detach_is_told_at_once_what_it_has_lost(stowage: Fleet) -> None:
+    """It would sync by itself in some minutes, and write on until then."""
+    api = await two_hosts(stowage, host_silent_s=30.0)
+    await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    done(await attach(api, "web", "hv1"))
+    in_use = msgspec.json.encode(Failed(fault=fault(FaultCode.IN_USE, "qemu has it open")))
+
+    async def answer(message: Message) -> bytes | None:
+        return in_use if verb_of(message) in ("detach_volume", "attach_volume") else None
+
+    async with in_the_place_of(stowage, "hv1", answer) as obstinate:
+        assert "qemu has it open" in refused(await api("POST", f"{VOLUMES}/web/detach"), 409, "volume_in_use")
+        obstinate.heard.clear()
+        assert done(await api("POST", f"{VOLUMES}/web/detach", {"force": True})) == {"is_confirmed": False}
+
+        async def is_nudged() -> bool:
+            return "nudge" in obstinate.heard
+
+        await until(is_nudged, "the host to be nudged")
+        assert obstinate.heard.index("detach_volume") < obstinate.heard.index("nudge")
+
+
+async def test_revoked_host_holds_nothing_and_what_lay_on_it_can_be_deleted(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await folder(api, "own")
+    await volume(stowage, "web", "fast")
+    lost = await volume(stowage, "cache", "own", host="hv1")
+    for name in ("web", "cache"):
+        done(await attach(api, name, "hv1"))
+
+    done(await api("DELETE", "/v1/hosts/hv1"), 204)
+
+    closed = await _events(stowage, "attachment.closed")
+    assert [(each["name"], each["host"], each["is_confirmed"]) for each in closed] == [
+        ("web", "hv1", False),
+        ("cache", "hv1", False),
+    ]
+    assert done(await attach(api, "web", "hv2"))["epoch"] == 2
+    assert "hv1 (which was revoked) alone" in refused(await attach(api, "cache", "hv2"), 409, "wrong_state")
+    blocked = await api("DELETE", f"{BACKENDS}/own")
+    assert refused(blocked, 409, "backend_in_use").startswith("backend has 1 live volume(s)")
+    done(await api("DELETE", f"{VOLUMES}/cache"), 204)
+    [deleted] = await _events(stowage, "volume.deleted")
+    assert (deleted["name"], deleted["is_erased"]) == ("cache", False)
+    assert lost["locator"] in stowage.world.contents(lost["backend_id"]), "nobody could reach it"
+    done(await api("DELETE", f"{BACKENDS}/own"), 204)
