@@ -24,6 +24,7 @@ from agent.job_io import (
     naming,
     opened,
     path_of,
+    refuse_no_room,
     with_faults,
 )
 
@@ -53,7 +54,7 @@ _UNSUPPORTED = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EX
 def copy_bytes(args: dict[str, Any]) -> dict[str, Any]:
     """The target holds the source's bytes and zeros behind them, on stable storage; whatever it held before is gone.
 
-    args: source and target (raw extents), progress. Answers {"done_bytes"}. Faults: wrong_size, in_use.
+    args: source and target (raw extents), progress. Answers {"done_bytes"}. Faults: wrong_size, in_use, no_space.
     """
     source, target, progress = args["source"], args["target"], Progress(args["progress"])
     with opened(source, os.O_RDONLY) as source_fd, opened(target, os.O_RDWR) as target_fd:
@@ -71,6 +72,7 @@ def copy_bytes(args: dict[str, Any]) -> dict[str, Any]:
             refuse_users(target, only_writers=True)
             os.ftruncate(target_fd, 0)
             if not (stat.S_ISREG(os.fstat(source_fd).st_mode) and clone(source_fd, target_fd)):
+                refuse_no_room(target_fd, taken_by(source_fd, size), path_of(target))
                 os.ftruncate(target_fd, target["size_bytes"])
                 _Copy(source_fd, target_fd, args, size, progress, end).run()
             os.ftruncate(target_fd, target["size_bytes"])
@@ -159,6 +161,12 @@ def length_of(descriptor: int, extent: dict[str, Any]) -> int:
     """Bytes of a raw extent; of a device no more than the volume has, for an LV may be larger than its volume."""
     size = os.lseek(descriptor, 0, os.SEEK_END)
     return min(size, int(extent["size_bytes"])) if is_device(descriptor) else size
+
+
+def taken_by(source_fd: int, size_bytes: int) -> int:
+    """Bytes that a copy of the source takes at most; 0 of a device, which does not tell what of it is nothing but zeros."""
+    found = os.fstat(source_fd)
+    return min(found.st_blocks * 512, size_bytes) if stat.S_ISREG(found.st_mode) else 0
 
 
 def is_device(descriptor: int) -> bool:

@@ -179,6 +179,11 @@ class _Server:
                 part.close()
 
 
+def shown_url(url: str) -> str:
+    """The URL without what may be secret in it: neither query nor fragment. Raises JobFault for what is no URL of an image."""
+    return _shown(_parsed(url))
+
+
 def _parsed(url: str) -> "SplitResult":
     from urllib.parse import urlsplit
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Generator
 from typing import Any
 
 from agent.copy_jobs import clone
@@ -21,20 +22,25 @@ from agent.job_io import (
     JobFault,
     forget_cached,
     fsync_folder,
+    is_plain,
     naming,
     open_base,
     open_file,
     open_folder_in,
     opened,
     path_of,
+    refuse_foreign,
     with_faults,
 )
-from agent.qcow2 import header_size, is_qcow2, refuse_references
+from agent.qcow2 import header_size, is_qcow2, refuse_cut, refuse_references
 from agent.qemu_jobs import change_size, checked_size, make_empty
 
 #: A VM's process, of another user, may pass through the folder, but not list it.
 _FOLDER_MODE = 0o711
 _NAME = re.compile(r"([0-9a-f]{32})\.(raw|qcow2)")
+#: What to do about a volume that has lost its size.
+RESTORE = "Look at the backend's drift report; restore the volume from a copy or a snapshot"
+_ASK_FOR_LESS = "Ask for less: this file system allows no file of that size"
 #: Names in a listing that are not ours; those behind are left out.
 _MAX_FOREIGN = 10_000
 #: Bytes of one listing, as JSON; below what a worker may answer (workers.py).
@@ -67,13 +73,19 @@ def make_volume_file(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def look_at_volume_file(args: dict[str, Any]) -> dict[str, Any]:
-    """{"size_bytes"}: what a VM would see, by length or header. args: extent, is_writable. Faults: volume_missing, backing_file, wrong_size.
+    """{"size_bytes"}: what a VM would see, by length or header. args: extent, is_writable, is_source (optional).
 
-    With is_writable it is only there, and 0 is answered: it is about to be filled anew, and a kill may have left half a header.
+    Faults: volume_missing, backing_file; wrong_size, also of a qcow2 that was cut short; with is_source in_use, while another
+    process writes to it. With is_writable it is only there, and 0 is answered: it is about to be filled anew, and a kill
+    may have left half a header.
     """
     extent = args["extent"]
     with opened(extent, os.O_RDONLY) as descriptor:
-        return {"size_bytes": 0 if args["is_writable"] else _size(descriptor, extent)}
+        if args["is_writable"]:
+            return {"size_bytes": 0}
+        if args.get("is_source"):
+            refuse_users(extent, only_writers=True)
+        return {"size_bytes": _whole_size(descriptor, extent)}
 
 
 def settle_volume_file(args: dict[str, Any]) -> dict[str, Any]:
@@ -97,12 +109,12 @@ def resize_volume_file(args: dict[str, Any]) -> dict[str, Any]:
         if size_bytes < size:
             if not args["may_shrink"]:
                 detail = f"{path_of(extent)} has {size} bytes, and {size_bytes} would cut it short"
-                raise JobFault(
-                    "unsupported", detail, remedy="Allow the shrink, after the guest has shrunk what is in it"
-                )
+                how = "Allow the shrink (may_shrink), after the guest has shrunk what is in it"
+                raise JobFault("unsupported", detail, remedy=how)
             refuse_users(extent)
         if size != size_bytes:
-            change_size(descriptor, extent, size_bytes)
+            with _refusing_size(extent, size_bytes):
+                change_size(descriptor, extent, size_bytes)
         os.fsync(descriptor)
     return {}
 
@@ -120,9 +132,8 @@ def erase_volume_file(args: dict[str, Any]) -> dict[str, Any]:
         return {}
     try:
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.stat(str(extent["name"]), dir_fd=folder, follow_symlinks=False).st_mode):
-                # None of ours: it stays.
-                raise OSError(errno.EINVAL, "is no regular file")
+            # None of ours stays.
+            refuse_foreign(os.stat(str(extent["name"]), dir_fd=folder, follow_symlinks=False), path_of(extent))
             refuse_users(extent)
             os.unlink(str(extent["name"]), dir_fd=folder)
         # Also where it was absent: a kill may have come between the two.
@@ -138,7 +149,8 @@ def erase_volume_file(args: dict[str, Any]) -> dict[str, Any]:
 
 def list_volume_files(args: dict[str, Any]) -> dict[str, Any]:
     """{"items", "is_whole"}: what is in the folder behind the name args["after"], in the order of names, as
-    [name, size_bytes, allocated_bytes]; the size is what a VM would see of ours. A folder that is not there is empty.
+    [name, size_bytes, allocated_bytes, is_ours]; the size is what a VM would see of ours. A folder that is not there is empty.
+    Ours is a regular file with one name, which is one that we give.
 
     args: folder, mount_root, marker_name, after. Of names that are not ours those behind the first 10,000 are left out.
     """
@@ -175,8 +187,8 @@ def _listed(folder: int, name: str) -> list[Any] | None:
     """None for what went meanwhile."""
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        size = found.st_size
-        if name.endswith(".qcow2") and _NAME.fullmatch(name) and stat.S_ISREG(found.st_mode):
+        size, is_ours = found.st_size, bool(_NAME.fullmatch(name)) and is_plain(found)
+        if is_ours and name.endswith(".qcow2"):
             descriptor = open_file(folder, name, os.O_RDONLY)
             try:
                 # One that was cut off within its header is shown at the size it has.
@@ -185,7 +197,7 @@ def _listed(folder: int, name: str) -> list[Any] | None:
                 os.close(descriptor)
     except FileNotFoundError:
         return None
-    return [name, size, found.st_blocks * 512]
+    return [name, size, found.st_blocks * 512, is_ours]
 
 
 def _open_marked(extent: dict[str, Any], marker_name: str, *, is_made: bool = False) -> int:
@@ -222,7 +234,7 @@ def _make_folder(base: int, extent: dict[str, Any]) -> None:
 def _make(folder: int, descriptor: int, extent: dict[str, Any], origin: dict[str, Any] | None) -> bool:
     """Whether the file, whatever was in it, has the origin's content now; else it is empty. It is gone after a failure."""
     try:
-        with naming(path_of(extent)):
+        with naming(path_of(extent)), _refusing_size(extent, int(extent["size_bytes"])):
             is_filled = origin is not None and _clone(descriptor, extent, origin)
             if not is_filled:
                 make_empty(descriptor, extent)
@@ -247,8 +259,10 @@ def _open_or_make(folder: int, extent: dict[str, Any]) -> tuple[int, bool]:
 def _clone(descriptor: int, extent: dict[str, Any], origin: dict[str, Any]) -> bool:
     """The file has the origin's content at its own size; False, and it is anything, where the storage cannot share blocks."""
     with opened(origin, os.O_RDONLY) as origin_fd:
-        if origin["format"] == "qcow2":
-            refuse_references(origin_fd, path_of(origin), "wrong_size")
+        size = _whole_size(origin_fd, origin)
+        if size != origin["size_bytes"]:
+            detail = f"{path_of(origin)} has {size} bytes, and {origin['size_bytes']} is its size"
+            raise JobFault("wrong_size", detail, remedy=RESTORE)
         os.ftruncate(descriptor, 0)
         if not clone(origin_fd, descriptor):
             return False
@@ -272,6 +286,26 @@ def _size(descriptor: int, extent: dict[str, Any]) -> int:
         return os.fstat(descriptor).st_size
     refuse_references(descriptor, path_of(extent), "wrong_size")
     return header_size(descriptor, path_of(extent), "wrong_size")
+
+
+def _whole_size(descriptor: int, extent: dict[str, Any]) -> int:
+    """See _size. Raises JobFault wrong_size for a qcow2 that was cut short, too."""
+    size = _size(descriptor, extent)
+    if extent["format"] == "qcow2":
+        refuse_cut(descriptor, path_of(extent), "wrong_size")
+    return size
+
+
+@contextlib.contextmanager
+def _refusing_size(extent: dict[str, Any], size_bytes: int) -> Generator[None]:
+    """Raises JobFault unsupported where the file system has no file of that size."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        detail = f"{path_of(extent)} cannot have {size_bytes} bytes"
+        raise JobFault("unsupported", detail, remedy=_ASK_FOR_LESS) from None
 
 
 def _refuse_name(extent: dict[str, Any]) -> None:

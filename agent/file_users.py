@@ -19,6 +19,8 @@ from agent.job_io import Job, JobFault, path_of
 
 #: Users that are named one by one.
 MAX_NAMED = 20
+#: What to do about one that is in use.
+STOP_USER = "Stop the VM, or what else uses the volume on this host, then try again"
 #: Seconds for killed processes to be gone: one that waits for a dead disk does not die, and nobody may wait for it.
 _GONE_WITHIN_S = 5.0
 #: After a kill another process may have got the descriptor from the first meanwhile.
@@ -91,7 +93,9 @@ def refuse_users(extent: dict[str, Any], *, only_writers: bool = False) -> None:
     """Raises JobFault in_use while another process of this host has the extent's file open."""
     users = [user for user in users_of(extent) if user.is_writer or not only_writers]
     if users:
-        raise JobFault("in_use", f"{path_of(extent)} is open in {shown(users, len(users))}", is_retryable=True)
+        how = "open for writing" if only_writers else "open"
+        detail = f"{path_of(extent)} is {how} in {shown(users, len(users))}"
+        raise JobFault("in_use", detail, remedy=STOP_USER, is_retryable=True)
 
 
 def shown(users: list[User], count: int) -> str:

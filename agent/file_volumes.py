@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from agent.byte_copies import extent_args
 from agent.drivers.base import Workers
 from agent.errors import AgentFault
+from agent.file_jobs import RESTORE
+from agent.file_users import STOP_USER
 from agent.jobs import MARKER_NAME
 from agent.volumes import VOLUMES_FOLDER, Extent
 from schemas.command import Target
 from schemas.faults import FaultCode
-from schemas.volume_rpc import AttachedAt, AttachMode, FoundVolume, VolumeFormat, VolumeSpec, Wipe
+from schemas.volume_rpc import AttachedAt, AttachMode, FoundVolume, VolumeSpec, Wipe
 
 #: Seconds for one of the short verbs; below the 20 after which the manager gives a command up.
 FILE_TIMEOUT_S = 15.0
@@ -62,8 +64,15 @@ class FileVolumes:
 
     @asynccontextmanager
     async def opened(self, spec: VolumeSpec, *, is_writable: bool) -> AsyncGenerator[Extent]:
-        """See VolumeStore. Nothing is held: what writes to a file empties it first, and refuses one that another has open."""
-        await self._run("look_at_volume_file", spec, is_writable=is_writable)
+        """See VolumeStore. Nothing is held: what writes to a file empties it first, and refuses one that another has open.
+
+        To be read it must be whole, and nobody may write to it, for what is written late would be in no copy. Raises wrong_size,
+        in_use.
+        """
+        if is_writable:
+            await self._run("look_at_volume_file", spec, is_writable=True)
+        else:
+            await self._look(spec, is_source=True)
         yield self._extent(spec)
 
     async def settle(self, spec: VolumeSpec) -> None:
@@ -86,7 +95,7 @@ class FileVolumes:
 
     async def attach(self, spec: VolumeSpec, mode: AttachMode) -> AttachedAt:
         """See VolumeStore. Raises volume_missing, wrong_size. Mode ro is the hypervisor's to keep: the path is the same."""
-        self._refuse_other_size(spec, await self._run("look_at_volume_file", spec, is_writable=False))
+        await self._look(spec, is_source=False)
         return AttachedAt(path=str(self._volumes / _name(spec)), type="file")
 
     async def detach(self, spec: VolumeSpec) -> None:
@@ -96,7 +105,7 @@ class FileVolumes:
             raise AgentFault.of(
                 FaultCode.IN_USE,
                 f"{self._shown(spec)} is open in {_named(answer)}",
-                "Stop the VM, or what else uses the volume on this host, then try again",
+                STOP_USER,
                 is_retryable=True,
             )
 
@@ -147,7 +156,17 @@ class FileVolumes:
     def _refuse_other_size(self, spec: VolumeSpec, answer: Mapping[str, Any]) -> None:
         if answer["size_bytes"] != spec.size_bytes:
             detail = f"{self._shown(spec)} has {answer['size_bytes']} bytes, and {spec.size_bytes} is its size"
-            raise AgentFault.of(FaultCode.WRONG_SIZE, detail)
+            raise AgentFault.of(FaultCode.WRONG_SIZE, detail, RESTORE)
+
+    async def _look(self, spec: VolumeSpec, *, is_source: bool) -> None:
+        """It is whole and has its size; of a source, nobody writes to it."""
+        try:
+            answer = await self._run("look_at_volume_file", spec, is_writable=False, is_source=is_source)
+        except AgentFault as error:
+            if error.fault.code is not FaultCode.WRONG_SIZE:
+                raise
+            raise AgentFault.of(FaultCode.WRONG_SIZE, error.fault.detail, RESTORE) from error.__cause__
+        self._refuse_other_size(spec, answer)
 
     async def _users(self, job: str, spec: VolumeSpec) -> dict[str, Any]:
         # A key of its own: it touches no storage, and what hangs there must not keep a fence from falling.
@@ -163,8 +182,10 @@ class FileVolumes:
             return await self._workers.run(job, args, key=key, timeout_s=self._timeout_s)
         except AgentFault as error:
             # The folder as the operator knows it: nobody looks for a path of ours.
-            detail = error.fault.detail.replace(str(self._folder), self._shown_as)
-            shown = AgentFault(replace(error.fault, detail=detail), is_retryable=error.is_retryable)
+            detail, remedy = (
+                text.replace(str(self._folder), self._shown_as) for text in (error.fault.detail, error.fault.remedy)
+            )
+            shown = AgentFault(replace(error.fault, detail=detail, remedy=remedy), is_retryable=error.is_retryable)
             raise shown from error.__cause__
 
 
@@ -179,9 +200,8 @@ def _named(answer: Mapping[str, Any]) -> str:
     return ", ".join(users) + (f" and {more} more" if more > 0 else "")
 
 
-def _found(name: str, size_bytes: int, allocated_bytes: int) -> FoundVolume:
+def _found(name: str, size_bytes: int, allocated_bytes: int, is_ours: bool) -> FoundVolume:
     locator, _, suffix = name.partition(".")
-    is_ours = len(locator) == 32 and set(locator) <= set("0123456789abcdef") and suffix in set(VolumeFormat)
     # A name may be any bytes but a message is text.
     shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return FoundVolume(

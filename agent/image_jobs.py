@@ -5,14 +5,14 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from agent.job_io import JobFault, with_faults
+from agent.job_io import JobFault, is_plain, with_faults
 
 
 @with_faults
 def locate_image(args: dict[str, Any]) -> dict[str, Any]:
     """Where the file really is: {"folder", "name"}, without a link in either. args: path (absolute), dirs.
 
-    Raises JobFault source_unreadable where it is no regular file, or in none of the folders once all links are resolved, their
+    Raises JobFault source_unreadable where it is no regular file with one name, or in none of the folders once all links are resolved, their
     own too.
     """
     path, dirs = str(args["path"]), [str(folder) for folder in args["dirs"]]
@@ -28,6 +28,9 @@ def locate_image(args: dict[str, Any]) -> dict[str, Any]:
         raise _refused(f"{path} is not there") from None
     if not stat.S_ISREG(found.st_mode):
         raise _refused(f"{path} is no regular file")
+    if not is_plain(found):
+        # Of a file outside, which nobody named as one to be read.
+        raise _refused(f"{path} is also known by another name (a hard link); copy the file into the folder")
     return {"folder": os.path.dirname(real), "name": os.path.basename(real)}
 
 

@@ -23,6 +23,19 @@ _PROGRESS = struct.Struct("<QQ")
 _REPORT_EVERY_S = 0.1
 #: Of sync_file_range(2).
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
+#: What open(2) says of what is no regular file: a link, a folder, a socket.
+_NO_FILE = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO))
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
+#: What copies leave of a file system to the volumes that are on it already: bytes, or if that is less, a part of it.
+_RESERVE_BYTES = 256 * 1024 * 1024
+_RESERVE_PART = 50
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -116,14 +129,39 @@ def open_folder_in(base_fd: int, args: dict[str, Any]) -> int:
 def open_file(folder_fd: int, name: str, flags: int, *, shown: str = "") -> int:
     """A descriptor of the regular file of that name in the folder; made with 0600 where flags say O_CREAT.
 
-    Raises OSError with the file's name: ELOOP for a link, EINVAL for what is no regular file.
+    Raises JobFault foreign_data: a link, what is no regular file, and one that has another name too, for whoever planted that
+    name would have us read or write the file behind the other. OSError has the file's name.
     """
-    # O_NONBLOCK: a pipe that somebody planted must not be waited for. For a regular file it means nothing.
-    descriptor = _open_at(folder_fd, name, flags | os.O_NONBLOCK, shown or name)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        # O_NONBLOCK: a pipe that somebody planted must not be waited for. For a regular file it means nothing.
+        descriptor = _open_at(folder_fd, name, flags | os.O_NONBLOCK, shown or name)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        refuse_foreign(os.stat(name, dir_fd=folder_fd, follow_symlinks=False), shown or name)
+        raise
+    try:
+        refuse_foreign(os.fstat(descriptor), shown or name)
+    except JobFault:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", shown or name)
+        raise
     return descriptor
+
+
+def refuse_foreign(found: os.stat_result, shown: str) -> None:
+    """Raises JobFault foreign_data for what none of us has made: anything but a regular file with one name."""
+    if is_plain(found):
+        return
+    if stat.S_ISREG(found.st_mode):
+        detail = f"{shown} is also known by another name (a hard link)"
+    else:
+        detail = f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'no regular file')} lies at {shown}"
+    raise JobFault("foreign_data", detail, remedy=f"Look who made it, and move away what lies at {shown}")
+
+
+def is_plain(found: os.stat_result) -> bool:
+    """Whether it is a regular file that is known by one name alone. Some servers count none."""
+    return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
 
 
 def open_device(extent: dict[str, Any], flags: int) -> int:
@@ -184,6 +222,24 @@ def refuse_other_mapping(descriptor: int, dm_uuid: str, shown: str) -> None:
         found = ""
     if found != dm_uuid:
         raise OSError(errno.ENXIO, f"is {found or 'no mapping'}, not {dm_uuid}", shown)
+
+
+def refuse_no_room(descriptor: int, needed_bytes: int, shown: str) -> None:
+    """Raises JobFault no_space where so many more bytes than the file has would eat into what is kept free for others.
+
+    Guests whose volumes are sparse files there would stop with the file system's last byte.
+    """
+    found = os.fstatvfs(descriptor)
+    kept_bytes = min(_RESERVE_BYTES, found.f_blocks * found.f_frsize // _RESERVE_PART)
+    # What is in the file goes first; counted here, for some file systems give it back only later.
+    free_bytes = found.f_bavail * found.f_frsize + os.fstat(descriptor).st_blocks * 512
+    # Some servers do not tell what they have.
+    if found.f_blocks and 0 < needed_bytes > free_bytes - kept_bytes:
+        detail = (
+            f"{shown} needs about {needed_bytes} bytes, and {free_bytes} are free, "
+            f"of which {kept_bytes} are kept for what is there"
+        )
+        raise JobFault("no_space", detail)
 
 
 def fsync_folder(descriptor: int) -> None:

@@ -213,7 +213,7 @@ class LvVolumes:
             raise AgentFault.of(
                 FaultCode.WRONG_SIZE,
                 f"the volume has {spec.size_bytes} bytes, and {size_bytes} would cut it",
-                "Ask for at least its size, or allow it to shrink",
+                "Ask for at least its size, or allow it to shrink (may_shrink)",
             )
         if lv.is_thin:
             raise AgentFault.of(

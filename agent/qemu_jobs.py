@@ -10,10 +10,10 @@ import os
 from typing import Any
 
 from agent import qemu_img
-from agent.copy_jobs import is_device, length_of, zero_out
+from agent.copy_jobs import is_device, length_of, taken_by, zero_out
 from agent.file_users import refuse_users
-from agent.job_io import Job, JobFault, Progress, forget_cached, naming, opened, path_of, with_faults
-from agent.qcow2 import header_size, refuse_references
+from agent.job_io import Job, JobFault, Progress, forget_cached, naming, opened, path_of, refuse_no_room, with_faults
+from agent.qcow2 import header_size, refuse_cut, refuse_references
 
 SECTOR_BYTES = 512
 #: Of `qemu-img info`, on what may be anybody's.
@@ -39,8 +39,10 @@ def inspect_image(args: dict[str, Any]) -> dict[str, Any]:
                     raise JobFault("wrong_digest", detail)
             if args["format"] == "qcow2":
                 size = checked_size(descriptor, path_of(args), "source_unreadable")
+                if size == 0:
+                    raise JobFault("source_unreadable", f"{path_of(args)} is an image of 0 bytes")
     except JobFault as error:
-        if error.code in ("volume_missing", "path_not_found"):
+        if error.code in ("volume_missing", "path_not_found", "foreign_data"):
             raise JobFault("source_unreadable", str(error)) from None
         raise
     return {"size_bytes": -(-size // SECTOR_BYTES) * SECTOR_BYTES}
@@ -49,7 +51,7 @@ def inspect_image(args: dict[str, Any]) -> dict[str, Any]:
 def convert_image(args: dict[str, Any]) -> dict[str, Any]:
     """The target holds the source's content and zeros behind it, on stable storage; whatever it held before is gone.
 
-    args: source and target (extents), progress. Answers {"done_bytes"}. Faults: wrong_size, backing_file, in_use.
+    args: source and target (extents), progress. Answers {"done_bytes"}. Faults: wrong_size, backing_file, in_use, no_space.
     """
     source, target, progress = args["source"], args["target"], Progress(args["progress"])
     with opened(source, os.O_RDONLY) as source_fd, opened(target, os.O_RDWR) as target_fd:
@@ -60,6 +62,7 @@ def convert_image(args: dict[str, Any]) -> dict[str, Any]:
         is_zero = bool(target["is_zero"])
         if not is_device(target_fd):
             refuse_users(target, only_writers=True)
+            refuse_no_room(target_fd, taken_by(source_fd, size), path_of(target))
             make_empty(target_fd, target)
             is_zero = True
         # -W: in any order, so that reading and writing go side by side.
@@ -142,7 +145,7 @@ def virtual_size(descriptor: int, extent: dict[str, Any]) -> int:
 
 
 def checked_size(descriptor: int, shown: str, code: str) -> int:
-    """The size of a qcow2 that stands alone and can be opened, by qemu-img's word. Raises JobFault: backing_file, or the code."""
+    """The size of a qcow2 that stands alone, is whole and can be opened, by qemu-img's word. Raises JobFault: backing_file, or the code."""
     refuse_references(descriptor, shown, code)
     argv = ["info", "-U", "-f", "qcow2", "--output", "json", f"/proc/self/fd/{descriptor}"]
     run = qemu_img.run(argv, (descriptor,), limits=_INFO_LIMITS)
@@ -162,6 +165,7 @@ def checked_size(descriptor: int, shown: str, code: str) -> int:
         raise JobFault(code, f"{shown} is encrypted")
     if is_corrupt:
         raise JobFault(code, f"{shown} is marked as corrupt")
+    refuse_cut(descriptor, shown, code)
     return size
 
 

@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Generator
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from agent.config import StateDir
-from agent.download_jobs import IMAGE_SUFFIX, PART_SUFFIX, UPLOAD_SUFFIX
+from agent.download_jobs import IMAGE_SUFFIX, PART_SUFFIX, UPLOAD_SUFFIX, shown_url
 from agent.drivers.base import Workers
 from agent.errors import AgentFault
+from agent.job_io import JobFault
 from agent.volumes import Extent
 from schemas.faults import FaultCode
 from schemas.volume_rpc import FileSource, PathSource, UploadSource, UrlSource
@@ -35,8 +39,9 @@ class Sources:
         Raises AgentFault: source_unreadable, wrong_digest, backing_file; then nothing of what was fetched or sent is left.
         """
         try:
-            folder, name = await self._place(volume_id, source, progress)
-            return await self._inspect(volume_id, source, folder, name, progress, sha256=source.sha256)
+            with self.named(volume_id, source):
+                folder, name = await self._place(volume_id, source, progress)
+                return await self._inspect(volume_id, source, folder, name, progress, sha256=source.sha256)
         except AgentFault:
             await self.forget(volume_id)
             raise
@@ -45,9 +50,26 @@ class Sources:
         """Where the source's bytes are. Looked into once more, for a file of others may have become another since `prepare`;
         but its digest was checked there, and reading it twice is what a copy can't afford.
         """
-        folder, name = await self._place(volume_id, source, progress)
-        size_bytes = await self._inspect(volume_id, source, folder, name, progress, sha256="")
+        with self.named(volume_id, source):
+            folder, name = await self._place(volume_id, source, progress)
+            size_bytes = await self._inspect(volume_id, source, folder, name, progress, sha256="")
         return Extent(folder=Path(folder), name=name, format=source.format, size_bytes=size_bytes)
+
+    @contextlib.contextmanager
+    def named(self, volume_id: str, source: FileSource) -> Generator[None]:
+        """A fault in the block names the source as its giver knows it, and no file of the agent's own."""
+        try:
+            yield
+        except AgentFault as error:
+            known_as = _known_as(source)
+            if not known_as:
+                raise
+            detail, remedy = error.fault.detail, error.fault.remedy
+            for suffix in (IMAGE_SUFFIX, PART_SUFFIX, UPLOAD_SUFFIX):
+                ours = f"{self._downloads}/{volume_id}{suffix}"
+                detail, remedy = detail.replace(ours, known_as), remedy.replace(ours, known_as)
+            shown = AgentFault(replace(error.fault, detail=detail, remedy=remedy), is_retryable=error.is_retryable)
+            raise shown from error.__cause__
 
     async def forget(self, volume_id: str) -> None:
         """What was fetched or sent for the volume is gone."""
@@ -103,6 +125,20 @@ class Sources:
         }
         found = await self._workers.run("inspect_image", args, key=_job_key(volume_id), timeout_s=_UNHURRIED_S)
         return int(found["size_bytes"])
+
+
+def _known_as(source: FileSource) -> str:
+    """Empty for a path of this host, which is shown as it is."""
+    match source:
+        case UrlSource(url=url):
+            try:
+                return f"the image from {shown_url(url)}"
+            except JobFault:
+                return "the image"
+        case UploadSource():
+            return "the uploaded image"
+        case PathSource():
+            return ""
 
 
 def _take_upload(folder: Path, volume_id: str, size_bytes: int) -> None:

@@ -30,6 +30,7 @@ from schemas.volume_rpc import (
     DetachVolume,
     EndUpload,
     EraseVolume,
+    FileSource,
     FillVolume,
     ForgetUpload,
     FoundVolume,
@@ -155,6 +156,9 @@ class VolumeHost:
             target = await opened.enter_async_context(store.opened(spec, is_writable=True))
             if source is None:
                 await byte_copies.blank(self._workers, target, key=key, progress=progress)
+            elif isinstance(command.source, FileSource):
+                with self._sources.named(command.volume_id, command.source):
+                    await byte_copies.copy(self._workers, source, target, key=key, progress=progress)
             else:
                 await byte_copies.copy(self._workers, source, target, key=key, progress=progress)
         await store.settle(spec)

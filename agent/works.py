@@ -164,9 +164,9 @@ class Works:
         elif isinstance(error, AgentFault):
             work.fault = error
             code, detail = error.fault.code.value, error.fault.detail
-            log.warning(
-                "work failed", extra={"work": work.key, "code": code, "detail": detail}, exc_info=error.__cause__
-            )
+            # What the storage or a tool said is in the detail; only of a bug it matters where it was.
+            cause = None if isinstance(error.__cause__, (OSError, AgentFault)) else error.__cause__
+            log.warning("work failed", extra={"work": work.key, "code": code, "detail": detail}, exc_info=cause)
         elif error is not None:
             work.fault = AgentFault.of(FaultCode.FAILED, "internal error on the host")
             log.error("work raised", extra={"work": work.key}, exc_info=error)

@@ -41,7 +41,6 @@ class Evacuations:
             if row.role is VolumeRole.TRANSIENT:
                 continue
             shown = {"id": row.id, "name": row.name, "type": row.role.value}
-            items.append({**shown, "size_bytes": row.size_bytes})
             if row.id in held:
                 names = ", ".join(self._registry.host_name(each.host_id) for each in held[row.id])
                 blockers.append({**shown, "reason": f"it is attached to {names}: detach it first"})
@@ -50,6 +49,8 @@ class Evacuations:
                 await migration_params(self._placement, row, target, None)
             except Refused as error:
                 blockers.append({**shown, "reason": error.problem.detail})
+            else:
+                items.append({**shown, "size_bytes": row.size_bytes})
         total = sum(item["size_bytes"] for item in items)
         return {"to": self._placement.backend(target).name, "total_bytes": total, "items": items, "blockers": blockers}
 

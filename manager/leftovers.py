@@ -4,14 +4,15 @@ import asyncio
 import logging
 import random
 
-from manager.actor import SYSTEM
+from manager.actor import SYSTEM, Actor
 from manager.errors import Refused
 from manager.placement import Placement
 from manager.replacements import key_of, subject_of
 from manager.sagas.delete_volume import deletion_params
 from manager.sagas.engine import Engine
-from manager.store import leases, volumes
+from manager.store import leases, operations, volumes
 from manager.store.pool import DATABASE_AWAY, Pool
+from manager.store.volumes import VolumeRow
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Leftovers:
         self._pool = pool
         self._engine = engine
         self._placement = placement
+        self._told: dict[str, str] = {}
 
     async def run(self) -> None:
         """Looks for ever."""
@@ -46,6 +48,7 @@ class Leftovers:
         async with self._pool.acquire() as connection:
             await leases.prune(connection)
             rows = await volumes.to_delete(connection, rest_s=REST_S, limit=_AT_ONCE)
+        self._told = {row.id: self._told[row.id] for row in rows if row.id in self._told}
         for row in rows:
             try:
                 worker = await self._placement.eraser(row)
@@ -54,7 +57,20 @@ class Leftovers:
                     key=key_of(row),
                     subject=subject_of(row),
                     params=deletion_params(row, self._placement.place_of(row), worker, None),
-                    actor=SYSTEM,
+                    actor=await self._asked_by(row),
                 )
             except Refused as error:
-                log.info("leftover stays for now", extra={"volume_id": row.id, "reason": error.problem.detail})
+                self._tell(row, error.problem.detail)
+
+    async def _asked_by(self, row: VolumeRow) -> Actor:
+        """Whoever asked for the deletion first: what happens later is still his doing."""
+        async with self._pool.acquire() as connection:
+            asked = await operations.first_on(connection, key_of(row), "volume.delete")
+        return Actor(name=asked.actor, request_id=asked.request_id) if asked else SYSTEM
+
+    def _tell(self, row: VolumeRow, reason: str) -> None:
+        """Once for each reason: a host may be away for days."""
+        if self._told.get(row.id) != reason:
+            self._told[row.id] = reason
+            where = {"name": row.name, "role": row.role.value, "locator": row.locator, "backend_id": row.backend_id}
+            log.info("leftover stays for now", extra={"volume_id": row.id, **where, "reason": reason})

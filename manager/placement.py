@@ -27,6 +27,8 @@ from schemas.volumes import VolumeState
 #: Of a backend's space; beyond it no volume comes to it.
 CRITICAL = 0.98
 _USABLE = (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
+#: Of a backend that is red for want of space what is there can be used all the same, and be deleted or moved away.
+_FULL = FaultCode.NO_SPACE
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,11 @@ class Placement:
                     f"what lies on {backend.name} can be worked on by {name} alone now{asked}",
                 )
             chosen = others
-        faults = [(each, self._first_objection(needed, each)) for each in chosen]
-        able = [each for each, fault in faults if fault is None]
-        if not able:
-            self._refuse(needed[0][0], [fault for _, fault in faults if fault is not None])
         first = needed[0][0]
+        found = {each.id: self._first_objection(needed, each, takes_space=size_bytes > 0) for each in chosen}
+        able = [each for each in chosen if found[each.id] is None]
+        if not able:
+            self._refuse([objection for objection in found.values() if objection is not None], host)
         able.sort(key=lambda each: (self._rank(first, each), -self._available(first, each)))
         self._refuse_full(first, able[0], size_bytes)
         return able[0]
@@ -205,25 +207,35 @@ class Placement:
             used = await volumes.hosts_in_use(connection, backend.id)
         return next(iter(sorted(used)), None)
 
-    def _first_objection(self, needed: Sequence[tuple[BackendRow, str | None]], host: HostRow) -> Fault | None:
-        return next((fault for backend, _ in needed if (fault := self._objection(backend, host))), None)
+    def _first_objection(
+        self, needed: Sequence[tuple[BackendRow, str | None]], host: HostRow, *, takes_space: bool
+    ) -> tuple[BackendRow, Fault] | None:
+        """takes_space: the first of them is to hold more than before."""
+        for number, (backend, _) in enumerate(needed):
+            if fault := self._objection(backend, host, takes_space=takes_space and number == 0):
+                return backend, fault
+        return None
 
-    def _objection(self, backend: BackendRow, host: HostRow) -> Fault | None:
+    def _objection(self, backend: BackendRow, host: HostRow, *, takes_space: bool = False) -> Fault | None:
         """Why the host cannot use the backend now, by its last word."""
         if not self._registry.is_online(host.id):
             return offline_fault(host.name)
         cell = self._cell(backend, host)
-        if cell is not None and cell.status in _USABLE:
+        if cell is not None and (cell.status in _USABLE or (cell.code is _FULL and not takes_space)):
             return None
         code = (cell.code if cell else None) or FaultCode.CONVERGING
         detail = (cell.detail if cell else None) or f"{host.name} has not taken over {backend.name} yet"
         return Fault(code=code, detail=detail, remedy=(cell.remedy if cell else None) or REMEDIES[code], host=host.name)
 
-    def _refuse(self, backend: BackendRow, faults: Sequence[Fault]) -> None:
+    def _refuse(self, found: Sequence[tuple[BackendRow, Fault]], host: str | None) -> None:
+        """found: an objection of each host that was thought of. host: the one that was asked for."""
+        faults = [fault for _, fault in found]
         is_away = all(fault.code is FaultCode.HOST_OFFLINE for fault in faults)
+        names = " and ".join(dict.fromkeys(backend.name for backend, _ in found))
+        who = f"{faults[0].host} cannot" if host is not None or len(faults) == 1 else "no host can"
         raise Refused.because(
             ProblemCode.NO_AGENT if is_away else ProblemCode.PROBE_FAILED,
-            f"no host can use {backend.name} now; nothing was changed",
+            f"{who} use {names} now; nothing was changed",
             faults=tuple(faults),
             retry_after_s=5 if is_away else None,
         )

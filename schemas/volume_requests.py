@@ -15,7 +15,7 @@ from schemas.volume_rpc import AttachMode, VolumeFormat
 SECTOR_BYTES = 512
 MAX_SIZE_BYTES = 2**62
 #: Whoever it names is asked by a host; a user name or password would go into the journal.
-_URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:[/?][!-~]*)?")
+_URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:[/?][!\x22$-~]*)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _T = TypeVar("_T")

@@ -1,9 +1,10 @@
 """Delete a volume, an image, a snapshot or what an operation left: its bytes, then its row. Kind `volume.delete`.
 
     ready | deleting --begin--> deleting --remove--> gone
-    deleting --any failure--> deleting: it cannot be used any more, and is tried again by itself or on demand
+    deleting --refused because something has it open--> ready: nothing of it was touched
+    deleting --any other failure--> deleting: it cannot be used any more, and is tried again by itself or on demand
 
-1. begin    refused while attached, while it has snapshots, while something is under way on it
+1. begin    refused while attached, while it has snapshots, while something is under way on it    undo: as drawn
 2. wipe     by the backend's policy
 3. erase    the incarnation is gone from the storage
 4. remove   row gone, event                                   PIVOT
@@ -11,6 +12,8 @@
 Of what lies in a folder of a host that was revoked only the row can go: nobody reaches its bytes any more (params `worker` null).
 """
 
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 import msgspec
@@ -18,7 +21,7 @@ import msgspec
 from manager.errors import Refused
 from manager.sagas import volume_moves as moves
 from manager.sagas.create_volume import refused
-from manager.sagas.steps import Run, SagaDef, Step
+from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
 from manager.store import attachments, events, volumes
 from manager.store.pool import Connection
 from manager.store.volumes import VolumeRow
@@ -66,16 +69,39 @@ async def begin(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str
     return {"before": volumes.shown(row)}
 
 
+async def give_back(connection: Connection, run: Run, _: dict[str, Any]) -> None:
+    """Who reads "in use" takes the deletion for refused: it must not come when the machine is switched off."""
+    error, before = run.row.error, run.output["before"]
+    is_refused = error is not None and error.code is ProblemCode.VOLUME_IN_USE
+    if is_refused and before["state"] == VolumeState.READY and await volumes.lock(connection, run.params["volume_id"]):
+        await volumes.give_back(connection, run.params["volume_id"])
+        await moves.let_go(connection, run, place_in(run.params))
+
+
 async def wipe(run: Run) -> dict[str, Any]:
     params = run.params
-    await moves.wipe(run, params["worker"], spec_in(params), place_in(params), params["volume_id"])
+    with _telling():
+        await moves.wipe(run, params["worker"], spec_in(params), place_in(params), params["volume_id"])
     return {}
 
 
 async def erase(run: Run) -> dict[str, Any]:
     params = run.params
-    await moves.erase(run, params["worker"], spec_in(params), place_in(params), params["volume_id"])
+    with _telling():
+        await moves.erase(run, params["worker"], spec_in(params), place_in(params), params["volume_id"])
     return {}
+
+
+@contextlib.contextmanager
+def _telling() -> Generator[None]:
+    """What a failure means for the volume is said with it."""
+    try:
+        yield
+    except (StepFailed, TryAgain) as error:
+        is_refused = error.problem.code is ProblemCode.VOLUME_IN_USE
+        after = "nothing was deleted" if is_refused else "it stays in deleting, and goes as soon as its storage lets it"
+        told = msgspec.structs.replace(error.problem, detail=f"{error.problem.detail}; {after}")
+        raise type(error)(told) from error
 
 
 async def remove(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +154,7 @@ DELETE_VOLUME = SagaDef(
     kind="volume.delete",
     version=1,
     steps=(
-        Step("begin", do_sql=begin),
+        Step("begin", do_sql=begin, undo_sql=give_back),
         Step(
             "wipe",
             do=wipe,

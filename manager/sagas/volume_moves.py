@@ -24,8 +24,9 @@ from schemas.volume_rpc import EraseVolume, VolumeSpec, Wipe, WipeVolume, WorkRe
 
 ResultT = TypeVar("ResultT")
 
-#: How long a host may stay silent about long work before the saga gives up: an agent that is started again is back within.
-PATIENCE_S = 120.0
+#: How long a host may stay silent about long work before the saga gives up: an agent that is started again is back within, also
+#: one of `stowage up`, whose supervisor waits up to 120 s before it starts again what has failed often.
+PATIENCE_S = 180.0
 #: How long one look at long work may take on the host.
 LOOK_MS = 2000
 #: How long a saga may stand in line in one step before its budget runs: with many before it, that they take their time is no failure.

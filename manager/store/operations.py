@@ -116,6 +116,14 @@ async def active_on(connection: Connection, key: str) -> OperationRow | None:
     return _row(record) if record else None
 
 
+async def first_on(connection: Connection, key: str, kind: str) -> OperationRow | None:
+    """The oldest of that kind on the key that is still known."""
+    record = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM operation WHERE key = $1 AND kind = $2 ORDER BY id LIMIT 1", key, kind
+    )
+    return _row(record) if record else None
+
+
 async def write(
     connection: Connection,
     row: OperationRow,
@@ -336,7 +344,7 @@ def _shown(row: OperationRow, steps: Sequence[asyncpg.Record]) -> Operation:
             )
             for s in steps
         ),
-        progress=row.progress or Progress(),
+        progress=_progress(row),
         is_cancelled=row.is_cancelled,
         error=row.error,
         result=row.result,
@@ -344,3 +352,11 @@ def _shown(row: OperationRow, steps: Sequence[asyncpg.Record]) -> Operation:
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
+
+
+def _progress(row: OperationRow) -> Progress:
+    """Of what has ended, how far it came; of what goes on, how fast and for how long too."""
+    progress = row.progress or Progress()
+    if row.state is OperationState.RUNNING:
+        return progress
+    return msgspec.structs.replace(progress, rate_bytes_s=None, eta_s=None)

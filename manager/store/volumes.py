@@ -179,6 +179,11 @@ async def mark_deleting(connection: Connection, volume_id: str) -> VolumeRow:
     return await _update(connection, "state = 'deleting'", volume_id)
 
 
+async def give_back(connection: Connection, volume_id: str) -> VolumeRow:
+    """It was to be deleted, and nothing of it was touched."""
+    return await _update(connection, "state = 'ready', worker_id = NULL", volume_id)
+
+
 async def set_size(connection: Connection, volume_id: str, size_bytes: int) -> VolumeRow:
     return await _update(connection, "size_bytes = $2", volume_id, size_bytes)
 

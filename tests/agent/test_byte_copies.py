@@ -206,9 +206,30 @@ def test_copy_bytes_onto_a_full_file_system_is_no_space_and_names_the_target(tmp
     place.mkdir()
     with tmpfs(place, "size=2m"):
         source, target = source_of(tmp_path), target_of(place)
-        with pytest.raises(OSError) as caught:
-            copy(source, target)
-        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path_of(target)))
+        fault = fault_of(copy_jobs.copy_bytes, {"source": source, "target": target, "progress": ""})
+        assert (fault.code, str(path_of(target)) in str(fault)) == ("no_space", True)
+        assert path_of(target).stat().st_blocks == 0
+
+
+@needs_root
+def test_copy_bytes_leaves_what_is_kept_for_the_volumes_that_are_there(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with tmpfs(place, "size=100m"):
+        (place / "filler").write_bytes(b"x" * 90 * MIB)
+        for size, fits in ((7 * MIB, True), (9 * MIB, False)):
+            source = source_of(tmp_path, b"x" * size)
+            target = target_of(place, size)
+            args = {"source": source, "target": target, "progress": ""}
+            if fits:
+                copy_jobs.copy_bytes(args)
+            else:
+                assert "are kept for what is there" in str(fault_of(copy_jobs.copy_bytes, args))
+            path_of(target).unlink()
+        # A sparse one takes nothing, however long it is.
+        os.truncate(path_of(source_of(tmp_path, b"")), 500 * MIB)
+        sparse = extent(tmp_path, OTHER, 500 * MIB)
+        copy_jobs.copy_bytes({"source": sparse, "target": target_of(place, 500 * MIB), "progress": ""})
 
 
 def device_extent(device: str, size_bytes: int, **more: Any) -> dict[str, Any]:

@@ -134,9 +134,9 @@ def test_make_file_at_a_planted_link_is_refused_and_touches_nothing(is_dangling:
         victim.write_text("precious")
     (backend / "volumes").mkdir()
     path_of(of).symlink_to(victim)
-    with pytest.raises(OSError) as caught:
-        make(of)
-    assert caught.value.errno == errno.ELOOP
+    fault = fault_of_make(of)
+    assert (fault.code, str(fault)) == ("foreign_data", f"a symbolic link lies at {path_of(of)}")
+    assert str(path_of(of)) in fault.answer()["remedy"]
     assert victim.exists() is not is_dangling
     assert is_dangling or victim.read_text() == "precious"
     assert path_of(of).is_symlink()
@@ -170,10 +170,22 @@ def test_make_file_of_another_name_is_a_bug_and_makes_nothing(name: str, backend
 
 @both_formats
 def test_make_file_beyond_what_the_file_system_takes_leaves_nothing(image_format: str, backend: Path) -> None:
-    with files_no_longer_than(0), pytest.raises(OSError) as caught:
+    with files_no_longer_than(0), pytest.raises((OSError, JobFault)) as caught:
         make(extent(backend, image_format=image_format))
-    assert caught.value.errno in (errno.EFBIG, errno.EINVAL)
+    if image_format == "raw":
+        assert isinstance(caught.value, JobFault)
+        assert (caught.value.code, "less" in caught.value.answer()["remedy"]) == ("unsupported", True)
     assert os.listdir(backend / "volumes") == []
+
+
+def test_resize_file_beyond_what_the_file_system_takes_asks_for_less(backend: Path) -> None:
+    of = extent(backend)
+    make(of)
+    args = {"extent": of, "size_bytes": 4 * MIB, "may_shrink": False}
+    with files_no_longer_than(2 * MIB):
+        fault = fault_of(file_jobs.resize_volume_file, args)
+    assert (fault.code, "less" in fault.answer()["remedy"]) == ("unsupported", True)
+    assert size_of(of) == MIB
 
 
 @needs_root
@@ -251,6 +263,46 @@ def test_make_file_with_an_origin_that_is_gone_leaves_nothing(backend: Path) -> 
     assert os.listdir(backend / "volumes") == []
 
 
+@pytest.mark.parametrize("length", [MIB - 512, MIB + 512])
+def test_make_file_with_an_origin_that_has_lost_its_size_is_wrong_size_and_leaves_nothing(
+    length: int, backend: Path
+) -> None:
+    origin = extent(backend, OTHER)
+    make(origin)
+    os.truncate(path_of(origin), length)
+    assert fault_of_make(extent(backend, size_bytes=2 * MIB), origin).code == "wrong_size"
+    assert os.listdir(backend / "volumes") == [origin["name"]]
+
+
+@needs_qemu
+def test_look_at_a_qcow2_that_was_cut_short_is_wrong_size(backend: Path, tmp_path: Path) -> None:
+    of = extent(backend, image_format="qcow2")
+    make(of)
+    qcow2_of(path_of(of), b"x" * MIB, tmp_path)
+    assert size_of(of) == MIB
+    os.truncate(path_of(of), path_of(of).stat().st_size // 2)
+    fault = fault_of(file_jobs.look_at_volume_file, {"extent": of, "is_writable": False})
+    assert (fault.code, "cut short" in str(fault)) == ("wrong_size", True)
+    assert fault_of(file_jobs.settle_volume_file, {"extent": of}).code == "wrong_size"
+
+
+@both_formats
+def test_file_that_is_also_known_by_another_name_is_refused(image_format: str, backend: Path, tmp_path: Path) -> None:
+    of = extent(backend, image_format=image_format)
+    make(of)
+    os.link(path_of(of), tmp_path / "other")
+    before = (tmp_path / "other").read_bytes()
+    for job, args in (
+        (file_jobs.look_at_volume_file, {"extent": of, "is_writable": False}),
+        (file_jobs.resize_volume_file, {"extent": of, "size_bytes": 2 * MIB, "may_shrink": True}),
+        (file_jobs.make_volume_file, {"extent": of, "origin": None, "marker_name": MARKER_NAME}),
+    ):
+        fault = fault_of(job, args)
+        assert fault.code == "foreign_data"
+        assert "another name" in str(fault) and str(path_of(of)) in fault.answer()["remedy"]
+    assert (tmp_path / "other").read_bytes() == before
+
+
 @both_formats
 def test_settle_file_says_its_size(image_format: str, backend: Path) -> None:
     of = extent(backend, image_format=image_format)
@@ -288,7 +340,8 @@ def test_resize_file_shrinks_only_where_it_may(image_format: str, backend: Path)
     of = extent(backend, image_format=image_format, size_bytes=3 * MIB)
     make(of)
     args = {"extent": of, "size_bytes": MIB, "may_shrink": False}
-    assert fault_of(file_jobs.resize_volume_file, args).code == "unsupported"
+    fault = fault_of(file_jobs.resize_volume_file, args)
+    assert (fault.code, "may_shrink" in fault.answer()["remedy"]) == ("unsupported", True)
     assert size_of(of) == 3 * MIB
     with holder(path_of(of), "rb"):
         assert fault_of(file_jobs.resize_volume_file, {**args, "may_shrink": True}).code == "in_use"
@@ -316,7 +369,8 @@ def test_erase_file_that_another_process_has_open_is_in_use_and_left(mode: str, 
     of = extent(backend)
     make(of)
     with holder(path_of(of), mode):
-        assert fault_of(file_jobs.erase_volume_file, erasing(of)).code == "in_use"
+        fault = fault_of(file_jobs.erase_volume_file, erasing(of))
+        assert (fault.code, "Stop the VM" in fault.answer()["remedy"]) == ("in_use", True)
         assert path_of(of).exists()
     assert file_jobs.erase_volume_file(erasing(of)) == {}
     assert not path_of(of).exists()
@@ -327,9 +381,10 @@ def test_erase_file_that_is_a_link_or_in_a_linked_folder_touches_nothing(backend
     (backend / "volumes").mkdir()
     (tmp_path / "victim").write_text("precious")
     path_of(of).symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match="no regular file") as caught:
-        file_jobs.erase_volume_file(erasing(of))
-    assert caught.value.filename == str(path_of(of))
+    assert fault_of(file_jobs.erase_volume_file, erasing(of)).code == "foreign_data"
+    path_of(of).unlink()
+    os.link(tmp_path / "victim", path_of(of))
+    assert fault_of(file_jobs.erase_volume_file, erasing(of)).code == "foreign_data"
     path_of(of).unlink()
     (backend / "volumes").rmdir()
     (tmp_path / "elsewhere").mkdir()
@@ -358,12 +413,31 @@ def test_list_files_shows_ours_as_a_vm_sees_them_and_others_as_they_are(backend:
     (backend / "volumes/link.raw").symlink_to("/etc/hostname")
     cut = extent(backend, "e" * 32, image_format="qcow2")
     write_file(cut, b"QFI")
-    items = {name: (size, allocated) for name, size, allocated in listing(backend)["items"]}
+    listed = listing(backend)["items"]
+    items = {name: (size, allocated) for name, size, allocated, _ in listed}
     assert list(items) == sorted([raw["name"], qcow2["name"], cut["name"], "foreign.qcow2", "link.raw"])
+    assert {name for name, _, _, is_ours in listed if is_ours} == {raw["name"], qcow2["name"], cut["name"]}
     assert items[raw["name"]] == (2 * MIB, 0)
     assert items[qcow2["name"]][0] == 5 * MIB and 0 < items[qcow2["name"]][1] < MIB
     assert items["foreign.qcow2"][0] == 5000
     assert items[cut["name"]][0] == 3
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_list_files_shows_what_we_never_make_as_foreign_though_it_bears_a_name_of_ours(
+    image_format: str, backend: Path, tmp_path: Path
+) -> None:
+    folder = backend / "volumes"
+    folder.mkdir()
+    (tmp_path / "victim").write_bytes(b"precious")
+    paths = [folder / f"{number:032x}.{image_format}" for number in range(4)]
+    paths[0].symlink_to(tmp_path / "victim")
+    os.mkfifo(paths[1])
+    paths[2].mkdir()
+    os.link(tmp_path / "victim", paths[3])
+    assert [(name, is_ours) for name, _, _, is_ours in listing(backend)["items"]] == [
+        (path.name, False) for path in paths
+    ]
 
 
 def test_list_files_that_are_many_comes_in_pages(backend: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +450,7 @@ def test_list_files_that_are_many_comes_in_pages(backend: Path, monkeypatch: pyt
     pages = 0
     while True:
         page = listing(backend, seen[-1] if seen else "")
-        seen += [name for name, _, _ in page["items"]]
+        seen += [name for name, *_ in page["items"]]
         pages += 1
         if page["is_whole"]:
             break
@@ -389,7 +463,7 @@ def test_list_files_of_which_too_many_are_foreign_keeps_ours(backend: Path, monk
     (backend / "volumes").mkdir()
     for name in ("a", "b", "c", f"{OTHER}.raw"):
         (backend / "volumes" / name).touch()
-    assert [name for name, _, _ in listing(backend)["items"]] == ["a", "b", f"{OTHER}.raw"]
+    assert [name for name, *_ in listing(backend)["items"]] == ["a", "b", f"{OTHER}.raw"]
 
 
 def test_jobs_on_files_are_among_the_workers_jobs() -> None:

@@ -136,8 +136,13 @@ async def test_volume_that_is_gone_is_volume_missing_under_the_place_that_the_op
 async def test_volume_of_another_size_is_wrong_size(spec: VolumeSpec, store: FileVolumes) -> None:
     await store.make(spec, None)
     for wanted in (MIB, 3 * MIB):
-        for awaitable in (store.attach(sized(spec, wanted), AttachMode.RW), store.settle(sized(spec, wanted))):
+        for awaitable in (
+            store.attach(sized(spec, wanted), AttachMode.RW),
+            store.settle(sized(spec, wanted)),
+            store.opened(sized(spec, wanted), is_writable=False).__aenter__(),
+        ):
             fault = await fault_of(awaitable)
+            assert "drift report" in fault.remedy
             assert fault.code is FaultCode.WRONG_SIZE
             assert str(2 * MIB) in fault.detail and str(wanted) in fault.detail and SHOWN in fault.detail
 
@@ -156,6 +161,42 @@ async def test_volume_of_which_a_process_writes_cannot_be_detached_or_erased_and
             await store.fence_off(RAW)
         assert not runs(process.pid)
     await store.detach(RAW)
+
+
+async def test_volume_of_which_a_process_writes_is_no_source_but_one_that_is_read_is(
+    store: FileVolumes, backend: Path
+) -> None:
+    await store.make(RAW, None)
+    with holder(path_of(backend, RAW)) as process:
+        fault = await fault_of(store.opened(RAW, is_writable=False).__aenter__())
+        assert fault.code is FaultCode.IN_USE
+        assert f"({process.pid})" in fault.detail and "Stop the VM" in fault.remedy
+        await store.attach(RAW, AttachMode.RW)
+    with holder(path_of(backend, RAW), "rb"):
+        async with store.opened(RAW, is_writable=False) as source:
+            assert source.size_bytes == 2 * MIB
+
+
+@needs_qemu
+async def test_volume_that_was_cut_short_is_neither_attached_nor_a_source(store: FileVolumes, backend: Path) -> None:
+    await store.make(QCOW2, None)
+    os.truncate(path_of(backend, QCOW2), 100_000)
+    for awaitable in (store.attach(QCOW2, AttachMode.RW), store.opened(QCOW2, is_writable=False).__aenter__()):
+        fault = await fault_of(awaitable)
+        assert fault.code is FaultCode.WRONG_SIZE
+        assert "cut short" in fault.detail and "drift report" in fault.remedy
+
+
+async def test_volume_at_whose_place_is_a_link_tells_what_to_move_under_the_name_that_is_known(
+    store: FileVolumes, backend: Path
+) -> None:
+    (backend / "volumes").mkdir()
+    path_of(backend, RAW).symlink_to("/etc/hostname")
+    fault = await fault_of(store.attach(RAW, AttachMode.RW))
+    place = f"{SHOWN}/volumes/{LOCATOR}.raw"
+    assert (fault.code, fault.detail) == (FaultCode.FOREIGN_DATA, f"a symbolic link lies at {place}")
+    assert place in fault.remedy
+    assert [volume.locator for volume in await store.list()] == [""]
 
 
 class Undying:

@@ -33,6 +33,13 @@ def test_locate_through_links_within_gives_the_place_without_them(images: Path, 
     assert locate(tmp_path / "dir-link" / "link", tmp_path / "dir-link") == found
 
 
+def test_locate_file_that_is_also_outside_by_a_hard_link_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("secret")
+    os.link(tmp_path / "keys.json", images / "keys.img")
+    answer = locate(images / "keys.img", images)
+    assert (answer["fault"], "another name" in answer["detail"]) == ("source_unreadable", True)
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [

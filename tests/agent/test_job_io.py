@@ -29,9 +29,19 @@ def test_opened_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "volumes").mkdir()
     (tmp_path / "victim").write_bytes(b"precious")
     path_of(of).symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(job_io.JobFault, match="a symbolic link lies at") as caught:
         opens(of)
-    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, str(path_of(of)))
+    assert caught.value.code == "foreign_data"
+
+
+def test_opened_file_that_has_another_name_too_is_refused(tmp_path: Path) -> None:
+    of = extent(tmp_path)
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "volumes").mkdir()
+    os.link(tmp_path / "victim", path_of(of))
+    with pytest.raises(job_io.JobFault, match="another name") as caught:
+        opens(of)
+    assert caught.value.code == "foreign_data"
 
 
 def test_opened_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -43,8 +53,9 @@ def test_opened_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
         opens(of)
 
 
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "socket"])
-def test_opened_file_that_is_no_regular_one_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+def test_opened_file_that_is_no_regular_one_is_refused_at_once(kind: str, flags: int, tmp_path: Path) -> None:
     of = extent(tmp_path)
     (tmp_path / "volumes").mkdir()
     if kind == "pipe":
@@ -57,13 +68,19 @@ def test_opened_file_that_is_no_regular_one_is_refused_at_once(kind: str, tmp_pa
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"/proc/self/fd/{folder}/{path_of(of).name}")
         os.close(folder)
-    with pytest.raises(OSError) as caught:
-        opens(of)
-    assert caught.value.errno in (errno.EINVAL, errno.ENXIO)
-    assert caught.value.filename == str(path_of(of))
+    with pytest.raises(job_io.JobFault, match=f"a (named )?{kind} lies at {path_of(of)}") as caught:
+        opens(of, flags)
+    assert caught.value.code == "foreign_data"
+    assert str(path_of(of)) in caught.value.answer()["remedy"]
 
 
-@pytest.mark.parametrize("name", ["../victim", "", "..", "."])
+def test_opened_name_that_is_the_folder_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "volumes").mkdir()
+    with pytest.raises(job_io.JobFault, match="a folder lies at"):
+        opens({**extent(tmp_path), "name": "."})
+
+
+@pytest.mark.parametrize("name", ["../victim", "", ".."])
 def test_opened_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "volumes").mkdir()
     (tmp_path / "victim").touch()

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from agent import qemu_img, qemu_jobs
 from agent.job_io import JobFault, read_progress
 from agent.jobs import JOBS
+from tests.agent.mounting import needs_root, tmpfs
 from tests.agent.test_file_jobs import files_no_longer_than
 from tests.agent.volume_files import (
     MIB,
@@ -108,6 +110,39 @@ def test_inspect_qcow2_image_that_is_none_is_source_unreadable(content: bytes, t
     assert "/proc/" not in str(fault) and str(tmp_path / "image") in str(fault)
 
 
+def test_inspect_qcow2_image_of_no_bytes_is_source_unreadable(tmp_path: Path) -> None:
+    qemu("create", "-f", "qcow2", tmp_path / "image", 0)
+    assert fault_of(qemu_jobs.inspect_image, image_args(tmp_path / "image", "qcow2")).code == "source_unreadable"
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_inspect_image_with_another_name_is_source_unreadable(image_format: str, tmp_path: Path) -> None:
+    qemu("create", "-f", image_format, tmp_path / "image", MIB)
+    os.link(tmp_path / "image", tmp_path / "other")
+    fault = fault_of(qemu_jobs.inspect_image, image_args(tmp_path / "image", image_format))
+    assert (fault.code, "another name" in str(fault)) == ("source_unreadable", True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["compat=1.1", "compat=0.10", "cluster_size=4096", "extended_l2=on", "refcount_bits=1", "preallocation=metadata"],
+)
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_inspect_qcow2_image_that_was_cut_short_is_source_unreadable(
+    is_compressed: bool, options: str, tmp_path: Path
+) -> None:
+    (tmp_path / "content").write_bytes(random.Random(1).randbytes(4 * MIB))
+    # Compressed clusters are not made where there are some already.
+    packed = ["-c"] if is_compressed and "preallocation" not in options else []
+    where = (tmp_path / "content", tmp_path / "image")
+    qemu("convert", *packed, "-f", "raw", "-O", "qcow2", "-o", options, *where)
+    args = image_args(tmp_path / "image", "qcow2")
+    assert qemu_jobs.inspect_image(args) == {"size_bytes": 4 * MIB}
+    os.truncate(tmp_path / "image", 3 * MIB)
+    fault = fault_of(qemu_jobs.inspect_image, args)
+    assert (fault.code, "cut short" in str(fault)) == ("source_unreadable", True)
+
+
 def test_inspect_image_that_is_absent_is_source_unreadable(tmp_path: Path) -> None:
     assert fault_of(qemu_jobs.inspect_image, image_args(tmp_path / "no", "raw")).code == "source_unreadable"
 
@@ -198,10 +233,21 @@ def test_convert_image_at_a_planted_link_touches_nothing(place: str, tmp_path: P
     planted = path_of(source if place == "source" else target)
     planted.unlink()
     planted.symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError) as caught:
-        convert(source, target)
-    assert caught.value.errno == errno.ELOOP
+    fault = fault_of(qemu_jobs.convert_image, {"source": source, "target": target, "progress": ""})
+    assert (fault.code, "symbolic link" in str(fault)) == ("foreign_data", True)
     assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+@needs_root
+def test_convert_image_that_would_fill_the_file_system_is_no_space_and_leaves_the_target(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with tmpfs(place, "size=1m"):
+        source, target = source_of(tmp_path, "raw"), extent(place, size_bytes=len(CONTENT), image_format="qcow2")
+        write_file(target, b"as it was")
+        fault = fault_of(qemu_jobs.convert_image, {"source": source, "target": target, "progress": ""})
+        assert (fault.code, str(path_of(target)) in str(fault)) == ("no_space", True)
+        assert path_of(target).read_bytes() == b"as it was"
 
 
 def test_convert_image_that_finds_no_room_fails(tmp_path: Path) -> None:

@@ -372,6 +372,15 @@ async def test_prepare_url_of_another_digest_leaves_nothing_and_tells_no_token(
     assert "canary" not in caplog.text + str(caught.value)
 
 
+async def test_prepare_url_that_is_no_image_names_the_url_and_no_file_of_ours(volumes: Volumes, server: Server) -> None:
+    source = msgspec.structs.replace(url_source(server), format=VolumeFormat.QCOW2)
+    with pytest.raises(AgentFault) as caught:
+        await volumes.prepare(source)
+    assert caught.value.fault.code is FaultCode.SOURCE_UNREADABLE
+    assert caught.value.fault.detail.startswith(f"the image from {source.url.partition('?')[0]} is no qcow2")
+    assert str(volumes.rig.state.downloads) not in str(caught.value)
+
+
 async def test_erase_removes_what_was_fetched_for_the_volume(volumes: Volumes, server: Server) -> None:
     await volumes.prepare(url_source(server))
     await volumes.erase(new_spec())

@@ -242,6 +242,21 @@ async def test_end_of_a_work_is_forgotten_by_age_and_by_number(tmp_path: Path, m
     assert work.begun == 5
 
 
+@pytest.mark.parametrize(
+    ("cause", "is_shown"), [(None, False), (OSError(5, "x"), False), (TimeoutError(), False), (ValueError("x"), True)]
+)
+async def test_failure_of_a_work_is_logged_with_a_trace_of_what_nobody_expects(
+    cause: Exception | None, is_shown: bool, works: Works, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Work()
+    work.gate.set()
+    work.error = AgentFault.of(FaultCode.NO_SPACE, "full")
+    work.error.__cause__ = cause
+    await fault_of(works, "k", work)
+    (line,) = [record for record in caplog.records if record.message == "work failed"]
+    assert bool(line.exc_info and line.exc_info[0]) is is_shown
+
+
 async def test_failure_of_a_work_is_logged_with_its_code(works: Works, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     work = Work()

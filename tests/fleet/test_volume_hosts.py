@@ -90,7 +90,7 @@ async def test_host_that_cannot_use_the_backend_is_refused_and_explained_with_it
         stowage.world.fail("hv2", verb, FaultCode.SERVER_UNREACHABLE)
     await _until_told(api, "fast", "hv2", "server_unreachable")
     for answer in (await _create(api, backend="fast", host="hv2"), await attach(api, "web", "hv2")):
-        assert "no host can use fast now" in refused(answer, 422, "probe_failed")
+        assert "hv2 cannot use fast now" in refused(answer, 422, "probe_failed")
         assert [(each["host"], each["code"]) for each in answer.body["faults"]] == [("hv2", "server_unreachable")]
     [reason] = await _explained(api, "hv2")
     assert "fast cannot be used there: scripted failure of" in reason

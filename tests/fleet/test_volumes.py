@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 
+from manager import leftovers
 from schemas.agent_rpc import Failed
 from schemas.bus import Message
 from schemas.faults import FaultCode, fault
@@ -14,6 +16,7 @@ from tests.fleet.volume_calls import (
     BACKENDS,
     VOLUMES,
     attach,
+    content,
     done,
     folder,
     refused,
@@ -22,6 +25,7 @@ from tests.fleet.volume_calls import (
     until_offline,
     volume,
 )
+from tests.sagas.scenarios import MIB
 
 
 async def _events(stowage: Fleet, type_: str) -> list[dict[str, Any]]:
@@ -150,3 +154,70 @@ async def test_revoked_host_holds_nothing_and_what_lay_on_it_can_be_deleted(stow
     assert (deleted["name"], deleted["is_erased"]) == ("cache", False)
     assert lost["locator"] in stowage.world.contents(lost["backend_id"]), "nobody could reach it"
     done(await api("DELETE", f"{BACKENDS}/own"), 204)
+
+
+async def test_deletion_that_is_refused_because_it_is_open_deletes_nothing_then_or_later(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads 409 takes it for refused; the machine that has it open will be switched off one day."""
+    monkeypatch.setattr(leftovers, "LOOK_S", 0.1)
+    monkeypatch.setattr(leftovers, "REST_S", 0.1)
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    shown = await volume(stowage, "web", "fast")
+    for host in ("hv1", "hv2"):
+        stowage.world.in_use[host].add(shown["locator"])
+
+    words = refused(await api("DELETE", f"{VOLUMES}/web"), 409, "volume_in_use")
+
+    assert "nothing was deleted" in words
+    assert done(await api("GET", f"{VOLUMES}/web"))["state"] == "ready"
+    for host in ("hv1", "hv2"):
+        stowage.world.in_use[host].clear()
+    done(await attach(api, "web", "hv1"))
+    assert content(stowage, shown) == "a"
+    assert await _events(stowage, "volume.deleted") == []
+    await stowage.settle()
+
+
+async def test_deletion_that_fails_is_done_later_in_the_name_of_whoever_asked(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "LOOK_S", 0.1)
+    monkeypatch.setattr(leftovers, "REST_S", 0.1)
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    for host in ("hv1", "hv2"):
+        stowage.world.fail(host, "erase")
+
+    words = refused(await api("DELETE", f"{VOLUMES}/web"), 422, "probe_failed")
+
+    assert "stays in deleting" in words
+    stowage.world.script.clear()
+    await stowage.settle()
+    [row] = await stowage.sql("SELECT actor, request_id FROM event WHERE type = 'volume.deleted'")
+    assert row["actor"] == "token:admin" and row["request_id"]
+
+
+async def test_full_backend_lets_go_of_what_is_on_it(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    for name in ("web", "db"):
+        await volume(stowage, name, "fast")
+    done(await api("POST", f"{VOLUMES}/db/snapshots", {"name": "before"}), 201)
+    for host in ("hv1", "hv2"):
+        for verb in ("probe", "attach"):
+            stowage.world.fail(host, verb, FaultCode.NO_SPACE)
+
+    async def is_red() -> bool:
+        cells = (await api("GET", f"{BACKENDS}/fast/hosts")).body["hosts"]
+        return {cell["code"] for cell in cells} == {"no_space"}
+
+    await until(is_red, "fast to be full")
+
+    refused(await api("POST", VOLUMES, {"name": "more", "size_bytes": MIB, "backend": "fast"}), 422, "probe_failed")
+    done(await attach(api, "web", "hv1"))
+    done(await api("POST", f"{VOLUMES}/web/detach"))
+    assert (await api("DELETE", f"{VOLUMES}/db/snapshots/before")).status == 204
+    assert (await api("DELETE", f"{VOLUMES}/db")).status == 204
