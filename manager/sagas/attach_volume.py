@@ -148,4 +148,6 @@ ATTACH_VOLUME = SagaDef(
         Step("open", do_sql=open_),
     ),
     pivot="open",
+    # An LV is looked for and activated by LVM tools, which take seconds each on a slow host, behind a probe perhaps.
+    budget_s=60.0,
 )

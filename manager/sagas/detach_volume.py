@@ -122,4 +122,6 @@ DETACH_VOLUME = SagaDef(
         Step("tell", do=tell, applies=lambda params: bool(params["is_forced"])),
     ),
     pivot="close",
+    # An LV is looked for and activated by LVM tools, which take seconds each on a slow host, behind a probe perhaps.
+    budget_s=60.0,
 )

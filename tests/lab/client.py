@@ -14,6 +14,9 @@ from schemas.problems import STATUS, ProblemCode
 #: Above the 30 s after which the manager answers 202.
 _TIMEOUT_S = 60
 _POLL_S = 0.1
+#: Operations that make something, and those whose answer is what they have to tell.
+_MAKES = ("backend.add", "volume.create")
+_TELLS = ("volume.attach", "volume.detach", "backend.evacuate")
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,19 @@ class Api:
             return Answer(STATUS[ProblemCode(error["code"])], {**error, "operation": answer.operation})
         if method == "DELETE":
             return Answer(200, operation["result"]) if "Prefer" in headers else Answer(204, None)
-        shown = self._ask("GET", f"/{operation['subject']}", None, {})
-        return Answer(201, shown.body) if operation["kind"] == "backend.add" else shown
+        if operation["kind"] in _TELLS:
+            return Answer(200, operation["result"])
+        collection, _, made = operation["subject"].partition("/")
+        # A snapshot is shown below its volume, where it was asked for.
+        where = f"{path}/{made}" if collection == "snapshots" else f"/{operation['subject']}"
+        shown = self._ask("GET", where, None, {})
+        return Answer(201, shown.body) if operation["kind"] in _MAKES else shown
+
+    def begin(self, path: str, body: Any) -> str:
+        """The path of the operation of a POST that is not waited for."""
+        answer = self._ask("POST", path, body, {"Prefer": "respond-async"})
+        assert answer.status == HTTPStatus.ACCEPTED, answer
+        return answer.operation.removeprefix("/v1")
 
     def get(self, path: str) -> Any:
         """The body of a 200."""

@@ -5,6 +5,7 @@ Secrets that tests give to the product are searched for at the end of the sessio
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,28 @@ import pytest
 
 from tests.lab import accounts, leaks
 from tests.lab import lab as labs
-from tests.lab.backends import PATIENCE_S, Backends
+from tests.lab.backends import PATIENCE_S, Backend, Backends
 from tests.lab.client import Api
+from tests.lab.disks import MAKES, Disk
 from tests.lab.host import Command, Host, commands_in
 from tests.lab.image import log_dir
-from tests.lab.iscsi import target_with_group
+from tests.lab.iscsi import KIND, iscsi, target_with_group
 from tests.lab.lab import Lab
 from tests.lab.leaks import Secrets
+from tests.lab.nfs import nfs
 from tests.lab.qemu import wait_until
-from tests.lab.smb import Login, login_of
+from tests.lab.smb import Login, login_of, smb
 from tests.lab.storage import Chap, Storage
+from tests.lab.volumes import Volumes
 
 #: With what a node record's parser might take for its own.
 _CHAP = "chap-canary-\"'#=\\%$[1]"
 _LONGEST = ("test_three_hosts.py", "test_lvmlockd.py")
 #: The tools that a host's agent has run in this test, in the order in which they ended.
 Ran = Callable[[Host], list[Command]]
+#: A new, healthy backend for volumes, by a word for its storage: nfs, smb, thick, thin, local, or a disk of hv1's with ext4 or xfs.
+#: On hv1 unless told; mib: how large the disk or the volume group is.
+Place = Callable[..., Backend]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -163,6 +170,40 @@ def iqn(storage: Storage) -> str:
 def image(storage: Storage, iqn: str) -> str:
     """The file behind LUN 0 of that target, which is blank."""
     return storage.lun(iqn)
+
+
+@pytest.fixture
+def place(storage: Storage, backends: Backends, hv1: Host, login: Login) -> Iterator[Place]:
+    """Adds backends for volumes; the disks beneath them go after the test."""
+    with ExitStack() as stack:
+
+        def add(word: str, on: Sequence[Host] = (), mib: int = 320) -> Backend:
+            match word:
+                case "nfs":
+                    return backends.add("nfs", nfs(storage.export()), on=on)
+                case "smb":
+                    return backends.add("smb", smb(storage.share()), on=on, credentials=login)
+                case "thick" | "thin":
+                    config = iscsi(target_with_group(storage, mib=mib), thin=word == "thin")
+                    return backends.add(KIND, config, on=on)
+                case "local":
+                    return backends.add("local_file", {"root_dir": f"/var/tmp/{storage.unique('volumes')}"}, on=on)
+                case "ext4" | "xfs":
+                    disk = stack.enter_context(Disk(hv1, storage.unique(word), MAKES[word], mib=mib))
+                    return backends.add("local_file", {"root_dir": disk.where}, on=on)
+                case _:
+                    raise AssertionError(f"there is no storage {word}")
+
+        yield add
+
+
+@pytest.fixture
+def volumes(lab: Lab, place: Place) -> Iterator[Volumes]:
+    """After the test, with all servers back, every volume goes; and nothing may be left that was none."""
+    with_them = Volumes(lab.api)
+    yield with_them
+    lab.recover()
+    with_them.clear()
 
 
 @pytest.fixture

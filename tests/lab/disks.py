@@ -4,6 +4,9 @@ from types import TracebackType
 
 from tests.lab.host import Host
 
+#: File system -> its mkfs, quiet and forced, with reflinks where it has them.
+MAKES = {"ext4": "mkfs.ext4 -q -F -m 0", "xfs": "mkfs.xfs -q -f -m reflink=1", "btrfs": "mkfs.btrfs -q -f"}
+
 
 class Disk:
     """Mounted at `where` for as long as the block lasts, unless a test unmounts it."""

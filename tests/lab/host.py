@@ -15,6 +15,8 @@ from tests.lab.qemu import Machine, wait_until
 
 STATE_DIR = PurePosixPath("/var/lib/stowage-agent")
 LOG = "/var/log/stowage-agent.log"
+#: The one folder whose files the agent may take for images.
+IMAGES = "/var/tmp/images"
 _ENV_FILE = "/etc/stowage-agent.env"
 #: While it is there, init waits for a word instead of starting the agent (guest/run-agent).
 _OFF_FILE = "/etc/stowage-agent.off"
@@ -72,6 +74,16 @@ except OSError as error:
 """
 
 
+_POUR = """
+import os, sys
+with open(sys.argv[1], "r+b", buffering=0) as file:
+    print("ready", flush=True)
+    while not os.path.exists("/run/pour-end"):
+        os.pwrite(file.fileno(), os.urandom(4096), 0)
+        os.fsync(file.fileno())
+"""
+
+
 @dataclass(frozen=True)
 class Command:
     """A tool that the agent ran, by its own log at debug level. code None: it was abandoned."""
@@ -107,6 +119,8 @@ class Host:
         self.courier.run(
             "/opt/stowage/bin/stowage-agent join --allow-http", _through_slirp(self._api.url), "-", stdin=token + "\n"
         )
+        # Above the table [labels].
+        self.courier.run(f"sed -i '1a image_dirs = [\"{IMAGES}\"]' {STATE_DIR}/agent.toml")
         self.run_agent(**INTERVALS)
         self.wait_online()
 
@@ -200,6 +214,27 @@ class Host:
         finally:
             self.courier.run("touch /run/write-end; while ! grep -q '^end$' /run/written; do sleep 0.05; done")
             errors += self.courier.run("cat /run/written; rm /run/writ*").out.splitlines()[1:-1]
+
+    @contextmanager
+    def pouring(self, path: str) -> Generator[Callable[[], bool]]:
+        """A process of the host overwrites and syncs the first bytes of a volume without a pause, as a VM does its disk; yields
+        whether it still does: an error ends it.
+        """
+        self.courier.put("/run/pour.py", _POUR)
+        self.courier.run(
+            f"rm -f /run/pour-end; (python3 -E -s /run/pour.py '{path}'; echo end) >/run/poured 2>&1 </dev/null &"
+        )
+
+        def goes_on() -> bool:
+            return self.courier.attempt("grep -q '^end$' /run/poured").code != 0
+
+        try:
+            self._wait_for_line("ready", "/run/poured", "the writer")
+            yield goes_on
+        finally:
+            self.courier.run(
+                "touch /run/pour-end; while ! grep -q '^end$' /run/poured; do sleep 0.05; done; rm /run/pour*"
+            )
 
     @contextmanager
     def serving_nfs(self, path: str) -> Generator[None]:

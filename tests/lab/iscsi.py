@@ -60,10 +60,10 @@ def added_blank(backends: Backends, config: dict[str, Any], **fields: Any) -> Ba
     return backend
 
 
-def target_with_group(storage: Storage, chap: Chap = _NO_CHAP, vg_name: str = "vg_vms") -> str:
+def target_with_group(storage: Storage, chap: Chap = _NO_CHAP, vg_name: str = "vg_vms", *, mib: int = 256) -> str:
     """A target with this VG on LUN 0; its IQN."""
     iqn = storage.target(chap)
-    storage.volume_group(storage.lun(iqn), vg_name)
+    storage.volume_group(storage.lun(iqn, mib=mib), vg_name)
     return iqn
 
 

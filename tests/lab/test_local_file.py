@@ -7,13 +7,11 @@ from contextlib import ExitStack
 import pytest
 
 from tests.lab.backends import Backends
-from tests.lab.disks import Disk
+from tests.lab.disks import MAKES, Disk
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.qemu import wait_until
 
-#: File system -> its mkfs, quiet and forced, with reflinks where it has them.
-MAKES = {"ext4": "mkfs.ext4 -q -F -m 0", "xfs": "mkfs.xfs -q -f -m reflink=1", "btrfs": "mkfs.btrfs -q -f"}
 MARKER = ".stowage-backend.json"
 ROOT = "/var/tmp/vms"
 
