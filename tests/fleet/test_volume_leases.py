@@ -71,7 +71,8 @@ async def _until_known(api: Api, backend: str) -> None:
 
     async def is_known() -> bool:
         answer = await api("GET", f"{BACKENDS}/{backend}")
-        return answer.status == 200 and answer.body["host_summary"]["healthy"] == 2
+        # Its hosts' reports come by another way than its row, and may be there first.
+        return answer.status == 200 and answer.body["state"] == "ready" and answer.body["host_summary"]["healthy"] == 2
 
     await until(is_known, f"{backend} to be known")
 

@@ -69,7 +69,7 @@ async def ended(api: Api, operation: str) -> Any:
     async def is_over() -> bool:
         return (await api("GET", operation)).body["state"] not in ("running", "undoing")
 
-    await until(is_over, f"{operation} to end")
+    await until(is_over, f"{operation} to end", patience_s=90.0)
     return done(await api("GET", operation))
 
 
