@@ -6,6 +6,7 @@ What no process has open but a loop device has, is found by sysfs.
 """
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -106,7 +107,7 @@ def shown(users: list[User], count: int) -> str:
 
 def _opened(pid: int, name: str, device: str, mounts: dict[str, dict[str, _Mount]]) -> Iterator[int]:
     """The flags of each descriptor by which the process has the file open; none of one that is gone meanwhile."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+    with _gone_meanwhile():
         bound: set[str] | None = None
         for number in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -122,6 +123,18 @@ def _opened(pid: int, name: str, device: str, mounts: dict[str, dict[str, _Mount
                 # One that is mounted nowhere any more, for it was unmounted lazily, has no device to be known by.
                 if mount is None or not device or mount.device == device:
                     yield int(facts.get("flags", "0"), 8)
+
+
+@contextlib.contextmanager
+def _gone_meanwhile() -> Iterator[None]:
+    """A process that ends while it is looked at has nothing open; the kernel says EINVAL of the mounts of one that is just ending."""
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def _mounts_of(pid: int, known: dict[str, dict[str, _Mount]]) -> dict[str, _Mount]:

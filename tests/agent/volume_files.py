@@ -15,8 +15,9 @@ from agent.job_io import Job, JobFault
 from agent.jobs import MARKER_NAME
 
 MIB = 1024 * 1024
-LOCATOR = "0123456789abcdef0123456789abcdef"
-OTHER = "f" * 32
+#: No other test process's: who has a volume open is told by its name, and in earnest no two have the same.
+LOCATOR = f"{os.getpid():032x}"
+OTHER = "f" * 24 + f"{os.getpid():08x}"
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="runs qemu-img")
 needs_xfs = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mkfs.xfs") is None or not Path("/dev/loop-control").exists(),
