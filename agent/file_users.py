@@ -13,7 +13,7 @@ import re
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 from agent.job_io import Job, JobFault, path_of
@@ -126,7 +126,7 @@ def _opened(pid: int, name: str, device: str, mounts: dict[str, dict[str, _Mount
 
 
 @contextlib.contextmanager
-def _gone_meanwhile() -> Iterator[None]:
+def _gone_meanwhile() -> Generator[None]:
     """A process that ends while it is looked at has nothing open; the kernel says EINVAL of the mounts of one that is just ending."""
     try:
         yield
