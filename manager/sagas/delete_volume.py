@@ -13,7 +13,7 @@ Of what lies in a folder of a host that was revoked only the row can go: nobody 
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -80,27 +80,31 @@ async def give_back(connection: Connection, run: Run, _: dict[str, Any]) -> None
 
 async def wipe(run: Run) -> dict[str, Any]:
     params = run.params
-    with _telling():
+    # No look at the wipe has been answered yet, in this life or another: what is in use is refused before a byte is overwritten.
+    with _telling(lambda: not run.is_inherited and not run.reported_at):
         await moves.wipe(run, params["worker"], spec_in(params), place_in(params), params["volume_id"])
     return {}
 
 
 async def erase(run: Run) -> dict[str, Any]:
     params = run.params
-    with _telling():
+    with _telling(lambda: place_in(params).wipe is Wipe.NONE):
         await moves.erase(run, params["worker"], spec_in(params), place_in(params), params["volume_id"])
     return {}
 
 
 @contextlib.contextmanager
-def _telling() -> Generator[None]:
-    """What a failure means for the volume is said with it."""
+def _telling(is_untouched: Callable[[], bool]) -> Generator[None]:
+    """What a failure means for the volume is said with it; volume_in_use means that it is as it was (`give_back`)."""
     try:
         yield
     except (StepFailed, TryAgain) as error:
-        is_refused = error.problem.code is ProblemCode.VOLUME_IN_USE
+        code = error.problem.code
+        is_refused = code is ProblemCode.VOLUME_IN_USE and is_untouched()
         after = "nothing was deleted" if is_refused else "it stays in deleting, and goes as soon as its storage lets it"
-        told = msgspec.structs.replace(error.problem, detail=f"{error.problem.detail}; {after}")
+        if code is ProblemCode.VOLUME_IN_USE and not is_refused:
+            code = ProblemCode.PROBE_FAILED
+        told = msgspec.structs.replace(error.problem, code=code, detail=f"{error.problem.detail}; {after}")
         raise type(error)(told) from error
 
 

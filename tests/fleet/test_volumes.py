@@ -20,6 +20,7 @@ from tests.fleet.volume_calls import (
     done,
     folder,
     refused,
+    san,
     share,
     two_hosts,
     until_offline,
@@ -221,3 +222,17 @@ async def test_full_backend_lets_go_of_what_is_on_it(stowage: Fleet) -> None:
     done(await api("POST", f"{VOLUMES}/web/detach"))
     assert (await api("DELETE", f"{VOLUMES}/db/snapshots/before")).status == 204
     assert (await api("DELETE", f"{VOLUMES}/db")).status == 204
+
+
+async def test_deletion_that_had_wiped_gives_nothing_back(stowage: Fleet) -> None:
+    """What is opened between the wipe and the removal is zeros by then, and must not be called ready."""
+    api = await two_hosts(stowage)
+    await san(api, wipe_on_delete="zero")
+    shown = await volume(stowage, "web", "san")
+    for host in ("hv1", "hv2"):
+        stowage.world.in_use[host].add(shown["locator"])
+
+    words = refused(await api("DELETE", f"{VOLUMES}/web"), 422, "probe_failed")
+
+    assert "stays in deleting" in words
+    assert done(await api("GET", f"{VOLUMES}/web"))["state"] == "deleting"
