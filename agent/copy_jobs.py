@@ -9,10 +9,10 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from typing import Any
 
+from agent.device_jobs import zero_out
 from agent.file_users import refuse_users
 from agent.job_io import (
     Job,
@@ -37,14 +37,8 @@ _ZEROS = bytes(_GRAIN_BYTES)
 _SERVER_CHUNK_BYTES = 16 * 1024 * 1024
 #: Bytes written before the storage is asked to take them. Waited for one window later, so it always has work and memory is not filled.
 _WINDOW_BYTES = 32 * 1024 * 1024
-#: Bytes that a device is asked to zero at once; it answers when it has.
-_ZERO_BYTES = 64 * 1024 * 1024
-#: ioctls of linux/fs.h: _IOW(0x94, 9, int) and _IO(0x12, 127), the latter with where it begins and how long it is.
+#: Of linux/fs.h: _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
-_BLKZEROOUT = 0x127F
-#: The largest block that a device has, of which it zeroes whole ones only; bytes.
-_BLOCK_BYTES = 4096
-_RANGE = struct.Struct("=QQ")
 #: As mountinfo calls file systems of a server, which can copy by itself.
 _SERVERS = frozenset("nfs nfs4 cifs smb3".split())  # noqa: SIM905 - no kind of backend is meant
 #: The storage cannot do it in this way.
@@ -67,7 +61,7 @@ def copy_bytes(args: dict[str, Any]) -> dict[str, Any]:
             if not target["is_zero"]:
                 end = os.lseek(target_fd, 0, os.SEEK_END)
             _Copy(source_fd, target_fd, args, size, progress, end).run()
-            zero_out(target_fd, size, end, progress, end)
+            zero_out(target_fd, size, end, lambda at: progress.report(at, end))
         else:
             refuse_users(target, only_writers=True)
             os.ftruncate(target_fd, 0)
@@ -88,7 +82,7 @@ def zero_bytes(args: dict[str, Any]) -> dict[str, Any]:
     with opened(target, os.O_RDWR) as target_fd:
         if is_device(target_fd):
             end = os.lseek(target_fd, 0, os.SEEK_END)
-            zero_out(target_fd, 0, end, progress, end)
+            zero_out(target_fd, 0, end, lambda at: progress.report(at, end))
         else:
             refuse_users(target, only_writers=True)
             os.ftruncate(target_fd, 0)
@@ -139,22 +133,6 @@ def clone(source_fd: int, target_fd: int) -> bool:
             return False
         raise
     return True
-
-
-def zero_out(device_fd: int, begin: int, end: int, progress: Progress, total_bytes: int) -> None:
-    """The device reads as zeros from `begin` to `end`, though not yet flushed; the kernel writes them where the device has no
-    command for it. Progress is where it has come to.
-    """
-    # A volume ends at a sector, which may lie within a block.
-    head_end, tail = min(end, -(-begin // _BLOCK_BYTES) * _BLOCK_BYTES), end // _BLOCK_BYTES * _BLOCK_BYTES
-    _write_whole(device_fd, memoryview(bytes(head_end - begin)), begin)
-    begin = head_end
-    while begin < tail:
-        count = min(_ZERO_BYTES, tail - begin)
-        fcntl.ioctl(device_fd, _BLKZEROOUT, _RANGE.pack(begin, count))
-        begin += count
-        progress.report(begin, total_bytes)
-    _write_whole(device_fd, memoryview(bytes(end - begin)), begin)
 
 
 def length_of(descriptor: int, extent: dict[str, Any]) -> int:
@@ -257,7 +235,7 @@ class _Copy:
     def _leave_out(self, begin: int, end: int) -> None:
         if begin < end and not self._is_zero:
             with naming(self._target):
-                zero_out(self._target_fd, begin, end, self._progress, self._total_bytes)
+                zero_out(self._target_fd, begin, end, lambda at: self._progress.report(at, self._total_bytes))
 
     def _let_go(self, end: int) -> None:
         """What was written is taken by the storage while the next is read. The source stays in memory: the next copy of an image is near."""

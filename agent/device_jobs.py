@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 from agent.job_io import JobFault, Progress, opened, path_of, with_faults
@@ -31,11 +32,7 @@ def zero_device(args: dict[str, Any]) -> dict[str, Any]:
     """The range reads as zeros, on stable storage. args: extent, from_bytes, to_bytes (the device's end, or in whole blocks), progress."""
     progress, begin, end = _range(args)
     with opened(args["extent"], os.O_RDWR) as descriptor:
-        # A volume ends at a sector, which may lie within a block.
-        head_end = min(end, -(-begin // _BLOCK_BYTES) * _BLOCK_BYTES)
-        while begin < head_end:
-            begin += os.pwrite(descriptor, bytes(head_end - begin), begin)
-        _in_pieces(descriptor, _BLKZEROOUT, (begin, end), _ZERO_BYTES, progress)
+        zero_out(descriptor, begin, end, lambda at: progress.report(at - begin, end - begin))
         os.fsync(descriptor)
     return {}
 
@@ -45,7 +42,13 @@ def discard_device(args: dict[str, Any]) -> dict[str, Any]:
     progress, begin, end = _range(args)
     with opened(args["extent"], os.O_RDWR) as descriptor:
         try:
-            _in_pieces(descriptor, _BLKDISCARD, (begin, end), _DISCARD_BYTES, progress)
+            _in_pieces(
+                descriptor,
+                _BLKDISCARD,
+                (begin, end),
+                _DISCARD_BYTES,
+                lambda at: progress.report(at - begin, end - begin),
+            )
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
@@ -77,16 +80,33 @@ def wait_for_node(args: dict[str, Any]) -> dict[str, Any]:
         time.sleep(_POLL_S)
 
 
+def zero_out(device_fd: int, begin: int, end: int, moved: Callable[[int], None]) -> None:
+    """The device reads as zeros from `begin` to `end`, though not yet flushed; the kernel writes them where the device has no
+    command for it. moved: called with where it has come to, piece by piece.
+    """
+    # A volume ends at a sector, which may lie within a block.
+    head_end = min(end, -(-begin // _BLOCK_BYTES) * _BLOCK_BYTES)
+    tail = max(head_end, end // _BLOCK_BYTES * _BLOCK_BYTES)
+    _write_zeros(device_fd, begin, head_end)
+    _in_pieces(device_fd, _BLKZEROOUT, (head_end, tail), _ZERO_BYTES, moved)
+    _write_zeros(device_fd, tail, end)
+
+
 def _range(args: dict[str, Any]) -> tuple[Progress, int, int]:
     return Progress(str(args["progress"])), int(args["from_bytes"]), int(args["to_bytes"])
 
 
-def _in_pieces(descriptor: int, request: int, span: tuple[int, int], piece: int, progress: Progress) -> None:
+def _in_pieces(device_fd: int, request: int, span: tuple[int, int], piece: int, moved: Callable[[int], None]) -> None:
     begin, end = span
     for position in range(begin, end, piece):
         count = min(piece, end - position)
-        fcntl.ioctl(descriptor, request, _RANGE.pack(position, count))
-        progress.report(position + count - begin, end - begin)
+        fcntl.ioctl(device_fd, request, _RANGE.pack(position, count))
+        moved(position + count)
+
+
+def _write_zeros(device_fd: int, begin: int, end: int) -> None:
+    while begin < end:
+        begin += os.pwrite(device_fd, bytes(end - begin), begin)
 
 
 def _folder_of(path: str) -> str:

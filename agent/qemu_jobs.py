@@ -10,7 +10,8 @@ import os
 from typing import Any
 
 from agent import qemu_img
-from agent.copy_jobs import is_device, length_of, taken_by, zero_out
+from agent.copy_jobs import is_device, length_of, taken_by
+from agent.device_jobs import zero_out
 from agent.file_users import refuse_users
 from agent.job_io import Job, JobFault, Progress, forget_cached, naming, opened, path_of, refuse_no_room, with_faults
 from agent.qcow2 import header_size, refuse_cut, refuse_references
@@ -75,7 +76,7 @@ def convert_image(args: dict[str, Any]) -> dict[str, Any]:
         run.refuse_failure(f"{path_of(source)} to {path_of(target)}")
         if not is_zero:
             end = os.lseek(target_fd, 0, os.SEEK_END)
-            zero_out(target_fd, size, end, progress, end)
+            zero_out(target_fd, size, end, lambda at: progress.report(at, end))
         # It flushes nothing itself where it was told that a crash does no harm, which `convert` takes for granted.
         os.fsync(target_fd)
         os.posix_fadvise(target_fd, 0, 0, os.POSIX_FADV_DONTNEED)

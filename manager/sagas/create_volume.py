@@ -97,6 +97,9 @@ async def hold_source(connection: Connection, run: Run) -> None:
 
 async def release(connection: Connection, run: Run, _: dict[str, Any]) -> None:
     is_left = bool(run.output.get("is_left"))
+    if is_left:
+        # Of an image the row does not know it yet, and without one nothing can be said of it to a host.
+        await volumes.set_size(connection, run.params["volume_id"], _spec(run).size_bytes)
     await moves.free_or_leave(connection, run, run.params["volume_id"], place_in(run.params), is_left=is_left)
 
 

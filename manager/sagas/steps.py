@@ -58,7 +58,7 @@ class Run:
     heard: hosts that have answered the last command that they were sent, so nothing of the saga is under way there.
     asked: hosts that were sent a command about a volume. is_inherited: another life of the saga may have asked more.
     failures: definite failures of a command in this step, (host id, verb) -> how many. converging: how many of them said no more
-    than that the host needs time.
+    than that the host needs time. said: why a command of this step about a volume failed, the last time that its host told.
     ends_at: by the event loop's clock when the way forward is over, told by the database's clock alone; has_deadline: whether
     that concerns the present step. is_extended: a host has said that it needs longer.
     """
@@ -82,6 +82,7 @@ class Run:
     phase: str = "do"
     failures: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())
     converging: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())
+    said: dict[tuple[str, str], Problem] = field(default_factory=lambda: dict[tuple[str, str], Problem]())
     has_deadline: bool = True
     is_extended: bool = False
     reported_at: float = 0.0
@@ -95,7 +96,7 @@ class Run:
     def begin(self, step_name: str, phase: str, *, has_deadline: bool) -> None:
         """The next commands are of this step; nothing of it has failed yet."""
         self.step_name, self.phase, self.has_deadline = step_name, phase, has_deadline
-        self.failures, self.converging = Counter(), Counter()
+        self.failures, self.converging, self.said = Counter(), Counter(), {}
         self.pace, self.reported_at = BytePace(), 0.0
         self.lined_up_s = 0.0
 

@@ -198,6 +198,11 @@ async def _ask(run: Run, host_id: str, command: AnyCommand, result: type[ResultT
         elif isinstance(error, AgentOffline):
             run.registry.silence(host_id)
         problem = _problem(run, host_id, error)
+        if isinstance(error, AgentFailed) and error.fault.code is not FaultCode.TIMED_OUT:
+            run.said[host_id, verb] = problem
+        elif not isinstance(error, AgentOffline):
+            # That it had no time for one more try must not hide what it has said to the one before.
+            problem = run.said.get((host_id, verb), problem)
         is_final = isinstance(error, AgentFailed) and not (
             error.is_retryable and run.failures[host_id, verb] < MOST_FAILURES
         )

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import itertools
 import os
-import struct
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent import byte_copies, copy_jobs
+from agent import byte_copies, copy_jobs, device_jobs
 from agent.errors import AgentFault
-from agent.job_io import Progress, read_progress
+from agent.job_io import read_progress
 from agent.jobs import JOBS
 from agent.volumes import Extent
 from agent.workers import WorkerPool
@@ -310,30 +309,13 @@ def test_convert_image_onto_a_device_and_back(is_zero: bool, tmp_path: Path) -> 
 @needs_loop
 @pytest.mark.usefixtures("no_mapping")
 def test_zero_bytes_of_a_device_is_zeros_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copy_jobs, "_ZERO_BYTES", 3 * MIB)
+    monkeypatch.setattr(device_jobs, "_ZERO_BYTES", 3 * MIB)
     with loop_device(tmp_path / "disk", 8 * MIB) as device:
         Path(device).write_bytes(b"z" * 8 * MIB)
         args = {"target": device_extent(device, MIB), "progress": str(tmp_path / "progress")}
         assert copy_jobs.zero_bytes(args) == {}
         assert Path(device).read_bytes() == bytes(8 * MIB)
         assert read_progress(tmp_path / "progress") == (8 * MIB, 8 * MIB)
-
-
-@pytest.mark.parametrize(("begin", "end"), [(0, 8192), (512, 8192), (4096, 9000), (100, 200), (4000, 4200), (5, 5)])
-def test_zero_out_asks_a_device_for_whole_blocks_alone(
-    begin: int, end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def zero(descriptor: int, request: int, span: bytes) -> None:
-        at, count = struct.unpack("=QQ", span)
-        assert (request, at % 4096, count % 4096) == (0x127F, 0, 0)
-        os.pwrite(descriptor, bytes(count), at)
-
-    monkeypatch.setattr(fcntl, "ioctl", zero)
-    path = tmp_path / "disk"
-    path.write_bytes(b"z" * 12288)
-    with open(path, "r+b") as disk:
-        copy_jobs.zero_out(disk.fileno(), begin, end, Progress(""), end)
-    assert path.read_bytes() == b"z" * begin + bytes(end - begin) + b"z" * (12288 - end)
 
 
 def test_zero_bytes_of_a_file_is_at_its_size_and_takes_no_space(tmp_path: Path) -> None:

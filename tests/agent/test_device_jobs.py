@@ -73,12 +73,18 @@ def test_zero_device_zeroes_the_range_in_pieces_and_nothing_else(device: Ioctls,
 
 @pytest.mark.parametrize(
     ("begin", "end", "calls"),
-    [(4096 + 512, 2 * 4096 + 512, [(0x127F, 8192, 512)]), (512, 1024, []), (4096, 4096, [])],
+    [
+        (4096 + 512, 3 * 4096 + 512, [(0x127F, 8192, 4096)]),
+        (4096 + 512, 2 * 4096 + 512, []),
+        (512, 1024, []),
+        (100, 4200, []),
+        (4096, 4096, []),
+    ],
 )
-def test_zero_device_that_begins_within_a_block_writes_its_rest(
+def test_zero_device_asks_for_whole_blocks_alone_and_writes_what_is_around_them(
     begin: int, end: int, calls: list[tuple[int, int, int]], device: Ioctls
 ) -> None:
-    """A LUN of 4 KiB blocks takes no ioctl from there."""
+    """A LUN of 4 KiB blocks takes no other ioctl."""
     JOBS["zero_device"](args_for(device, begin, end))
     assert device.calls == calls
     content = device.path.read_bytes()

@@ -12,6 +12,7 @@ import pytest
 from manager import leftovers
 from manager.sagas import steps, volume_moves
 from manager.sagas.catalog import SAGAS
+from schemas.faults import FaultCode
 from tests.fleet.fleet import Api, Fleet, until
 from tests.fleet.volume_calls import (
     VOLUMES,
@@ -258,6 +259,30 @@ async def test_image_shows_no_size_before_it_is_there(stowage: Fleet) -> None:
     made = done(await api("GET", "/v1/images/debian"))
     assert (made["state"], made["size_bytes"], made["sha256"], made["version"]) == ("ready", MIB, sha256, 1)
     assert content(stowage, made) == "i"
+
+
+@pytest.mark.parametrize("verb", ["make", "settle"])
+async def test_what_is_left_of_an_image_that_was_cancelled_goes_with_the_storage_back(
+    stowage: Fleet, verb: str
+) -> None:
+    """Its row had no size yet, and a host is told nothing of a volume without one."""
+    api = await two_hosts(stowage)
+    backend = await share(api, "fast")
+    (stowage.images / "debian.raw").write_bytes(b"i" * MIB)
+    sha256 = hashlib.sha256(b"i" * MIB).hexdigest()
+    body = {"name": "debian", "path": f"{stowage.images}/debian.raw", "source_format": "raw", "sha256": sha256}
+    with gates(stowage, verb) as held:
+        operation = await begun(api, "POST", "/v1/images", {**body, "backend": "fast"})
+        await _reached(*held)
+        for host in ("hv1", "hv2"):
+            stowage.world.fail(host, "erase", FaultCode.HUNG)
+        assert (await api("POST", f"{operation}/cancel")).status == 200
+    assert (await ended(api, operation))["state"] == "cancelled"
+    left = await stowage.sql("SELECT role, state FROM volume WHERE name = 'debian'")
+    assert [(row["role"], row["state"]) for row in left] == [("transient", "deleting")]
+    stowage.world.script.clear()
+    await stowage.settle()
+    assert stowage.world.contents(backend["id"]) == {}
 
 
 async def test_create_repeated_after_a_crash_is_the_same_volume(stowage: Fleet) -> None:

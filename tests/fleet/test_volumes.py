@@ -130,6 +130,24 @@ async def test_host_that_refuses_a_forced_detach_is_told_at_once_what_it_has_los
         assert obstinate.heard.index("detach_volume") < obstinate.heard.index("nudge")
 
 
+async def test_host_that_had_no_time_for_another_try_does_not_hide_what_it_said_before(stowage: Fleet) -> None:
+    api = await two_hosts(stowage, host_silent_s=30.0)
+    await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    done(await attach(api, "web", "hv1"))
+    in_use = msgspec.json.encode(Failed(fault=fault(FaultCode.IN_USE, "qemu has it open"), is_retryable=True))
+    is_busy = msgspec.json.encode(Failed(fault=fault(FaultCode.TIMED_OUT, "a probe is under way"), is_retryable=True))
+
+    async def answer(message: Message) -> bytes | None:
+        if verb_of(message) not in ("detach_volume", "attach_volume"):
+            return None
+        return in_use if obstinate.heard.count("detach_volume") == 1 else is_busy
+
+    async with in_the_place_of(stowage, "hv1", answer) as obstinate:
+        assert "qemu has it open" in refused(await api("POST", f"{VOLUMES}/web/detach"), 409, "volume_in_use")
+        assert obstinate.heard.count("detach_volume") > 1
+
+
 async def test_revoked_host_holds_nothing_and_what_lay_on_it_can_be_deleted(stowage: Fleet) -> None:
     api = await two_hosts(stowage)
     await share(api, "fast")

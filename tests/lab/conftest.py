@@ -57,6 +57,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             log.write(f"== {report.nodeid} ({report.when})\n{report.longreprtext}\n\n")
 
 
+def _worker() -> str:
+    return os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+
+def _keep_logs(lab: Lab) -> None:
+    """What the stack and the agents have said all the time: a failure's cause may lie a test before it."""
+    log_dir().mkdir(parents=True, exist_ok=True)
+    (log_dir() / f"stack-{_worker()}.log").write_bytes(lab.stack.log.read_bytes())
+    for host in lab.hosts:
+        (log_dir() / f"{host.name}-{_worker()}.log").write_text(host.whole_log())
+
+
 def _is_in_charge() -> bool:
     """Not of a worker: all that one reports is reported again where they are started."""
     return "PYTEST_XDIST_WORKER" not in os.environ
@@ -66,6 +78,7 @@ def _is_in_charge() -> bool:
 def lab() -> Iterator[Lab]:
     with labs.running() as running:
         yield running
+        _keep_logs(running)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +86,7 @@ def commands_log(lab: Lab) -> Path:
     """Where each test's commands are written, the agents' own by their logs."""
     folder = log_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"commands-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
+    path = folder / f"commands-{_worker()}.log"
     path.write_text("")
     return path
 

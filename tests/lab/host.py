@@ -292,6 +292,10 @@ class Host:
         self._read_bytes += len(whole.encode())
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
+    def whole_log(self) -> str:
+        """All that the agent has logged."""
+        return self.courier.run(f"cat {LOG} 2>/dev/null || true").out
+
     def _wait_for_line(self, line: str, path: str, what: str) -> None:
         """A script of ours in the background has said so: Python takes seconds to start here, and what it would miss must not begin before."""
         wait_until(lambda: self.courier.attempt(f"grep -qx {line} {path}").code == 0, what, 60.0)

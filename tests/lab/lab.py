@@ -91,9 +91,9 @@ class Stack:
 
     def __init__(self, data: Path, listen: str) -> None:
         self.data = data
-        self._log = data.parent / "stack.log"
+        self.log = data.parent / "stack.log"
         argv = [sys.executable, "-m", "manager.cli", "up", "--agents", "0", "--listen", listen, "--data-dir", str(data)]
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 argv,
                 cwd=ROOT,
@@ -116,7 +116,7 @@ class Stack:
     def _end(self) -> str | None:
         if self._process.poll() is None:
             return None
-        return self._log.read_text()[-2000:]
+        return self.log.read_text()[-2000:]
 
 
 @contextmanager
