@@ -18,8 +18,9 @@ UNHURRIED_S = 7 * 24 * 3600.0
 async def copy(workers: Workers, source: Extent, target: Extent, *, key: str, progress: Path) -> None:
     """The target holds the source's content and zeros behind it, on stable storage, whatever it held before.
 
-    Raises AgentFault: wrong_size where the source is larger, backing_file, in_use, or what the storage said; the target
-    is to be erased or filled once more then.
+    Raises AgentFault: wrong_size where the source is larger, backing_file, in_use, source_unreadable where it was changed
+    meanwhile, unsupported where the copy would lack something of it, or what the storage said; the target is to be erased or
+    filled once more then.
     """
     is_raw = source.format is target.format is VolumeFormat.RAW
     await _run(workers, "copy_bytes" if is_raw else "convert_image", key, progress, source=source, target=target)
@@ -50,6 +51,8 @@ def extent_args(extent: Extent) -> dict[str, Any]:
         "dm_uuid": extent.dm_uuid,
         "mount_root": extent.mount_root,
         "is_zero": extent.is_zero,
+        "identity": list(extent.identity),
+        "is_resolved": extent.is_resolved,
     }
 
 

@@ -48,7 +48,8 @@ _UNSUPPORTED = frozenset((errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EX
 def copy_bytes(args: dict[str, Any]) -> dict[str, Any]:
     """The target holds the source's bytes and zeros behind them, on stable storage; whatever it held before is gone.
 
-    args: source and target (raw extents), progress. Answers {"done_bytes"}. Faults: wrong_size, in_use, no_space.
+    args: source and target (raw extents), progress. Answers {"done_bytes"}. Faults: wrong_size, in_use, no_space, source_unreadable
+    where the source was changed meanwhile.
     """
     source, target, progress = args["source"], args["target"], Progress(args["progress"])
     with opened(source, os.O_RDONLY) as source_fd, opened(target, os.O_RDWR) as target_fd:
@@ -63,7 +64,7 @@ def copy_bytes(args: dict[str, Any]) -> dict[str, Any]:
             _Copy(source_fd, target_fd, args, size, progress, end).run()
             zero_out(target_fd, size, end, lambda at: progress.report(at, end))
         else:
-            refuse_users(target, only_writers=True)
+            refuse_users(target, os.fstat(target_fd), only_writers=True)
             os.ftruncate(target_fd, 0)
             if not (stat.S_ISREG(os.fstat(source_fd).st_mode) and clone(source_fd, target_fd)):
                 refuse_no_room(target_fd, taken_by(source_fd, size), path_of(target))
@@ -84,7 +85,7 @@ def zero_bytes(args: dict[str, Any]) -> dict[str, Any]:
             end = os.lseek(target_fd, 0, os.SEEK_END)
             zero_out(target_fd, 0, end, lambda at: progress.report(at, end))
         else:
-            refuse_users(target, only_writers=True)
+            refuse_users(target, os.fstat(target_fd), only_writers=True)
             os.ftruncate(target_fd, 0)
             os.ftruncate(target_fd, target["size_bytes"])
         os.fsync(target_fd)

@@ -2,8 +2,9 @@
 
 They lie in the folder `volumes` of a backend as `<locator>.<format>`. An extent is a dict of agent.volumes.Extent, whose
 folder is that one. A locator is never used twice, so what bears a name is one volume's for ever. marker_name is what must
-lie in the backend's folder where something is to be made, or is not found: without it the disk of that folder is not
-mounted now, so what was made would be hidden beneath it, and what is missing is not gone.
+lie in the backend's folder where something is to be made, or is not found, and marker the ids that it must say: without it the
+disk of that folder is not mounted now, so what was made would be hidden beneath it, and what is missing is not gone; and what bears
+other ids is another backend's disk.
 """
 
 import contextlib
@@ -16,30 +17,35 @@ from collections.abc import Generator
 from typing import Any
 
 from agent.copy_jobs import clone
-from agent.file_users import refuse_users
+from agent.file_users import refuse_users, shows_inodes
 from agent.job_io import (
     Job,
     JobFault,
     forget_cached,
     fsync_folder,
     is_plain,
+    marker_in,
     naming,
     open_base,
     open_file,
+    open_folder,
     open_folder_in,
     opened,
     path_of,
     refuse_foreign,
     with_faults,
 )
-from agent.qcow2 import header_size, is_qcow2, refuse_cut, refuse_references
+from agent.qcow2 import header_size, is_qcow2, refuse_cut, refuse_references, refuse_snapshots
 from agent.qemu_jobs import change_size, checked_size, make_empty
 
 #: A VM's process, of another user, may pass through the folder, but not list it.
 _FOLDER_MODE = 0o711
 _NAME = re.compile(r"([0-9a-f]{32})\.(raw|qcow2)")
+_SHOWN_ID = re.compile(r"[0-9a-f-]{1,36}")
 #: What to do about a volume that has lost its size.
 RESTORE = "Look at the backend's drift report; restore the volume from a copy or a snapshot"
+#: What to do where another backend's marker is.
+_LOOK_WHOSE = "See what is mounted there: the disk or share is another backend's, and this one's is elsewhere"
 _ASK_FOR_LESS = "Ask for less: this file system allows no file of that size"
 #: Names in a listing that are not ours; those behind are left out.
 _MAX_FOREIGN = 10_000
@@ -50,20 +56,20 @@ _MAX_PAGE_BYTES = 128 * 1024
 def make_volume_file(args: dict[str, Any]) -> dict[str, Any]:
     """The file is there, at its size, on stable storage: {"is_filled"}: whether it has the origin's content.
 
-    args: extent; origin (an extent of the same format, or None); marker_name. Without an origin, one that is there at its size
-    is left as it is. With one, it is cloned once more; storage that cannot makes it empty, to be filled by a copy. After a
+    args: extent; origin (an extent of the same format, or None); marker_name, marker. Without an origin, one that is there at its
+    size is left as it is. With one, it is cloned once more; storage that cannot makes it empty, to be filled by a copy. After a
     failure there is no file.
     """
     extent, origin = args["extent"], args["origin"]
     _refuse_name(extent)
-    folder = _open_marked(extent, str(args["marker_name"]), is_made=True)
+    folder = _open_marked(args, extent, is_made=True)
     try:
         descriptor, is_new = _open_or_make(folder, extent)
         try:
             if not is_new:
                 if origin is None and _has_size(descriptor, extent):
                     return {"is_filled": False}
-                refuse_users(extent)
+                refuse_users(extent, os.fstat(descriptor))
             is_filled = _make(folder, descriptor, extent, origin)
         finally:
             os.close(descriptor)
@@ -76,16 +82,41 @@ def look_at_volume_file(args: dict[str, Any]) -> dict[str, Any]:
     """{"size_bytes"}: what a VM would see, by length or header. args: extent, is_writable, is_source (optional).
 
     Faults: volume_missing, backing_file; wrong_size, also of a qcow2 that was cut short; with is_source in_use, while another
-    process writes to it. With is_writable it is only there, and 0 is answered: it is about to be filled anew, and a kill
-    may have left half a header.
+    process writes to it, and unsupported where it has what no copy would have. With is_writable it is only there, and 0 is
+    answered: it is about to be filled anew, and a kill may have left half a header.
     """
     extent = args["extent"]
     with opened(extent, os.O_RDONLY) as descriptor:
         if args["is_writable"]:
             return {"size_bytes": 0}
         if args.get("is_source"):
-            refuse_users(extent, only_writers=True)
+            refuse_users(extent, os.fstat(descriptor), only_writers=True)
+            if extent["format"] == "qcow2":
+                refuse_snapshots(descriptor, path_of(extent), "wrong_size")
         return {"size_bytes": _whole_size(descriptor, extent)}
+
+
+def identify_volume_file(args: dict[str, Any]) -> dict[str, Any]:
+    """{"file"}: its device and inode, by which file_users.py knows it under other names too; None where it is not there. args: extent.
+
+    Raises JobFault foreign_data where it has another name and this kernel does not tell who has it open by that.
+    """
+    extent = args["extent"]
+    try:
+        folder = open_folder(extent)
+    except FileNotFoundError:
+        return {"file": None}
+    try:
+        found = os.stat(str(extent["name"]), dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return {"file": None}
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(found.st_mode):
+        return {"file": None}
+    if not shows_inodes():
+        refuse_foreign(found, path_of(extent))
+    return {"file": [found.st_dev, found.st_ino]}
 
 
 def settle_volume_file(args: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +142,7 @@ def resize_volume_file(args: dict[str, Any]) -> dict[str, Any]:
                 detail = f"{path_of(extent)} has {size} bytes, and {size_bytes} would cut it short"
                 how = "Allow the shrink (may_shrink), after the guest has shrunk what is in it"
                 raise JobFault("unsupported", detail, remedy=how)
-            refuse_users(extent)
+            refuse_users(extent, os.fstat(descriptor))
         if size != size_bytes:
             with _refusing_size(extent, size_bytes):
                 change_size(descriptor, extent, size_bytes)
@@ -120,21 +151,22 @@ def resize_volume_file(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def erase_volume_file(args: dict[str, Any]) -> dict[str, Any]:
-    """The file is gone, and that is on stable storage; absent is success. args: extent, marker_name.
+    """The file is gone, and that is on stable storage; absent is success. args: extent, marker_name, marker.
 
     Faults: in_use, while another process has it open.
     """
     extent = args["extent"]
     _refuse_name(extent)
     try:
-        folder = _open_marked(extent, str(args["marker_name"]))
+        folder = _open_marked(args, extent)
     except FileNotFoundError:
         return {}
     try:
         with contextlib.suppress(FileNotFoundError):
+            found = os.stat(str(extent["name"]), dir_fd=folder, follow_symlinks=False)
             # None of ours stays.
-            refuse_foreign(os.stat(str(extent["name"]), dir_fd=folder, follow_symlinks=False), path_of(extent))
-            refuse_users(extent)
+            refuse_foreign(found, path_of(extent))
+            refuse_users(extent, found)
             os.unlink(str(extent["name"]), dir_fd=folder)
         # Also where it was absent: a kill may have come between the two.
         fsync_folder(folder)
@@ -152,10 +184,10 @@ def list_volume_files(args: dict[str, Any]) -> dict[str, Any]:
     [name, size_bytes, allocated_bytes, is_ours]; the size is what a VM would see of ours. A folder that is not there is empty.
     Ours is a regular file with one name, which is one that we give.
 
-    args: folder, mount_root, marker_name, after. Of names that are not ours those behind the first 10,000 are left out.
+    args: folder, mount_root, marker_name, marker, after. Of names that are not ours those behind the first 10,000 are left out.
     """
     try:
-        folder = _open_marked(args, str(args["marker_name"]))
+        folder = _open_marked(args, args)
     except FileNotFoundError:
         return {"items": [], "is_whole": True}
     items: list[list[Any]] = []
@@ -200,20 +232,29 @@ def _listed(folder: int, name: str) -> list[Any] | None:
     return [name, size, found.st_blocks * 512, is_ours]
 
 
-def _open_marked(extent: dict[str, Any], marker_name: str, *, is_made: bool = False) -> int:
-    """A descriptor of the folder `volumes`, made first with is_made. Raises JobFault marker_missing."""
+def _open_marked(args: dict[str, Any], extent: dict[str, Any], *, is_made: bool = False) -> int:
+    """A descriptor of the folder `volumes`, made first with is_made. Raises JobFault marker_missing, marker_mismatch."""
     base = open_base(extent)
     try:
-        try:
-            os.stat(marker_name, dir_fd=base, follow_symlinks=False)
-        except FileNotFoundError:
-            shown = os.path.dirname(str(extent["folder"]))
-            raise JobFault("marker_missing", f"{shown} has no marker of this backend any more") from None
+        shown = os.path.dirname(str(extent["folder"]))
+        with naming(shown):
+            _refuse_unmarked(base, str(args["marker_name"]), args["marker"], shown)
         if is_made:
             _make_folder(base, extent)
         return open_folder_in(base, extent)
     finally:
         os.close(base)
+
+
+def _refuse_unmarked(base: int, marker_name: str, ours: dict[str, str], shown: str) -> None:
+    answer = marker_in(base, marker_name, ours)
+    if answer["marker"] == "missing":
+        raise JobFault("marker_missing", f"{shown} has no marker of this backend any more")
+    if answer["marker"] == "other":
+        # What lies on a share was written by anybody: only what looks like an id is repeated.
+        other = answer["found"].get("backend_id", "")
+        whose = f"is that of backend {other}" if _SHOWN_ID.fullmatch(other) else "cannot be read"
+        raise JobFault("marker_mismatch", f"the marker in {shown} {whose}", remedy=_LOOK_WHOSE)
 
 
 def _make_folder(base: int, extent: dict[str, Any]) -> None:
@@ -320,6 +361,7 @@ FILE_JOBS: tuple[Job, ...] = tuple(
         (
             make_volume_file,
             look_at_volume_file,
+            identify_volume_file,
             settle_volume_file,
             resize_volume_file,
             erase_volume_file,

@@ -5,6 +5,7 @@ to use a file, so attaching one only looks at it, and one writer is kept by the 
 taken by killing who has the file open.
 """
 
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,8 +24,12 @@ from schemas.command import Target
 from schemas.faults import FaultCode
 from schemas.volume_rpc import AttachedAt, AttachMode, FoundVolume, VolumeSpec, Wipe
 
+log = logging.getLogger(__name__)
+
 #: Seconds for one of the short verbs; below the 20 after which the manager gives a command up.
 FILE_TIMEOUT_S = 15.0
+#: The same for a look at what the file is, which comes before another of them; with it still below those 20.
+_IDENTIFY_S = 3.0
 #: Users that a fault names.
 _MAX_NAMED = 3
 
@@ -49,6 +54,7 @@ class FileVolumes:
         self._folder = folder
         self._mount_root = mount_root
         self._backend_id = target.backend_id
+        self._marker = {"backend_id": target.backend_id, "fleet_id": target.fleet_id}
         self._shown_as = shown_as
         self._timeout_s = timeout_s
 
@@ -99,8 +105,8 @@ class FileVolumes:
         return AttachedAt(path=str(self._volumes / _name(spec)), type="file")
 
     async def detach(self, spec: VolumeSpec) -> None:
-        """See VolumeStore."""
-        answer = await self._users("find_file_users", spec)
+        """See VolumeStore. While the storage does not answer, who has it open by another name (a hard link) is not seen."""
+        answer = await self._users("find_file_users", spec, await self._identified(spec))
         if answer["count"]:
             raise AgentFault.of(
                 FaultCode.IN_USE,
@@ -110,8 +116,13 @@ class FileVolumes:
             )
 
     async def fence_off(self, spec: VolumeSpec) -> None:
-        """See VolumeStore. Raises in_use where one of them does not die, for it waits for storage that is dead."""
-        answer = await self._users("kill_file_users", spec)
+        """See VolumeStore. Raises in_use where one of them does not die, for it waits for storage that is dead.
+
+        Those who have it open under its name are killed first: nothing waits for the storage before that.
+        """
+        answer = await self._users("kill_file_users", spec, None)
+        if (file := await self._identified(spec)) is not None:
+            answer = await self._users("kill_file_users", spec, file)
         if answer["count"]:
             raise AgentFault.of(
                 FaultCode.IN_USE,
@@ -129,6 +140,7 @@ class FileVolumes:
                 "folder": str(self._volumes),
                 "mount_root": str(self._mount_root or ""),
                 "marker_name": MARKER_NAME,
+                "marker": self._marker,
                 "after": after,
             }
             answer = await self._call("list_volume_files", args, f"{self._backend_id}:{VOLUMES_FOLDER}")
@@ -168,18 +180,43 @@ class FileVolumes:
             raise AgentFault.of(FaultCode.WRONG_SIZE, error.fault.detail, RESTORE) from error.__cause__
         self._refuse_other_size(spec, answer)
 
-    async def _users(self, job: str, spec: VolumeSpec) -> dict[str, Any]:
-        # A key of its own: it touches no storage, and what hangs there must not keep a fence from falling.
+    async def _identified(self, spec: VolumeSpec) -> tuple[int, int] | None:
+        """What its file is, by device and inode. None where it is not there, and where the storage does not say so soon: a fence
+        must fall, and what has ended be detached, though the server is dead. Raises foreign_data (file_jobs.identify_volume_file).
+        """
         args = {"extent": extent_args(self._extent(spec))}
+        # A key of its own: a copy that is under way must not keep it waiting.
+        key = f"{self._backend_id}:{spec.locator}:file"
+        try:
+            answer = await self._call("identify_volume_file", args, key, timeout_s=min(self._timeout_s, _IDENTIFY_S))
+        except AgentFault as error:
+            if error.fault.code is FaultCode.FOREIGN_DATA:
+                raise
+            facts = {"locator": spec.locator, "code": error.fault.code.value, "detail": error.fault.detail}
+            log.warning("users are looked for by the file's name alone", extra=facts)
+            return None
+        file = answer["file"]
+        return (int(file[0]), int(file[1])) if file else None
+
+    async def _users(self, job: str, spec: VolumeSpec, file: tuple[int, int] | None) -> dict[str, Any]:
+        # A key of its own: what hangs on the storage must not keep a fence from falling.
+        args = {"extent": extent_args(self._extent(spec)), "file": file}
         return await self._call(job, args, f"{self._backend_id}:{spec.locator}:users")
 
     async def _run(self, job: str, spec: VolumeSpec, **more: Any) -> dict[str, Any]:
-        args = {"extent": extent_args(self._extent(spec)), "marker_name": MARKER_NAME, **more}
+        args = {
+            "extent": extent_args(self._extent(spec)),
+            "marker_name": MARKER_NAME,
+            "marker": self._marker,
+            **more,
+        }
         return await self._call(job, args, f"{self._backend_id}:{spec.locator}")
 
-    async def _call(self, job: str, args: Mapping[str, Any], key: str) -> dict[str, Any]:
+    async def _call(
+        self, job: str, args: Mapping[str, Any], key: str, timeout_s: float | None = None
+    ) -> dict[str, Any]:
         try:
-            return await self._workers.run(job, args, key=key, timeout_s=self._timeout_s)
+            return await self._workers.run(job, args, key=key, timeout_s=timeout_s or self._timeout_s)
         except AgentFault as error:
             # The folder as the operator knows it: nobody looks for a path of ours.
             detail, remedy = (

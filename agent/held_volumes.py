@@ -29,7 +29,7 @@ class _Word:
 
 
 class HeldVolumes:
-    """`attach`, `detach`, `restore` and `note_size`: the caller holds the backend's lock; `fence_off` takes it."""
+    """`fence_off` takes the lock of each backend; for all else that changes something the caller holds it."""
 
     def __init__(self, *, host: Host, journal: Journal) -> None:
         self._host = host
@@ -38,7 +38,10 @@ class HeldVolumes:
         self._unrestored: set[str] = set()
 
     async def attach(self, command: AttachVolume) -> AttachedAt:
-        """See AttachVolume. Where a first attach fails nothing is left of it, or it stays noted until it can be undone."""
+        """See AttachVolume. Where a first attach fails nothing is left of it, or it stays noted until it can be undone.
+
+        Under a newer epoch whoever has had it under an older one is fenced off first: the manager took it away meanwhile.
+        """
         volume_id, spec = command.volume_id, command.spec
         newest = self._journal.epoch(volume_id)
         if command.epoch < newest:
@@ -50,6 +53,9 @@ class HeldVolumes:
         if before is not None and (before.backend_id, before.spec.locator) != (command.backend_id, spec.locator):
             detail = f"the volume is still attached on this host as {before.spec.locator}, with epoch {before.epoch}"
             raise AgentFault.of(FaultCode.IN_USE, detail, "Detach it on this host first", is_retryable=True)
+        if before is not None and before.epoch < command.epoch:
+            await self._end(before)
+            before = None
         note = NotedAttachment(
             volume_id=volume_id,
             backend_id=command.backend_id,
@@ -84,6 +90,23 @@ class HeldVolumes:
         note = self._journal.attachment(volume_id)
         if note is not None and note.spec.locator == spec.locator:
             self._journal.drop_attachment(volume_id)
+
+    async def refuse_release(self, backend_id: str) -> None:
+        """Nothing of the backend is attached here any more, or AgentFault in_use: who has a volume open keeps it beyond a mount that
+        is taken away, and nobody would find him. What the word takes away is fenced off.
+        """
+        for note in self._journal.attachments():
+            if note.backend_id != backend_id:
+                continue
+            if self._is_lost(note):
+                await self._fence_off_one(note)
+            if self._journal.attachment(note.volume_id) == note:
+                raise AgentFault.of(
+                    FaultCode.IN_USE,
+                    f"the volume {note.spec.locator} is attached on this host",
+                    "Detach it first; what was detached with force is closed as soon as who has it open ends",
+                    is_retryable=True,
+                )
 
     def note_size(self, volume_id: str, spec: VolumeSpec) -> None:
         """Where this incarnation is attached here, it is attached with this size from now on."""
@@ -140,17 +163,19 @@ class HeldVolumes:
 
     async def _fence_off_one(self, note: NotedAttachment) -> None:
         try:
-            # Of a backend that is gone from here nothing is open any more.
-            if self._journal.record(note.backend_id) is not None:
-                await self._host.volumes(note.backend_id).fence_off(note.spec)
+            await self._end(note)
         except AgentFault as error:
             _warn("attachment not fenced off", note, error)
         except Exception:
             # An edge: a bug met with one volume must not keep the others open.
             log.exception("fencing raised", extra={"volume_id": note.volume_id})
-        else:
-            self._journal.drop_attachment(note.volume_id)
-            log.warning("attachment fenced off", extra={"volume_id": note.volume_id, "epoch": note.epoch})
+
+    async def _end(self, note: NotedAttachment) -> None:
+        """Nobody here writes to it any more. Of a backend that is gone from here nothing is open: `refuse_release` sees to it."""
+        for store in self._host.volumes_to_fence(note.backend_id):
+            await store.fence_off(note.spec)
+        self._journal.drop_attachment(note.volume_id)
+        log.warning("attachment fenced off", extra={"volume_id": note.volume_id, "epoch": note.epoch})
 
     async def _undo(self, note: NotedAttachment) -> None:
         try:

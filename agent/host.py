@@ -241,6 +241,15 @@ class Host:
             raise AgentFault.of(FaultCode.CONVERGING, "the backend is not attached on this host", is_retryable=True)
         return self._driver(record.target.kind).volumes(record.target, self._space(backend_id))
 
+    def volumes_to_fence(self, backend_id: str) -> list[VolumeStore]:
+        """The volumes of all that is, or may be, held of the backend here: of a path that is down who has them open must not wait
+        for it, or it would write on when it comes back.
+        """
+        record = self._journal.record(backend_id)
+        targets = (record.target, record.previous) if record is not None else ()
+        space = self._space(backend_id)
+        return [self._driver(each.kind).volumes(each, space, is_to_fence=True) for each in targets if each is not None]
+
     async def discover(self, kind: str, config: Mapping[str, Any]) -> Discovery:
         driver = self._driver(kind)
         partial, errors = validate_config(KINDS[kind], config, is_partial=True)

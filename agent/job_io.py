@@ -8,12 +8,13 @@ import contextlib
 import ctypes
 import errno
 import functools
+import json
 import os
 import stat
 import struct
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -36,6 +37,8 @@ _KINDS = {
 #: What copies leave of a file system to the volumes that are on it already: bytes, or if that is less, a part of it.
 _RESERVE_BYTES = 256 * 1024 * 1024
 _RESERVE_PART = 50
+#: Bytes; a marker is 200, and whatever is larger is not one.
+_MARKER_MAX_BYTES = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -90,7 +93,9 @@ def is_in_mount(directory: str, root: str) -> bool:
 
 def open_base(args: dict[str, Any]) -> int:
     """A descriptor of the folder that args["folder"] lies in, for *at() calls. Links on the way there are followed, but with
-    args["mount_root"] not out of that mount. Raises JobFault: not_a_mountpoint where nothing is mounted there, path_not_found.
+    args["mount_root"] not out of that mount, and with args["is_resolved"] not at all, for none was there when the path was found.
+
+    Raises JobFault: not_a_mountpoint where nothing is mounted there, path_not_found, foreign_data for a link that was put there since.
     """
     base, root = os.path.dirname(str(args["folder"]).rstrip("/")) or "/", str(args.get("mount_root", ""))
     try:
@@ -105,6 +110,8 @@ def open_base(args: dict[str, Any]) -> int:
             # By the descriptor and not by the path: what is opened stays what it is, whoever mounts or links meanwhile.
             _refuse_unmounted(os.fstat(descriptor), root, base)
             _refuse_outside(os.readlink(f"/proc/self/fd/{descriptor}"), root, base)
+        if args.get("is_resolved"):
+            _refuse_elsewhere(os.readlink(f"/proc/self/fd/{descriptor}"), base)
     except BaseException:
         os.close(descriptor)
         raise
@@ -192,13 +199,34 @@ def open_extent(extent: dict[str, Any], flags: int) -> int:
 
 @contextlib.contextmanager
 def opened(extent: dict[str, Any], flags: int) -> Generator[int]:
-    """See open_extent; closed behind the block. An OSError in it that names nothing names the extent."""
+    """See open_extent; closed behind the block. An OSError in it that names nothing names the extent.
+
+    With extent["identity"] the file must be that one, before the block and behind it. Raises JobFault source_unreadable.
+    """
     descriptor = open_extent(extent, flags)
     try:
         with naming(path_of(extent)):
+            refuse_changed(descriptor, extent)
             yield descriptor
+            refuse_changed(descriptor, extent)
     finally:
         os.close(descriptor)
+
+
+def identity_of(descriptor: int) -> list[int]:
+    """What the open file is by the kernel's word: another file has another, and so has this one after a write, or under another owner."""
+    found = os.fstat(descriptor)
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def refuse_changed(descriptor: int, extent: dict[str, Any]) -> None:
+    """Raises JobFault source_unreadable where the open file is not, or is no longer, what extent["identity"] says. Without one any is right."""
+    if extent.get("identity") and identity_of(descriptor) != extent["identity"]:
+        raise JobFault(
+            "source_unreadable",
+            f"{path_of(extent)} was changed or replaced while it was read",
+            remedy="Register it again, and let nobody write to it meanwhile",
+        )
 
 
 @contextlib.contextmanager
@@ -210,6 +238,31 @@ def naming(path: str) -> Generator[None]:
         if error.filename is None:
             error.filename = path
         raise
+
+
+def marker_in(folder_fd: int, name: str, ours: dict[str, Any]) -> dict[str, Any]:
+    """{"marker": ours | other | missing}: whose lies in the folder; of one that is there "found", what is readable of it. ours: our ids."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+    except FileNotFoundError:
+        return {"marker": "missing"}
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            return {"marker": "other", "found": {}}
+        raise
+    try:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        found: Any = json.loads(os.pread(descriptor, _MARKER_MAX_BYTES, 0)) if is_file else None
+    except (ValueError, RecursionError):
+        found = None
+    finally:
+        os.close(descriptor)
+    if not isinstance(found, dict):
+        return {"marker": "other", "found": {}}
+    words = cast("dict[str, Any]", found)
+    ids = {key: str(words[key])[:64] for key in ("backend_id", "fleet_id") if key in words}
+    is_ours = all(ids.get(key) == ours[key] for key in ("backend_id", "fleet_id"))
+    return {"marker": "ours" if is_ours else "other", "found": ids}
 
 
 def refuse_other_mapping(descriptor: int, dm_uuid: str, shown: str) -> None:
@@ -323,6 +376,15 @@ def _refuse_outside(real: str, root: str, shown: str) -> None:
     real_root = os.path.realpath(root)
     if real != real_root and not real.startswith(f"{real_root}/"):
         raise PermissionError(errno.EACCES, "a symbolic link leads out of the mount", shown)
+
+
+def _refuse_elsewhere(real: str, base: str) -> None:
+    if real != base:
+        raise JobFault(
+            "foreign_data",
+            f"a symbolic link was put into the way to {base}",
+            remedy=f"Look who made it: {base} was there without one a moment ago",
+        )
 
 
 def _sync_range(descriptor: int, begin: int, end: int, flags: int) -> None:

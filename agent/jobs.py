@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from agent.block_jobs import BLOCK_BYTES, BLOCK_JOBS
 from agent.copy_jobs import COPY_JOBS
@@ -21,14 +21,13 @@ from agent.download_jobs import DOWNLOAD_JOBS
 from agent.file_jobs import FILE_JOBS
 from agent.file_users import USER_JOBS
 from agent.image_jobs import IMAGE_JOBS
-from agent.job_io import is_in_mount
+from agent.job_io import is_in_mount, marker_in
 from agent.qemu_jobs import QEMU_JOBS
 
 MARKER_NAME = ".stowage-backend.json"
 #: Where a file backend's volumes are, below its folder (agent/volumes.py says it for the agent's own process).
 VOLUMES_FOLDER = "volumes"
 #: Bytes; a marker is 200, and whatever is larger is not one.
-_MARKER_MAX_BYTES = 4096
 #: ioctl of linux/fs.h: _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
 #: ioctl of the kernel's cifs client (fs/smb/client/cifs_ioctl.h): _IOR(0xCF, 5, struct smb_mnt_fs_info), what is read by it,
@@ -131,32 +130,11 @@ def space(args: dict[str, Any]) -> dict[str, Any]:
 
 def read_marker(args: dict[str, Any]) -> dict[str, Any]:
     """{"marker": ours | other | missing}; of another its fields as far as they are readable. args: dir, marker."""
-    path = _place(args, MARKER_NAME)
+    folder = os.open(os.path.dirname(_place(args, MARKER_NAME)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return {"marker": "missing"}
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            return {"marker": "other", "found": {}}
-        raise
-    try:
-        text = _read_all(descriptor, _MARKER_MAX_BYTES)
-    except IsADirectoryError:
-        return {"marker": "other", "found": {}}
+        return marker_in(folder, MARKER_NAME, args["marker"])
     finally:
-        os.close(descriptor)
-    try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return {"marker": "other", "found": {}}
-    if not isinstance(found, dict):
-        return {"marker": "other", "found": {}}
-    words = cast("dict[str, Any]", found)
-    fields = {key: str(words[key])[:64] for key in ("backend_id", "fleet_id", "created_at") if key in words}
-    ours = args["marker"]
-    is_ours = fields.get("backend_id") == ours["backend_id"] and fields.get("fleet_id") == ours["fleet_id"]
-    return {"marker": "ours" if is_ours else "other", "found": fields}
+        os.close(folder)
 
 
 def create_marker(args: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """LVM commands about the LVs of volumes; agent/lvm.py has what they run by, and those about VGs.
 
-An LV is whole extents, so LVM rounds every size up. Thin LVs lie in the backend's pool, which commands that make, resize or
+Sizes are asked for in whole extents; LVM rounds up what is not. Thin LVs lie in the backend's pool, which commands that make, resize or
 remove one activate on this host for as long as they take: two hosts with an active pool destroy it, which in a VG without
 locks (lvmlockd) nothing of LVM prevents. Messages, exit codes and reports were seen with lvm2 2.03.16 on a loop device
 without a device mapper (2026-11-29); what needs one is by its source (v2_03_16).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,11 @@ from agent.lvm import THIN_POOL_LV, Lvm
 
 #: Besides the backend's own tag.
 VOLUME_TAG = "stowage_volume"
-_COLUMNS = "lv_name,lv_uuid,lv_size,lv_tags,pool_lv,origin,data_percent,vg_extent_size"
+#: Of an LV; how many bytes of it are the volume's follows. What lies behind them is a tail: added and not zeroed yet, so that others'
+#: bytes are in it, or given up and to be wiped before it is cut off.
+_TAIL_TAG = "stowage_tail_"
+_TAIL = re.compile(rf"{_TAIL_TAG}([0-9]{{1,19}})")
+_COLUMNS = "lv_name,lv_uuid,lv_size,lv_tags,pool_lv,origin,data_percent,zero"
 #: lvm2 refuses sizes in bytes that are no multiple of it.
 _SECTOR_BYTES = 512
 
@@ -22,25 +27,33 @@ _SECTOR_BYTES = 512
 class VolumeLv:
     """An LV as volumes need to know it. origin: the LV's name that it was frozen from, while that is there.
 
-    data_percent: how much of a thin one is its own or shared, while it is active here; else None.
+    data_percent: how much of a thin one is its own or shared, while it is active here; else None. is_unzeroed: a thin pool, or a volume
+    of one, that shows in the blocks that it gets what others left there.
     """
 
     name: str
     uuid: str
     size_bytes: int
     tags: tuple[str, ...]
-    extent_bytes: int
     is_thin: bool
     origin: str
     data_percent: float | None
+    is_unzeroed: bool = False
 
-    def rounded(self, size_bytes: int) -> int:
-        """What LVM makes of a size in this VG."""
-        return -(-size_bytes // self.extent_bytes) * self.extent_bytes
+    @property
+    def tail_tags(self) -> tuple[str, ...]:
+        """What marks its tail. Several, after a kill: the lowest counts."""
+        return tuple(tag for tag in self.tags if _TAIL.fullmatch(tag))
 
-    def has_size(self, size_bytes: int) -> bool:
-        """Whether it is what LVM makes of that size."""
-        return self.size_bytes == self.rounded(size_bytes)
+    @property
+    def tail_bytes(self) -> int | None:
+        """Where the mark says that the tail begins, which may be the LV's end; None without one."""
+        return min((int(tag.removeprefix(_TAIL_TAG)) for tag in self.tail_tags), default=None)
+
+    @property
+    def own_bytes(self) -> int:
+        """How many bytes of it may be the volume's: all but a tail."""
+        return self.size_bytes if self.tail_bytes is None else min(self.tail_bytes, self.size_bytes)
 
 
 class LvCommands:
@@ -56,18 +69,20 @@ class LvCommands:
     async def volumes(self, device: str, vg_name: str) -> tuple[VolumeLv, ...]:
         """All LVs of the VG, whoever's; inner ones of a pool left out."""
         rows = await self._lvm.report("lvs", device, "lv", _COLUMNS, "--", vg_name)
+        # `zero` is a segment's, so an LV has a row for each of its segments.
+        of_each = {row["lv_uuid"]: row for row in rows}
         return tuple(
             VolumeLv(
                 name=row["lv_name"],
                 uuid=row["lv_uuid"],
                 size_bytes=int(row["lv_size"]),
                 tags=tuple(filter(None, row["lv_tags"].split(","))),
-                extent_bytes=int(row["vg_extent_size"]),
                 is_thin=row["pool_lv"] != "",
                 origin=row["origin"],
                 data_percent=float(row["data_percent"]) if row["data_percent"] else None,
+                is_unzeroed=row["zero"] == "",
             )
-            for row in rows
+            for row in of_each.values()
         )
 
     async def create_thick(self, device: str, vg_name: str, lv_name: str, size_bytes: int, tags: Sequence[str]) -> None:
@@ -96,6 +111,16 @@ class LvCommands:
         """The LV is shorter, and what lay behind is lost. It must be longer before, or lvreduce ends with 5."""
         # --yes: of an active one it asks.
         await self._lvm.change("lvreduce", device, "--yes", "--size", _bytes(size_bytes), "--", f"{vg_name}/{lv_name}")
+
+    async def mark_tail(self, device: str, vg_name: str, lv_name: str, own_bytes: int) -> None:
+        """What lies behind so many bytes of the LV is its tail; marked before is success (seen with 2.03.16)."""
+        tag = f"{_TAIL_TAG}{own_bytes}"
+        await self._lvm.change("lvchange", device, "--addtag", tag, "--", f"{vg_name}/{lv_name}")
+
+    async def unmark_tail(self, device: str, vg_name: str, lv: VolumeLv) -> None:
+        """All of the LV is the volume's."""
+        marks = [word for tag in lv.tail_tags for word in ("--deltag", tag)]
+        await self._lvm.change("lvchange", device, *marks, "--", f"{vg_name}/{lv.name}")
 
     async def remove(self, device: str, vg_name: str, lv_uuid: str, tag: str) -> None:
         """The LV of that UUID is gone if it bears the tag; gone before is success. Raises AgentFault in_use while it is open."""

@@ -68,17 +68,25 @@ class Seen:
         return lv
 
     def wanted(self, spec: VolumeSpec) -> VolumeLv:
-        """The volume's LV, which has its size. Raises AgentFault volume_missing, wrong_size."""
+        """The volume's LV, which has exactly its size, for a VM sees all of it and a copy has no more than the volume. Raises
+        AgentFault volume_missing, wrong_size; that also where a resize has not come to its end, so that others' bytes are in it.
+        """
         lv = self.present(spec)
-        if not lv.has_size(spec.size_bytes):
+        if lv.size_bytes != spec.size_bytes:
             raise self.wrong_size(lv, spec)
+        if lv.own_bytes < lv.size_bytes:
+            raise AgentFault.of(
+                FaultCode.WRONG_SIZE,
+                f"a resize of {self.at.name}/{lv.name} has not come to its end: what lies behind {lv.own_bytes} bytes is not the volume's",
+                f"Resize the volume to its {spec.size_bytes} bytes, which zeroes that, or to another size",
+            )
         return lv
 
     def wrong_size(self, lv: VolumeLv, spec: VolumeSpec) -> AgentFault:
         return AgentFault.of(
             FaultCode.WRONG_SIZE,
-            f"{self.at.name}/{lv.name} has {lv.size_bytes} bytes, and {lv.rounded(spec.size_bytes)} belong to a volume of {spec.size_bytes}",
-            "Look who has changed it; where it is only too long, a resize to the volume's size sets it right",
+            f"{self.at.name}/{lv.name} has {lv.size_bytes} bytes, and the volume {spec.size_bytes}",
+            _remedy(lv, spec),
         )
 
 
@@ -141,6 +149,21 @@ class LvLookup:
     @property
     def _words(self) -> dict[str, str]:
         return LunMemory(self._space.dir).read()
+
+
+def _remedy(lv: VolumeLv, spec: VolumeSpec) -> str:
+    """For an LV that has not the volume's size."""
+    if lv.size_bytes < spec.size_bytes:
+        return (
+            "Look who has cut it, for what lay behind its end is gone;"
+            f" a resize to {lv.size_bytes} with may_shrink takes it as it is"
+        )
+    if lv.own_bytes <= spec.size_bytes:
+        return f"A resize has not come to its end: one to {spec.size_bytes} takes back what it added"
+    return (
+        f"Look who has made it longer: a resize to {spec.size_bytes} with may_shrink cuts off what is too much, for good. To keep it,"
+        f" rename the LV on one host to {LV_PREFIX} and 32 other hexadecimal digits (lvrename), adopt that, and delete this volume"
+    )
 
 
 def lv_name(spec: VolumeSpec) -> str:

@@ -68,7 +68,11 @@ class LvMappings:
 
     @asynccontextmanager
     async def held(self, at: FoundGroup, lv: VolumeLv) -> AsyncGenerator[Mapping]:
-        """The LV is active for as long as the block lasts, and stays so only where it is attached."""
+        """The LV is active for as long as the block lasts, and stays so only where it is attached.
+
+        Raises AgentFault in_use behind the block where a thin one stays active all the same: with it does the whole pool, which
+        no other host may have meanwhile, so what was done here must not count as done.
+        """
         dm_uuid = at.dm_uuid(lv.uuid)
         async with self._lock(dm_uuid):
             holders = self._holders.get(dm_uuid, 0)
@@ -82,6 +86,7 @@ class LvMappings:
                     await self._let_go(at, lv.uuid)
                 raise
             self._holders[dm_uuid] = holders + 1
+        is_inactive = True
         try:
             yield mapping
         finally:
@@ -89,7 +94,13 @@ class LvMappings:
                 self._holders[dm_uuid] -= 1
                 if self._holders[dm_uuid] == 0:
                     del self._holders[dm_uuid]
-                    await self._let_go(at, lv.uuid)
+                    is_inactive = await self._let_go(at, lv.uuid)
+        if lv.is_thin and not is_inactive:
+            raise AgentFault.of(
+                FaultCode.IN_USE,
+                f"{at.name}/{lv.name} could not be deactivated after it was used",
+                f"See who has it open, and run lvchange --activate n {at.name}/{lv.name} on this host",
+            )
 
     async def keep(self, at: FoundGroup, lv: VolumeLv) -> str:
         """The LV is active until it is dropped, mapped as the metadata says now; the stable path of its device."""
@@ -216,10 +227,16 @@ class LvMappings:
             )
         return answer
 
-    async def _let_go(self, at: FoundGroup, lv_uuid: str) -> None:
-        """Inactive if it was active only for workers; a failure is logged, and the next sweep tries again."""
-        if lv_uuid in self._memory(at).read() and await self._end_quietly(at, lv_uuid):
-            self._forget(at, lv_uuid)
+    async def _let_go(self, at: FoundGroup, lv_uuid: str) -> bool:
+        """Whether it is inactive, or attached; inactive if it was active only for workers. A failure is logged, and the next sweep
+        tries again.
+        """
+        if lv_uuid not in self._memory(at).read():
+            return True
+        if not await self._end_quietly(at, lv_uuid):
+            return False
+        self._forget(at, lv_uuid)
+        return True
 
     async def _end_quietly(self, at: FoundGroup, lv_uuid: str) -> bool:
         try:

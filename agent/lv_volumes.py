@@ -1,13 +1,19 @@
 """The volumes of an iscsi_lvm backend: raw, each an LV `sv_<locator>` of its VG with the backend's tag and `stowage_volume`.
 
-An LV is whole extents (4 MiB as a rule), so its device may be longer than the volume, by less than one extent. What lies
-there beyond the volume's end reads as zeros after `settle` and belongs to nobody: copies leave it out. Who wants to waste
-nothing, and to lose nothing that a VM puts at its disk's end, asks for sizes of whole extents.
+An LV has exactly its volume's size: a VM sees all of it, and what it puts at its disk's end a copy of less would lose. So the
+manager asks for sizes that every VG's extents divide (volume_groups.py refuses others), and an LV of another size is no volume
+until a resize has settled it.
 
 Thick LVs get blocks with what others left in them, so they are filled to their end, and zeroed where they grow. Thin ones read
 as zeros where nothing was written, and have snapshots. LVs are active only while something of this host uses them
 (lv_mappings.py). What changes metadata the manager sends to one host at a time; thin volumes to one host at all, unless the
 VG is a shared one (lv_commands.py says why).
+
+What a resize adds, or is to wipe before it cuts it off, is a *tail*, for which the LV bears a mark in the VG: whoever stops in the
+middle of it, and whichever host goes on, nobody gets the volume with others' bytes in it, and nothing but a tail is blanked.
+
+    long ── resize: marked, longer ── blank: the tail zeroed ── resize to what it has now: unmarked
+    long ── resize: marked ────────── blank: the tail wiped ─── resize to what it is to have: shorter, unmarked
 """
 
 import logging
@@ -22,6 +28,7 @@ from agent.lv_commands import VolumeLv
 from agent.lv_lookup import LV_PREFIX, LvLookup, LvTools, Seen, lv_name
 from agent.lv_mappings import DEV
 from agent.lvm import LOCK_LV, PROBE_LV, THIN_POOL_LV
+from agent.volume_groups import refuse_extents, refuse_unzeroed
 from agent.volumes import Extent
 from schemas.command import Target
 from schemas.faults import FaultCode
@@ -32,10 +39,9 @@ log = logging.getLogger(__name__)
 
 _LV_NAME = re.compile(rf"{LV_PREFIX}([0-9a-f]{{32}})")
 _INNER = frozenset((PROBE_LV, THIN_POOL_LV, LOCK_LV))
+_WIPE_JOBS = {Wipe.ZERO: "zero_device", Wipe.DISCARD: "discard_device"}
 #: Long work ends when it no longer moves (works.py); this is only not to be without any end.
 _WORK_TIMEOUT_S = 7 * 24 * 3600.0
-#: For the rest of an extent, where no progress is watched.
-_ZERO_TIMEOUT_S = 600.0
 
 
 class LvVolumes:
@@ -55,6 +61,10 @@ class LvVolumes:
                 FaultCode.UNSUPPORTED, f"{spec.format.value} volumes cannot lie on LVM", "Ask for the format raw"
             )
         seen = await self._lookup.look()
+        refuse_extents(seen.at.group)
+        if self._config.thin:
+            pool = seen.lvs.get(THIN_POOL_LV)
+            refuse_unzeroed(seen.at.group, is_unzeroed=pool is not None and pool.is_unzeroed)
         await self._mappings.sweep(seen.at)
         if seen.own(spec) is not None:
             # Made before, if not to its end.
@@ -68,7 +78,7 @@ class LvVolumes:
 
     @asynccontextmanager
     async def opened(self, spec: VolumeSpec, *, is_writable: bool) -> AsyncGenerator[Extent]:
-        """See VolumeStore. The extent ends where the volume does, not with the LV. Raises wrong_size too."""
+        """See VolumeStore. Raises wrong_size too."""
         seen = await self._lookup.look()
         await self._mappings.sweep(seen.at)
         lv = seen.wanted(spec)
@@ -85,11 +95,8 @@ class LvVolumes:
             )
 
     async def settle(self, spec: VolumeSpec) -> None:
-        """See VolumeStore. Who filled it has flushed what it wrote; here the rest of the last extent becomes zeros."""
-        seen = await self._lookup.look()
-        lv = seen.wanted(spec)
-        if not lv.is_thin:
-            await self._zero(seen, lv, spec.size_bytes, lv.size_bytes)
+        """See VolumeStore. Who filled it, to its end, has flushed what it wrote."""
+        (await self._lookup.look()).wanted(spec)
 
     async def wipe(self, spec: VolumeSpec, wipe: Wipe, progress: Path) -> None:
         """See WipeVolume. Raises in_use while it is open: what a VM still uses is not deleted.
@@ -103,8 +110,8 @@ class LvVolumes:
         if lv is None:
             return
         await self._mappings.drop(seen.at, lv.uuid)
-        job = "discard_device" if wipe is Wipe.DISCARD or lv.is_thin else "zero_device"
-        await self._overwrite(seen, lv, job, (0, lv.size_bytes), str(progress), _WORK_TIMEOUT_S)
+        job = _WIPE_JOBS[Wipe.DISCARD if lv.is_thin else wipe]
+        await self._overwrite(seen, lv, job, (0, lv.size_bytes), progress)
 
     async def erase(self, spec: VolumeSpec) -> None:
         """See EraseVolume."""
@@ -118,28 +125,48 @@ class LvVolumes:
             await self._mappings.remove(left)
 
     async def resize(self, spec: VolumeSpec, size_bytes: int, *, may_shrink: bool) -> None:
-        """See VolumeStore. In use it may grow. What an earlier resize made longer than it is now asked for is cut again."""
+        """See VolumeStore; the module says how it goes on. From a size to the same: what was to be blanked has been.
+
+        In use it may grow, and a tail be cut off, of which nobody was ever told. Raises wrong_size, with the volume untouched, where
+        the LV is longer than spec says and nothing tells why: a database that was restored knows less than is there.
+        """
         seen = await self._lookup.look()
         lv = seen.present(spec)
-        begin, end = lv.rounded(spec.size_bytes), lv.rounded(size_bytes)
-        if size_bytes < spec.size_bytes:
-            await self._shrink(seen, spec, size_bytes, may_shrink=may_shrink)
-            return
-        if lv.size_bytes < begin:
+        device, group = seen.at.device, seen.at.name
+        if lv.size_bytes < min(spec.size_bytes, size_bytes):
             raise seen.wrong_size(lv, spec)
-        if lv.size_bytes < end:
-            await seen.commands.extend(seen.at.device, seen.at.name, lv.name, size_bytes)
-        elif lv.size_bytes > end:
-            # Nobody was ever told of what lies behind.
-            await seen.commands.reduce(seen.at.device, seen.at.name, lv.name, size_bytes)
+        was_attached = False
+        kept_bytes = min(lv.own_bytes, spec.size_bytes, size_bytes)
+        if kept_bytes < lv.own_bytes:
+            was_attached = await self._let_cut(seen, lv, spec, size_bytes, may_shrink=may_shrink)
+        is_settled = size_bytes == spec.size_bytes
+        is_wiped_first = lv.size_bytes > size_bytes and not (is_settled or lv.is_thin or self._wipe is Wipe.NONE)
+        has_tail = not lv.is_thin and (size_bytes > kept_bytes or is_wiped_first)
+        if has_tail and (lv.tail_bytes is None or lv.tail_bytes > kept_bytes):
+            # Before what makes it true; where that fails, the mark of a tail of nothing is in nobody's way.
+            await seen.commands.mark_tail(device, group, lv.name, kept_bytes)
+        if lv.size_bytes < size_bytes:
+            await seen.commands.extend(device, group, lv.name, size_bytes)
+        elif lv.size_bytes > size_bytes and not is_wiped_first:
+            await seen.commands.reduce(device, group, lv.name, size_bytes)
+        if lv.tail_bytes is not None and not is_wiped_first and (is_settled or lv.tail_bytes >= size_bytes):
+            await seen.commands.unmark_tail(device, group, lv)
+        if was_attached and not has_tail:
+            await self._mappings.keep(seen.at, (await self._lookup.again(seen)).present(spec))
 
     async def blank(self, spec: VolumeSpec, from_bytes: int, progress: Path) -> None:
-        """See BlankVolume. Not from the old end itself: a VM may have something in the rest of the extent in which that was."""
+        """See BlankVolume. By the LV's mark and not from_bytes: what bears none may be a VM's. Of a tail, what lies behind the volume's
+        end, and is to be cut off, is wiped as a deleted volume is.
+        """
         seen = await self._lookup.look()
-        lv = seen.wanted(spec)
-        begin = lv.rounded(from_bytes)
-        if not lv.is_thin and begin < lv.size_bytes:
-            await self._overwrite(seen, lv, "zero_device", (begin, lv.size_bytes), str(progress), _WORK_TIMEOUT_S)
+        lv = seen.present(spec)
+        if lv.size_bytes < spec.size_bytes:
+            raise seen.wrong_size(lv, spec)
+        await self._overwrite(seen, lv, "zero_device", (lv.own_bytes, spec.size_bytes), progress)
+        if self._wipe is not Wipe.NONE:
+            await self._overwrite(
+                seen, lv, _WIPE_JOBS[self._wipe], (max(lv.own_bytes, spec.size_bytes), lv.size_bytes), progress
+            )
 
     async def attach(self, spec: VolumeSpec, mode: AttachMode) -> AttachedAt:
         """See AttachVolume. The device takes writes in either mode: that nobody writes to a read-only one is the hypervisor's care."""
@@ -191,7 +218,7 @@ class LvVolumes:
     async def _fit(self, seen: Seen, spec: VolumeSpec, origin: VolumeSpec | None) -> bool:
         """What was made has its size, a snapshot after it was made longer; whether it has the origin's content."""
         lv = seen.present(spec)
-        if lv.size_bytes < lv.rounded(spec.size_bytes):
+        if lv.size_bytes < spec.size_bytes:
             await seen.commands.extend(seen.at.device, seen.at.name, lv.name, spec.size_bytes)
             seen = await self._lookup.again(seen)
         return seen.wanted(spec).is_thin and origin is not None and lv.origin == lv_name(origin)
@@ -206,44 +233,43 @@ class LvVolumes:
         except AgentFault as error:
             log.warning("volume may stay half made", extra={"lv_name": lv_name(spec), "code": str(error.fault.code)})
 
-    async def _shrink(self, seen: Seen, spec: VolumeSpec, size_bytes: int, *, may_shrink: bool) -> None:
-        """Only while nobody has it open, for a VM would lose what it writes behind the new end."""
-        lv = seen.present(spec)
+    async def _let_cut(self, seen: Seen, lv: VolumeLv, spec: VolumeSpec, size_bytes: int, *, may_shrink: bool) -> bool:
+        """Bytes of the LV that may be somebody's may go, and nobody has it open, for a VM would lose what it writes behind the new end.
+
+        Whether it was attached. Raises AgentFault where they may not.
+        """
+        if lv.own_bytes > spec.size_bytes and not (may_shrink and size_bytes >= spec.size_bytes):
+            # Who asks for less than the volume has knows nothing of the rest.
+            raise seen.wrong_size(lv, spec)
         if not may_shrink:
             raise AgentFault.of(
                 FaultCode.WRONG_SIZE,
                 f"the volume has {spec.size_bytes} bytes, and {size_bytes} would cut it",
                 "Ask for at least its size, or allow it to shrink (may_shrink)",
             )
-        if lv.is_thin:
+        if lv.is_thin and size_bytes < spec.size_bytes:
             raise AgentFault.of(
                 FaultCode.UNSUPPORTED,
                 "a thin volume that is cut would show again what was behind its end when it grows",
                 "Make a smaller volume, and copy into it what is needed",
             )
-        if not lv.rounded(size_bytes) <= lv.size_bytes <= lv.rounded(spec.size_bytes):
-            raise seen.wrong_size(lv, spec)
         was_attached = self._mappings.is_attached(seen.at, lv)
         await self._mappings.drop(seen.at, lv.uuid)
-        if not lv.has_size(size_bytes):
-            await seen.commands.reduce(seen.at.device, seen.at.name, lv.name, size_bytes)
-            lv = (await self._lookup.again(seen)).present(spec)
-        await self._zero(seen, lv, size_bytes, lv.size_bytes)
-        if was_attached:
-            await self._mappings.keep(seen.at, lv)
+        return was_attached
 
-    async def _zero(self, seen: Seen, lv: VolumeLv, begin: int, end: int) -> None:
-        if begin < end:
-            await self._overwrite(seen, lv, "zero_device", (begin, end), "", _ZERO_TIMEOUT_S)
+    @property
+    def _wipe(self) -> Wipe:
+        """What is done to blocks before others can get them."""
+        return Wipe(self._config.wipe_on_delete)
 
-    async def _overwrite(
-        self, seen: Seen, lv: VolumeLv, job: str, span: tuple[int, int], progress: str, timeout_s: float
-    ) -> None:
+    async def _overwrite(self, seen: Seen, lv: VolumeLv, job: str, span: tuple[int, int], progress: Path) -> None:
+        if span[0] >= span[1]:
+            return
         async with self._mappings.held(seen.at, lv) as mapping:
             extent = {"folder": DEV, "name": mapping.name, "dm_uuid": mapping.dm_uuid}
-            args = {"extent": extent, "from_bytes": span[0], "to_bytes": span[1], "progress": progress}
+            args = {"extent": extent, "from_bytes": span[0], "to_bytes": span[1], "progress": str(progress)}
             key = f"{self._target.backend_id}:{lv.name.removeprefix(LV_PREFIX)}"
-            await self._workers.run(job, args, key=key, timeout_s=timeout_s)
+            await self._workers.run(job, args, key=key, timeout_s=_WORK_TIMEOUT_S)
 
 
 def _found(seen: Seen, lv: VolumeLv) -> FoundVolume:

@@ -16,8 +16,12 @@ from agent.drivers.base import CommandResult, Commands, Deadline
 from agent.errors import AgentFault
 from agent.tool_faults import tool_fault
 from schemas.faults import FaultCode
+from schemas.kinds import ISCSI_LVM
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+#: Of VGs that are made here.
+EXTENT_BYTES = ISCSI_LVM.grain_bytes
 
 #: In which every host has a block of its own to prove writes; at most 1024 hosts share one without luck.
 PROBE_LV = "stowage_probe"
@@ -44,12 +48,16 @@ class VolumeGroup:
     tags: tuple[str, ...]
     pv_count: int
     is_autoactivated: bool
+    extent_bytes: int
     lock_type: str = ""
 
 
 @dataclass(frozen=True)
 class LogicalVolume:
-    """data_percent: of a thin pool that is active here or has no volumes, else None. is_unused_pool: of which LVM knows no thin volume."""
+    """data_percent: of a thin pool that is active here or has no volumes, else None. is_unused_pool: of which LVM knows no thin volume.
+
+    is_unzeroed_pool: whose volumes show, in blocks that they get, what others left there.
+    """
 
     name: str
     uuid: str
@@ -57,6 +65,7 @@ class LogicalVolume:
     tags: tuple[str, ...]
     data_percent: float | None
     is_unused_pool: bool = False
+    is_unzeroed_pool: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class Lvm:
 
     async def volume_groups(self, device: str) -> tuple[VolumeGroup, ...]:
         """The VGs that the device belongs to: none or one."""
-        columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type"
+        columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_extent_size,vg_lock_type"
         rows = await self.report("vgs", device, "vg", columns)
         return tuple(
             VolumeGroup(
@@ -123,6 +132,7 @@ class Lvm:
                 tags=tuple(filter(None, row["vg_tags"].split(","))),
                 pv_count=int(row["pv_count"]),
                 is_autoactivated=row["vg_autoactivation"] != "",
+                extent_bytes=int(row["vg_extent_size"]),
                 lock_type=row["vg_lock_type"].replace("none", ""),
             )
             for row in rows
@@ -131,9 +141,9 @@ class Lvm:
     async def logical_volumes(self, device: str, vg_name: str) -> tuple[LogicalVolume, ...]:
         """The VG's LVs, inner ones of a pool left out."""
         rows = await self.report(
-            "lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", vg_name
+            "lvs", device, "lv", "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count,zero", "--", vg_name
         )
-        # thin_count is a segment's, so an LV has a row for each of its segments.
+        # The last two are a segment's, so an LV has a row for each of its segments.
         of_each = {row["lv_uuid"]: row for row in reversed(rows)}
         return tuple(
             LogicalVolume(
@@ -146,6 +156,8 @@ class Lvm:
                 if row["data_percent"] or row["thin_count"] == "0"
                 else None,
                 is_unused_pool=row["thin_count"] == "0",
+                # Of what is no pool "unknown", of one that zeroes "zero" (seen with 2.03.16).
+                is_unzeroed_pool=row["zero"] == "",
             )
             for row in reversed(of_each.values())
         )
@@ -179,7 +191,9 @@ class Lvm:
         """
         await self._overwrite(["pvcreate", *self._scope(device), "--", device], deadline)
         # A host with a system ID would give it to the VG, and hide the VG from all others (lvmsystemid(7)).
-        options = ["--systemid", "", "--setautoactivation", "n", *_words("--addtag", tags)]
+        # And of lvm.conf's extents the kind's sizes need not be multiples.
+        extents = ("--physicalextentsize", f"{EXTENT_BYTES // 1024**2}m")
+        options = ["--systemid", "", "--setautoactivation", "n", *extents, *_words("--addtag", tags)]
         await self._overwrite(["vgcreate", *self._scope(device), *options, "--", vg_name, device], deadline)
 
     async def mark_group(self, device: str, group: VolumeGroup, tags: Sequence[str]) -> None:
@@ -204,9 +218,12 @@ class Lvm:
         )  # fmt: skip
 
     async def create_thin_pool(self, device: str, vg_name: str, tag: str) -> None:
-        """The pool exists, inactive, with the tag of who made it, and takes 95 % of what is free; the rest is for its metadata to grow."""
+        """The pool exists, inactive, with the tag of who made it, and takes 95 % of what is free; the rest is for its metadata to grow.
+
+        Whatever lvm.conf says, it zeroes what it gives out: its blocks are larger than what a VM, or a copy that is sparse, writes there.
+        """
         await self._run(
-            ["lvcreate", *self._scope(device), "--yes", "--type", "thin-pool", "--extents", "95%FREE",
+            ["lvcreate", *self._scope(device), "--yes", "--type", "thin-pool", "--zero", "y", "--extents", "95%FREE",
              "--addtag", tag, "--name", THIN_POOL_LV, "--", vg_name], _CHANGE_TIMEOUT_S,
         )  # fmt: skip
         await self._run(

@@ -144,9 +144,9 @@ class MountedFolders:
                 await self._probes.clear_trial(place.below(space.trial_dir), target, space, mount_root=space.trial_dir)
         await self._mounts.unmount_anyhow(space.trial_dir)
 
-    def volumes(self, place: Place, target: Target, space: Workspace) -> FileVolumes:
+    def volumes(self, place: Place, target: Target, space: Workspace, *, is_to_fence: bool) -> FileVolumes:
         """See Driver.volumes. Every verb of them finds out anew whether it is still mounted."""
-        if not self.is_mounted(space):
+        if not is_to_fence and not self.is_mounted(space):
             raise AgentFault.of(
                 FaultCode.CONVERGING, f"{place.shown_as} is not attached on this host yet", is_retryable=True
             )

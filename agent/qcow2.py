@@ -1,4 +1,5 @@
-"""What a qcow2 says of itself, read without qemu-img: its size, whether it has its content in another file too, whether it is whole.
+"""What a qcow2 says of itself, read without qemu-img: its size, whether it has its content in another file too or more than one
+state of it, whether it is whole.
 
 docs/interop/qcow2.txt of QEMU. Of a volume these bytes are written by the hypervisor and by whoever runs the storage, so
 they are believed in nothing but what they say here.
@@ -20,6 +21,8 @@ _EXTERNAL_DATA = 1 << 2
 #: Big-endian, from byte 36 on: entries of the L1 table and where it is, where the refcount table is and its clusters.
 _TABLES = struct.Struct(">IQQI")
 _TABLES_AT, _CLUSTER_BITS_AT, _ORDER_AT = 36, 20, 96
+#: Big-endian, 4 bytes: how many internal snapshots it has.
+_SNAPSHOTS_AT = 60
 #: Other features that a reader must know: refcounts may be behind, entries of L2 tables are twice as long.
 _DIRTY, _LONG_ENTRIES = 1 << 0, 1 << 4
 #: What QEMU takes: bits of a cluster, the base-2 logarithm of a refcount's bits, bytes of the two tables.
@@ -51,6 +54,19 @@ def refuse_references(descriptor: int, shown: str, code: str) -> None:
     features = int.from_bytes(content[_FEATURES_AT : _FEATURES_AT + _FEATURES_BYTES], "big") if version >= 3 else 0
     if features & _EXTERNAL_DATA:
         raise JobFault("backing_file", f"{shown} has its data in another file")
+
+
+def refuse_snapshots(descriptor: int, shown: str, code: str) -> None:
+    """Raises JobFault unsupported for one with internal snapshots: what reads it as a VM does would leave them out without a word;
+    of the code for what is no qcow2.
+    """
+    count = int.from_bytes(_header(descriptor, shown, code)[_SNAPSHOTS_AT : _SNAPSHOTS_AT + 4], "big")
+    if count:
+        raise JobFault(
+            "unsupported",
+            f"{shown} has {count} internal {'snapshot' if count == 1 else 'snapshots'}, which no copy would have",
+            remedy="Delete them (qemu-img snapshot -l names them, -d deletes one), or flatten the image (qemu-img convert)",
+        )
 
 
 def refuse_cut(descriptor: int, shown: str, code: str) -> None:

@@ -13,8 +13,20 @@ from agent import qemu_img
 from agent.copy_jobs import is_device, length_of, taken_by
 from agent.device_jobs import zero_out
 from agent.file_users import refuse_users
-from agent.job_io import Job, JobFault, Progress, forget_cached, naming, opened, path_of, refuse_no_room, with_faults
-from agent.qcow2 import header_size, refuse_cut, refuse_references
+from agent.job_io import (
+    Job,
+    JobFault,
+    Progress,
+    forget_cached,
+    identity_of,
+    naming,
+    opened,
+    path_of,
+    refuse_changed,
+    refuse_no_room,
+    with_faults,
+)
+from agent.qcow2 import header_size, refuse_cut, refuse_references, refuse_snapshots
 
 SECTOR_BYTES = 512
 #: Of `qemu-img info`, on what may be anybody's.
@@ -23,17 +35,19 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 
 
 def inspect_image(args: dict[str, Any]) -> dict[str, Any]:
-    """{"size_bytes"}: the image as a VM would see it, rounded up to whole sectors.
+    """{"size_bytes", "identity"}: the image as a VM would see it, rounded up to whole sectors; what the file is (job_io.identity_of).
 
-    args: folder, name, mount_root (optional), format, sha256 (of the file; empty: not asked for), progress. Faults: wrong_digest,
-    backing_file, source_unreadable. The digest comes first, so that only what was vouched for is parsed.
+    args: folder, name, is_resolved, format, sha256 (of the file; empty: not asked for), digested (the identity that a file with that
+    digest was seen to have, or nothing: it is not read a second time then), progress. Faults: wrong_digest, backing_file,
+    unsupported, source_unreadable. The digest comes first, so that only what was vouched for is parsed.
     """
     try:
         with opened(args, os.O_RDONLY) as descriptor:
+            identity = identity_of(descriptor)
             size = os.fstat(descriptor).st_size
             if size == 0:
                 raise JobFault("source_unreadable", f"{path_of(args)} is empty")
-            if args["sha256"]:
+            if args["sha256"] and args["digested"] != identity:
                 found = _digest(descriptor, size, Progress(args["progress"]))
                 if found != args["sha256"]:
                     detail = f"{path_of(args)} has the sha256 {found}, and {args['sha256']} was asked for"
@@ -42,27 +56,32 @@ def inspect_image(args: dict[str, Any]) -> dict[str, Any]:
                 size = checked_size(descriptor, path_of(args), "source_unreadable")
                 if size == 0:
                     raise JobFault("source_unreadable", f"{path_of(args)} is an image of 0 bytes")
+                refuse_snapshots(descriptor, path_of(args), "source_unreadable")
+            refuse_changed(descriptor, {**args, "identity": identity})
     except JobFault as error:
         if error.code in ("volume_missing", "path_not_found", "foreign_data"):
             raise JobFault("source_unreadable", str(error)) from None
         raise
-    return {"size_bytes": -(-size // SECTOR_BYTES) * SECTOR_BYTES}
+    return {"size_bytes": -(-size // SECTOR_BYTES) * SECTOR_BYTES, "identity": identity}
 
 
 def convert_image(args: dict[str, Any]) -> dict[str, Any]:
     """The target holds the source's content and zeros behind it, on stable storage; whatever it held before is gone.
 
-    args: source and target (extents), progress. Answers {"done_bytes"}. Faults: wrong_size, backing_file, in_use, no_space.
+    args: source and target (extents), progress. Answers {"done_bytes"}. Faults: wrong_size, backing_file, unsupported, in_use,
+    no_space, source_unreadable where the source was changed meanwhile.
     """
     source, target, progress = args["source"], args["target"], Progress(args["progress"])
     with opened(source, os.O_RDONLY) as source_fd, opened(target, os.O_RDWR) as target_fd:
         size = virtual_size(source_fd, source)
+        if source["format"] == "qcow2":
+            refuse_snapshots(source_fd, path_of(source), "source_unreadable")
         if size > target["size_bytes"]:
             detail = f"{path_of(source)} has {size} bytes, and {path_of(target)} only {target['size_bytes']}"
             raise JobFault("wrong_size", detail)
         is_zero = bool(target["is_zero"])
         if not is_device(target_fd):
-            refuse_users(target, only_writers=True)
+            refuse_users(target, os.fstat(target_fd), only_writers=True)
             refuse_no_room(target_fd, taken_by(source_fd, size), path_of(target))
             make_empty(target_fd, target)
             is_zero = True
@@ -87,7 +106,7 @@ def blank_image(args: dict[str, Any]) -> dict[str, Any]:
     """The target, a file, is an image of its size that holds nothing but zeros, on stable storage. args: target, progress."""
     target = args["target"]
     with opened(target, os.O_RDWR) as target_fd:
-        refuse_users(target, only_writers=True)
+        refuse_users(target, os.fstat(target_fd), only_writers=True)
         make_empty(target_fd, target)
         os.fsync(target_fd)
     return {}

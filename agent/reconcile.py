@@ -235,6 +235,7 @@ class Reconciler:
 
     async def _release(self, backend_id: str, line: _Line) -> None:
         if self._begin(backend_id, None):
+            await self._held.refuse_release(backend_id)
             await self._host.release(backend_id, remove_marker=line.remove_marker)
             self._attempts.pop(backend_id, None)
             self.wake()

@@ -206,6 +206,7 @@ class CommandServer:
                 await self._held.restore(target.backend_id)
                 return observation
             case Release(backend_id=backend_id, remove_marker=remove_marker):
+                await self._held.refuse_release(backend_id)
                 return await self._host.release(backend_id, remove_marker=remove_marker)
             case Trial(target=target):
                 return await self._host.trial(target)

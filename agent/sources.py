@@ -23,6 +23,8 @@ RESERVE_BYTES = 256 * 1024 * 1024
 _LOCATE_S = 30.0
 #: No deadline of its own: what stops moving is ended by works.py.
 _UNHURRIED_S = 7 * 86_400.0
+#: Digested files that are remembered; of what is forgotten the digest is taken once more.
+_MAX_REMEMBERED = 1000
 
 
 class Sources:
@@ -32,6 +34,8 @@ class Sources:
         self._workers = workers
         self._downloads = state.downloads
         self._image_dirs = image_dirs
+        #: volume id -> (a sha256, the identity that the file had while it was found to have that digest)
+        self._digested: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     async def prepare(self, volume_id: str, source: FileSource, progress: Path) -> int:
         """The source can be read here, has its digest, if one is given, and stands alone; its size as a VM would see it (bytes).
@@ -40,20 +44,19 @@ class Sources:
         """
         try:
             with self.named(volume_id, source):
-                folder, name = await self._place(volume_id, source, progress)
-                return await self._inspect(volume_id, source, folder, name, progress, sha256=source.sha256)
+                return (await self._inspected(volume_id, source, progress)).size_bytes
         except AgentFault:
             await self.forget(volume_id)
             raise
 
     async def extent(self, volume_id: str, source: FileSource, progress: Path) -> Extent:
-        """Where the source's bytes are. Looked into once more, for a file of others may have become another since `prepare`;
-        but its digest was checked there, and reading it twice is what a copy can't afford.
+        """Where the source's bytes are, and which file they must be read from: the one that has the digest. Looked into once more, for a
+        file of others may have become another since `prepare`. What is the same is not digested twice, which a copy can't afford.
+
+        Raises AgentFault as `prepare`.
         """
         with self.named(volume_id, source):
-            folder, name = await self._place(volume_id, source, progress)
-            size_bytes = await self._inspect(volume_id, source, folder, name, progress, sha256="")
-        return Extent(folder=Path(folder), name=name, format=source.format, size_bytes=size_bytes)
+            return await self._inspected(volume_id, source, progress)
 
     @contextlib.contextmanager
     def named(self, volume_id: str, source: FileSource) -> Generator[None]:
@@ -73,6 +76,7 @@ class Sources:
 
     async def forget(self, volume_id: str) -> None:
         """What was fetched or sent for the volume is gone."""
+        self._digested.pop(volume_id, None)
         for suffix in (IMAGE_SUFFIX, PART_SUFFIX, UPLOAD_SUFFIX):
             # In a thread: to unlink a file of many GB takes a while, and it lies on the host's own disk.
             await asyncio.to_thread((self._downloads / f"{volume_id}{suffix}").unlink, missing_ok=True)
@@ -113,18 +117,37 @@ class Sources:
             return f"This host has no image folder; name one: {how}"
         return f"Put the file into one of this host's image folders ({', '.join(self._image_dirs)}), or name another: {how}"
 
-    async def _inspect(
-        self, volume_id: str, source: FileSource, folder: str, name: str, progress: Path, *, sha256: str
-    ) -> int:
+    async def _inspected(self, volume_id: str, source: FileSource, progress: Path) -> Extent:
+        folder, name = await self._place(volume_id, source, progress)
+        # What leads to our own folder is this host's to choose; to a file of others no link does once it was located.
+        is_resolved = isinstance(source, PathSource)
+        sha256, identity = self._digested.get(volume_id, ("", ()))
         args = {
             "folder": folder,
             "name": name,
+            "is_resolved": is_resolved,
             "format": source.format.value,
-            "sha256": sha256,
+            "sha256": source.sha256,
+            "digested": list(identity) if sha256 == source.sha256 else [],
             "progress": str(progress),
         }
         found = await self._workers.run("inspect_image", args, key=_job_key(volume_id), timeout_s=_UNHURRIED_S)
-        return int(found["size_bytes"])
+        identity = tuple(int(number) for number in found["identity"])
+        self._remember(volume_id, source.sha256, identity)
+        return Extent(
+            folder=Path(folder),
+            name=name,
+            format=source.format,
+            size_bytes=int(found["size_bytes"]),
+            identity=identity,
+            is_resolved=is_resolved,
+        )
+
+    def _remember(self, volume_id: str, sha256: str, identity: tuple[int, ...]) -> None:
+        self._digested.pop(volume_id, None)
+        self._digested[volume_id] = (sha256, identity)
+        if len(self._digested) > _MAX_REMEMBERED:
+            del self._digested[next(iter(self._digested))]
 
 
 def _known_as(source: FileSource) -> str:

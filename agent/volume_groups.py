@@ -10,6 +10,7 @@ lies there by then.
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,17 @@ from agent.drivers.base import ProbeReport, Workers, Workspace
 from agent.errors import AgentFault
 from agent.lun_content import LunContents, remedy_for, shown
 from agent.lun_memory import LunMemory
-from agent.lvm import LOCK_LV, PROBE_LV, PROBE_LV_BYTES, THIN_POOL_LV, LogicalVolume, Lvm, VolumeGroup, mapper_name
+from agent.lvm import (
+    EXTENT_BYTES,
+    LOCK_LV,
+    PROBE_LV,
+    PROBE_LV_BYTES,
+    THIN_POOL_LV,
+    LogicalVolume,
+    Lvm,
+    VolumeGroup,
+    mapper_name,
+)
 from agent.probes import PROBE_TIMEOUT_S, job_key, report_of
 from agent.scsi import Disk, Disks, Mapping, dm_uuid_of
 from schemas.backends import Capability
@@ -125,6 +136,7 @@ class VolumeGroups:
         group = await self.find(place)
         if not self._is_ours(place, group) and not establish:
             raise _lost_tags(place, group)
+        refuse_extents(group)
         if group.lock_type:
             # Before it is started, for a kill must leave a trace of what release has to stop; and that the VG is ours to let go
             # of, or release would take the volume with the leases for a stranger's.
@@ -151,7 +163,9 @@ class VolumeGroups:
         group = await self.find(place)
         if not self._is_ours(place, group):
             raise _lost_tags(place, group)
+        refuse_extents(group)
         volumes = await self._lvm.logical_volumes(place.disk.device, group.name)
+        _refuse_unzeroed_pool(place, group, volumes)
         mapping = self._mapping(place, group, _probe_volume(place, group, volumes))
         if mapping is None:
             raise AgentFault.of(
@@ -163,7 +177,9 @@ class VolumeGroups:
         """The report of a trial that read the disk (answer): the LV is writable by one way at a time only."""
         if place.memory.read().get("vg_uuid", "") != "":
             markers.refuse_missing(markers.read_tags(group.tags, place.target), f"volume group {group.name}")
+        refuse_extents(group)
         volumes = await self._lvm.logical_volumes(place.disk.device, group.name) if place.config.thin else ()
+        _refuse_unzeroed_pool(place, group, volumes)
         return self._report(place, group, volumes, answer)
 
     async def give_back(self, place: Place, *, remove_marker: bool) -> tuple[str, ...]:
@@ -241,7 +257,9 @@ class VolumeGroups:
         device, tag = place.disk.device, markers.tags_for(place.target)[0]
         # Making a pool activates it.
         place.memory.add(active_vg=group.uuid)
-        there = {volume.name for volume in await self._lvm.logical_volumes(device, group.name)}
+        volumes = await self._lvm.logical_volumes(device, group.name)
+        _refuse_unzeroed_pool(place, group, volumes)
+        there = {volume.name for volume in volumes}
         if PROBE_LV not in there:
             if is_noted:
                 self._note(place, group, PROBE_LV)
@@ -303,6 +321,7 @@ class VolumeGroups:
         """The probe LV is active upon this disk, and a write was proven."""
         volumes = await self._lvm.logical_volumes(place.disk.device, group.name)
         probe = _probe_volume(place, group, volumes)
+        _refuse_unzeroed_pool(place, group, volumes)
         place.memory.add(active_vg=group.uuid)
         name, dm_uuid = mapper_name(group.name, PROBE_LV), dm_uuid_of(group.uuid, probe.uuid)
         for mapping in self._disks.mappings(place.disk):
@@ -350,6 +369,36 @@ class VolumeGroups:
         self, place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...], answer: dict[str, Any]
     ) -> ProbeReport:
         return report_of({**answer, **_space(place, group, volumes)}, CAPABILITIES)
+
+
+def refuse_extents(group: VolumeGroup) -> None:
+    """Raises AgentFault unsupported for a VG in which LVM would round the sizes up that the manager asks for: a VM would see more than
+    the volume has, and what it put there no copy of it would have.
+    """
+    if EXTENT_BYTES % group.extent_bytes == 0:
+        return
+    # A divisor of what the extents are now: LVM takes it whatever lies there, in use or not.
+    fitting_bytes = math.gcd(EXTENT_BYTES, group.extent_bytes)
+    raise AgentFault.of(
+        FaultCode.UNSUPPORTED,
+        f"volume group {group.name} has extents of {group.extent_bytes // 1024} KiB, and sizes are multiples of {EXTENT_BYTES // 1024}",
+        f"Run vgchange --physicalextentsize {fitting_bytes // 1024}k {group.name} on one host: no volume changes by that",
+    )
+
+
+def refuse_unzeroed(group: VolumeGroup, *, is_unzeroed: bool) -> None:
+    """Raises AgentFault unsupported for a thin pool that shows, in the blocks that it gives out, what was there before."""
+    if is_unzeroed:
+        raise AgentFault.of(
+            FaultCode.UNSUPPORTED,
+            f"the thin pool {group.name}/{THIN_POOL_LV} does not zero its blocks, so volumes would show what lay there before",
+            f"Run lvchange --zero y {group.name}/{THIN_POOL_LV} on the host that has it active, or on one host",
+        )
+
+
+def _refuse_unzeroed_pool(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...]) -> None:
+    is_unzeroed = any(volume.name == THIN_POOL_LV and volume.is_unzeroed_pool for volume in volumes)
+    refuse_unzeroed(group, is_unzeroed=place.config.thin and is_unzeroed)
 
 
 def _probe_volume(place: Place, group: VolumeGroup, volumes: tuple[LogicalVolume, ...]) -> LogicalVolume:

@@ -133,6 +133,8 @@ class VolumeHost:
         await self._sources.forget(command.volume_id)
 
     async def _resize(self, command: ResizeVolume) -> None:
+        # What blanks it by an earlier command's word must not go on by it.
+        await self._works.cancel(_works_of(command.backend_id, command.spec))
         store = self._host.volumes(command.backend_id)
         await store.resize(command.spec, command.size_bytes, may_shrink=command.may_shrink)
         resized = msgspec.structs.replace(command.spec, size_bytes=command.size_bytes)

@@ -23,6 +23,8 @@ class Extent:
 
     dm_uuid: of an LV, what the opened device must be by the kernel's word; empty for a file. mount_root: of a file
     that lies in a mount, where something must be mounted, or empty. is_zero: nothing was ever written to it, so zeros need not be.
+    identity: of a file that others may write to, what it must be from before it is read until after (job_io.identity_of); empty: any.
+    is_resolved: no link leads to the folder, and one that does has been put there since.
     """
 
     folder: Path
@@ -32,6 +34,8 @@ class Extent:
     dm_uuid: str = ""
     mount_root: str = ""
     is_zero: bool = False
+    identity: tuple[int, ...] = ()
+    is_resolved: bool = False
 
 
 class VolumeStore(Protocol):

@@ -1,6 +1,7 @@
 """Long work of this host: begun once, looked at as often as one likes, ended when it no longer moves.
 
-The work of a key is one task, however many commands ask for it. How it goes is read from a small file on the host's own
+What nobody asks about any more ends by itself: a host that has lost its manager must not go on with what another host may
+have been given meanwhile. The work of a key is one task, however many commands ask for it. How it goes is read from a small file on the host's own
 disk, which the worker writes (job_io.py). What is known of it lives in this process: after a restart the same command
 begins it anew.
 """
@@ -14,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from agent.errors import AgentFault
 from agent.job_io import read_progress
@@ -24,8 +26,13 @@ log = logging.getLogger(__name__)
 
 #: Works that run at once; more would only take the bandwidth of the storage from each other.
 PARALLEL = 4
+#: Of one backend: those on one that is dead wait until they are ended, and must leave places to the others.
+PARALLEL_ON_BACKEND = 2
 #: Seconds without a byte moved, after which a work has failed. Above what a server needs to come back from a restart.
 STALL_S = 120.0
+#: Seconds without anybody asking, after which a work ends: below what a manager waits for a silent host before it gives up on it
+#: (manager/sagas/volume_moves.py), and far above the pauses between two looks.
+ORPHAN_S = 150.0
 #: How often, at most, it is seen whether a work moves; seconds.
 _WATCH_S = 1.0
 #: How long the end of a work is remembered, and of how many works: a manager that was away has that long to hear of it.
@@ -40,8 +47,8 @@ Begin = Callable[[Path], Awaitable[int | None]]
 
 @dataclass(eq=False)
 class _Work:
-    """One work. moved: bytes done and in all. moved_at: when that was last another number, by the clock; ended_at likewise,
-    None while it waits or runs. fault: why it failed.
+    """One work. moved: bytes done and in all. moved_at: when that was last another number, by the clock; asked_at: when somebody last
+    asked about it; ended_at likewise, None while it waits or runs. fault: why it failed.
     """
 
     key: str
@@ -50,6 +57,7 @@ class _Work:
     is_told_to_end: bool = False
     moved: tuple[int, int] = (0, 0)
     moved_at: float = 0.0
+    asked_at: float = 0.0
     size_bytes: int = 0
     ended_at: float | None = None
     fault: AgentFault | None = None
@@ -65,12 +73,15 @@ class Works:
         *,
         parallel: int = PARALLEL,
         stall_s: float = STALL_S,
+        orphan_s: float = ORPHAN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._stall_s = stall_s
+        self._orphan_s = orphan_s
         self._clock = clock
         self._slots = asyncio.Semaphore(parallel)
+        self._backend_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._works: dict[str, _Work] = {}
 
     async def look(self, key: str, begin: Begin, wait_s: float) -> WorkReport:
@@ -84,6 +95,7 @@ class Works:
             work = self._works[key] = _Work(key, self._folder / hashlib.sha256(key.encode()).hexdigest()[:32])
             work.task = asyncio.create_task(self._run(work, begin), name=f"work {key}")
             work.task.add_done_callback(functools.partial(self._on_end, work))
+        work.asked_at = self._clock()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await work.ended.wait()
@@ -128,16 +140,18 @@ class Works:
             await asyncio.wait(tasks, timeout=_END_S)
 
     async def _run(self, work: _Work, begin: Begin) -> int | None:
-        async with self._slots:
+        backend = work.key.partition(":")[0]
+        own = self._backend_slots.setdefault(backend, asyncio.Semaphore(PARALLEL_ON_BACKEND))
+        async with own, self._slots:
             return await self._run_watched(work, begin)
 
     async def _run_watched(self, work: _Work, begin: Begin) -> int | None:
         # A task of its own: it is told to end once, and then nothing disturbs its clean-up.
         acting = asyncio.ensure_future(begin(work.progress))
-        work.moved_at = self._clock()
+        work.moved_at, why = self._clock(), ""
         try:
-            while not acting.done() and self._clock() - work.moved_at < self._stall_s:
-                await asyncio.wait({acting}, timeout=min(_WATCH_S, self._stall_s / 4))
+            while not acting.done() and not (why := self._why_to_end(work)):
+                await asyncio.wait({acting}, timeout=min(_WATCH_S, self._stall_s / 4, self._orphan_s / 4))
                 self._see(work)
         finally:
             is_stalled = not acting.done()
@@ -148,9 +162,15 @@ class Works:
         except asyncio.CancelledError:
             if not is_stalled:
                 raise
-            raise AgentFault.of(
-                FaultCode.TIMED_OUT, f"no byte was moved in {self._stall_s:g} s", is_retryable=True
-            ) from None
+            raise AgentFault.of(FaultCode.TIMED_OUT, why, is_retryable=True) from None
+
+    def _why_to_end(self, work: _Work) -> str:
+        """Empty: it may go on."""
+        if self._clock() - work.moved_at >= self._stall_s:
+            return f"no byte was moved in {self._stall_s:g} s"
+        if self._clock() - work.asked_at >= self._orphan_s:
+            return f"nobody has asked about it in {self._orphan_s:g} s"
+        return ""
 
     def _on_end(self, work: _Work, task: "asyncio.Task[int | None]") -> None:
         """The edge of a work: whatever ended it is kept for who looks at it. Here and not in the task, for one that is cancelled

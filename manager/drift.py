@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
+import msgspec
 
 from manager.actor import Actor
 from manager.agents import Agents, refusal
@@ -16,9 +17,8 @@ from manager.errors import AgentError, Refused
 from manager.operations import Operations, Pending
 from manager.placement import Placement
 from manager.registry import Registry
-from manager.replacements import key_of, subject_of
 from manager.sagas.create_volume import name_taken, takes_none
-from manager.sagas.delete_volume import deletion_params
+from manager.sagas.delete_volume import deletion_of_stray, no_stray
 from manager.sagas.engine import Engine
 from manager.store import events, volumes
 from manager.store.backends import BackendRow
@@ -35,8 +35,6 @@ from schemas.volumes import VolumeRole, VolumeState
 
 #: Pages of one host's listing; beyond, the report says that it is not whole.
 _MOST_PAGES = 64
-#: An LV is whole extents, so it may be larger than what was asked, by less than this.
-_ROUNDING_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,23 @@ class Drift:
     async def report(self, ref: str, actor: Actor) -> dict[str, Any]:
         """{"missing", "strays", "foreign", "sizes", "unseen_hosts"}; each line says where, and what can be done about it."""
         backend = self._placement.backend(ref)
-        hosts, unseen = await self._hosts(backend)
+        hosts, away = await self._hosts(backend)
         # Before and after: what came or went while the storage was read is no drift.
         before = await self._rows(backend)
-        seen = await asyncio.gather(*(self._look(host, backend, actor) for host in hosts))
+        seen, silent = await self._looks(hosts, backend, actor)
         after = await self._rows(backend)
-        report: dict[str, Any] = {"missing": [], "strays": [], "foreign": [], "sizes": [], "unseen_hosts": unseen}
+        unseen = {*away, *silent, *(each.host.name for each in seen if not each.is_whole)}
+        # A host that was revoked, or that the backend is not for any more, has what lies on it all the same.
+        asked = {host.id for host in hosts}
+        unseen |= {self._registry.host_name(row.host_id) for row in after if row.host_id and row.host_id not in asked}
+        report: dict[str, Any] = {
+            "missing": [],
+            "strays": [],
+            "foreign": [],
+            "sizes": [],
+            "unseen_hosts": sorted(unseen),
+        }
         for each in seen:
-            if not each.is_whole:
-                report["unseen_hosts"].append(each.host.name)
             self._compare(report, backend, each, before, after)
         return report
 
@@ -109,7 +115,7 @@ class Drift:
                 if not is_free:
                     # Of two who settle one stray at the same moment the other was faster, or the name is somebody's.
                     rows = await volumes.on_backend(connection, backend.id)
-                    raise _no_stray() if _has_locator(rows, found.locator) else name_taken("volume", name)
+                    raise no_stray() if _has_locator(rows, found.locator) else name_taken("volume", name)
                 row = await volumes.get(connection, volume_id)
                 assert row is not None, "inserted in this transaction"
                 await events.append(
@@ -129,32 +135,15 @@ class Drift:
         """The stray's bytes are gone. None: done."""
         backend = self._placement.backend(ref)
         host, found = await self._stray(backend, body, actor)
-        stray_id = new_id()
-        try:
-            async with transaction(self._pool) as connection:
-                await volumes.insert(
-                    connection,
-                    volume_id=stray_id,
-                    name=found.name,
-                    backend_id=backend.id,
-                    # What is left of a making that broke off may have any size, and hosts take commands with whole sectors alone.
-                    size_bytes=_whole_sectors(found.size_bytes),
-                    role=VolumeRole.TRANSIENT,
-                    locator=found.locator,
-                    format=VolumeFormat(found.format),
-                    state=VolumeState.DELETING,
-                    host_id=None if KINDS[backend.kind].is_shared else host.id,
-                )
-                row = await volumes.get(connection, stray_id)
-        except asyncpg.CheckViolationError:
-            raise takes_none(self._placement.place(backend)) from None
-        if row is None:
-            raise _no_stray()
         operation_id = await self._engine.start(
             "volume.delete",
-            key=key_of(row),
-            subject=subject_of(row),
-            params=deletion_params(row, self._placement.place(backend), host.id, None),
+            **deletion_of_stray(
+                self._placement.place(backend),
+                host.id,
+                # What is left of a making that broke off may have any size, and hosts take commands with whole sectors alone.
+                found=msgspec.structs.replace(found, size_bytes=_whole_sectors(found.size_bytes)),
+                host_id=None if KINDS[backend.kind].is_shared else host.id,
+            ),
             actor=actor,
         )
         if wait_s <= 0 or await self._operations.outcome(operation_id, wait_s) is None:
@@ -177,6 +166,24 @@ class Drift:
             [host for host in chosen if self._registry.is_online(host.id)],
             [host.name for host in chosen if not self._registry.is_online(host.id)],
         )
+
+    async def _looks(
+        self, hosts: Sequence[HostRow], backend: BackendRow, actor: Actor
+    ) -> tuple[list[_Seen], list[str]]:
+        """(what was found, names of the hosts that could not tell). Raises Refused when none could."""
+        seen: list[_Seen] = []
+        failed: dict[str, Refused] = {}
+
+        async def look(host: HostRow) -> None:
+            try:
+                seen.append(await self._look(host, backend, actor))
+            except Refused as error:
+                failed[host.name] = error
+
+        await asyncio.gather(*map(look, hosts))
+        if failed and not seen:
+            raise next(iter(failed.values()))
+        return sorted(seen, key=lambda each: each.host.name), sorted(failed)
 
     async def _look(self, host: HostRow, backend: BackendRow, actor: Actor) -> _Seen:
         items: list[FoundVolume] = []
@@ -226,7 +233,7 @@ class Drift:
                 if seen.is_whole:
                     words = "in the database, not on the storage: restore it there, or delete it here"
                     report["missing"].append({**told, "detail": words})
-            elif not _fits(backend, row.size_bytes, item.size_bytes):
+            elif row.size_bytes != item.size_bytes:
                 report["sizes"].append({**told, "size_bytes": row.size_bytes, "found_bytes": item.size_bytes})
         for item in seen.items:
             shown: dict[str, Any] = {
@@ -242,38 +249,33 @@ class Drift:
 
     async def _stray(self, backend: BackendRow, body: SettleStray, actor: Actor) -> tuple[HostRow, FoundVolume]:
         """The host that sees it, and what it sees. Raises Refused when nothing of ours has this locator, or a volume has it."""
-        hosts, _ = await self._hosts(backend)
+        hosts, away = await self._hosts(backend)
         if body.host is not None:
-            hosts = [host for host in hosts if body.host in (host.id, host.name)]
+            if KINDS[backend.kind].is_shared:
+                words = f"must be left out: {backend.name} is shared, and any of its hosts does it"
+                raise Refused.for_fields([FieldError(pointer="/host", detail=words)])
+            hosts, away = [host for host in hosts if body.host in (host.id, host.name)], []
             if not hosts:
                 raise Refused.for_fields(
                     [FieldError(pointer="/host", detail="is no host that can be asked about it now")]
                 )
-        seen = await asyncio.gather(*(self._look(host, backend, actor) for host in hosts))
+        seen, silent = await self._looks(hosts, backend, actor)
         rows = await self._rows(backend)
         if _has_locator(rows, body.locator):
-            raise _no_stray()
+            raise no_stray()
         for each in seen:
             for item in each.items:
                 if item.locator == body.locator:
                     return each.host, item
-        raise Refused.because(ProblemCode.NOT_FOUND, f"there is nothing with this locator on {backend.name}")
+        unseen = ", ".join(sorted({*away, *silent}))
+        but = f", as far as can be seen: {unseen} could not be asked" if unseen else ""
+        raise Refused.because(ProblemCode.NOT_FOUND, f"there is nothing with this locator on {backend.name}{but}")
 
 
 def _has_locator(rows: Sequence[VolumeRow], locator: str) -> bool:
     return any(row.locator == locator for row in rows)
 
 
-def _no_stray() -> Refused:
-    return Refused.because(ProblemCode.WRONG_STATE, "a volume, or an operation, has this locator: it is no stray")
-
-
 def _whole_sectors(size_bytes: int) -> int:
     """The least size of a disk that holds so many bytes."""
     return max(1, -(-size_bytes // SECTOR_BYTES)) * SECTOR_BYTES
-
-
-def _fits(backend: BackendRow, wanted: int, found: int) -> bool:
-    if VolumeFormat.QCOW2 in KINDS[backend.kind].formats:
-        return wanted == found
-    return wanted <= found < wanted + _ROUNDING_BYTES

@@ -29,7 +29,9 @@ class Evacuations:
         self._placement = placement
 
     async def plan(self, ref: str, body: Evacuate) -> dict[str, Any]:
-        """{"to", "total_bytes", "items": in the order of moving, "blockers": what cannot move now, and why}. Changes nothing."""
+        """{"to", "total_bytes", "available_bytes": there, or None; "items": in the order of moving, "blockers": what cannot move now,
+        and why; "warnings": words}. Changes nothing.
+        """
         backend = self._placement.backend(ref)
         target = self._target(backend.id, body)
         async with self._pool.acquire() as connection:
@@ -52,7 +54,22 @@ class Evacuations:
             else:
                 items.append({**shown, "size_bytes": row.size_bytes})
         total = sum(item["size_bytes"] for item in items)
-        return {"to": self._placement.backend(target).name, "total_bytes": total, "items": items, "blockers": blockers}
+        there = self._placement.backend(target)
+        available = self._placement.available_bytes(there)
+        warnings: list[str] = []
+        if available is not None and total > available:
+            warnings.append(
+                f"{total} bytes are to come to {there.name}, which has {available} free:"
+                " what holds less than its size may fit all the same, and what does not stays where it is"
+            )
+        return {
+            "to": there.name,
+            "total_bytes": total,
+            "available_bytes": available,
+            "items": items,
+            "blockers": blockers,
+            "warnings": warnings,
+        }
 
     async def run(self, ref: str, body: Evacuate, actor: Actor, wait_s: float) -> dict[str, Any] | Pending:
         """Everything has moved. Raises the operation's problem, which names what has not."""

@@ -28,6 +28,7 @@ from schemas.ids import HostId, new_id
 from schemas.kinds import KINDS
 from schemas.problems import FieldError, ProblemCode
 from schemas.validation import validate_config
+from schemas.volumes import AttachmentState
 
 log = logging.getLogger(__name__)
 
@@ -149,23 +150,25 @@ class Hosts:
             row = await store.revoke(connection, host.id)
             if row is not None:
                 await _append_event(connection, EventType.HOST_LEFT, row, actor=actor.name, request_id=actor.request_id)
-                # Who revokes a host says that it is out for ever: its volumes are free for others.
-                for name, closed in await attachments.close_all_of(connection, row.id):
-                    await events.append(
-                        connection,
-                        type=EventType.ATTACHMENT_CLOSED,
-                        collection="volumes",
-                        subject_id=closed.volume_id,
-                        actor=actor.name,
-                        request_id=actor.request_id,
-                        data={
-                            "name": name,
-                            "host": row.name,
-                            "before": attachments.shown(closed),
-                            "after": None,
-                            "is_confirmed": False,
-                        },
-                    )
+            # Who revokes a host says that it is out for ever: its volumes are free for others.
+            for name, closed in await attachments.close_all_of(connection, host.id):
+                if closed.state is AttachmentState.ATTACHING:
+                    continue  # nobody was told that it opened
+                await events.append(
+                    connection,
+                    type=EventType.ATTACHMENT_CLOSED,
+                    collection="volumes",
+                    subject_id=closed.volume_id,
+                    actor=actor.name,
+                    request_id=actor.request_id,
+                    data={
+                        "name": name,
+                        "host": host.name,
+                        "before": attachments.shown(closed),
+                        "after": None,
+                        "is_confirmed": False,
+                    },
+                )
         # Told again to who asks again: the first telling may have failed.
         await self._registry.refresh_hosts()
         if not await self._revocations.told(_TOLD_S):

@@ -1,5 +1,6 @@
 """Operations as callers see them: read, list, wait for the end, and try a stuck one again."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from manager.store.pool import Pool
 from schemas.ids import is_id
 from schemas.operations import Operation, OperationState
 from schemas.problems import FieldError, Problem, ProblemCode
+
+log = logging.getLogger(__name__)
 
 #: Where an operation is that has heeded its cancelling.
 _TURNED_BACK = (OperationState.UNDOING, OperationState.CANCELLED)
@@ -65,9 +68,12 @@ class Operations:
         operation = await self.get(operation_id)
         if not is_freed:
             raise Refused.because(ProblemCode.WRONG_STATE, f"the operation is {operation.state.value}, not stuck")
+        log.info(
+            "operation tried again", extra={"operation_id": operation_id, "kind": operation.kind, "actor": actor.name}
+        )
         return operation
 
-    async def cancel(self, operation_id: str) -> Operation:
+    async def cancel(self, operation_id: str, actor: Actor) -> Operation:
         """It turns back at the next place where it can; asked again, the same.
 
         Raises Refused not_found, or wrong_state where it cannot any more.
@@ -84,6 +90,9 @@ class Operations:
             is_past_pivot = operation.state is OperationState.RUNNING
             how = "past the point from which it can go back" if is_past_pivot else operation.state.value
             raise Refused.because(ProblemCode.WRONG_STATE, f"the operation is {how}, so it cannot be cancelled")
+        log.info(
+            "operation's end asked for", extra={"operation_id": operation_id, "kind": row.kind, "actor": actor.name}
+        )
         return operation
 
     async def _row(self, operation_id: str) -> OperationRow:

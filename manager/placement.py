@@ -11,7 +11,7 @@ import msgspec
 from manager.agents import Agents, offline_fault
 from manager.errors import Refused
 from manager.registry import Registry
-from manager.store import attachments, volumes
+from manager.store import attachments, leases, volumes
 from manager.store.backends import BackendRow
 from manager.store.hosts import HostRow
 from manager.store.pool import Pool
@@ -86,6 +86,11 @@ class Placement:
         """A host that can use the backend now. Raises Refused."""
         return await self._worker([(row, None)], None, 0)
 
+    def available_bytes(self, row: BackendRow) -> int | None:
+        """As the host that sees most of it says; None: nobody has told."""
+        found = [cell.capacity.available_bytes for cell in self._registry.cells(row.id) if cell.capacity is not None]
+        return max(found, default=None)
+
     def refuse_new(self, row: BackendRow) -> None:
         """Raises Refused when the backend takes no new volumes."""
         if row.state is BackendState.READY:
@@ -98,6 +103,21 @@ class Placement:
             ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value} and takes no new volumes: {remedy}"
         )
 
+    async def refuse_unready(self, row: VolumeRow) -> None:
+        """Raises Refused unless the volume is ready, with the operation to wait for where there is one."""
+        if row.state is VolumeState.READY:
+            return
+        async with self._pool.acquire() as connection:
+            operation_id = await volumes.changing_operation(connection, row.id, None)
+        if operation_id is None:
+            raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}")
+        raise Refused.because(
+            ProblemCode.WRONG_STATE,
+            f"{row.name} is {row.state.value}: wait for the operation",
+            operation=f"/v1/operations/{operation_id}",
+            retry_after_s=1,
+        )
+
     async def seat_new(
         self, row: BackendRow, host: str | None, size_bytes: int, *, beside: Sequence[tuple[BackendRow, VolumeRow]] = ()
     ) -> Seat:
@@ -108,25 +128,31 @@ class Placement:
         return Seat(worker, None if KINDS[row.kind].is_shared else worker.id)
 
     async def worker(
-        self, row: VolumeRow, *, host: str | None = None, beside: Sequence[tuple[BackendRow, VolumeRow]] = ()
+        self,
+        row: VolumeRow,
+        *,
+        host: str | None = None,
+        beside: Sequence[tuple[BackendRow, VolumeRow]] = (),
+        new_bytes: int = 0,
     ) -> HostRow:
-        """For work on a volume that is there. Raises Refused."""
+        """For work on a volume that is there. new_bytes: what may come to lie beside it. Raises Refused."""
         backend = self.backend(row.backend_id)
         async with self._pool.acquire() as connection:
             held = await attachments.of_volume(connection, row.id)
         writer = next((each.host_id for each in held if each.mode is AttachMode.RW), None)
-        alone = row.worker_id if self._is_live(row.worker_id) else None
+        alone = None if self._is_revoked(row.worker_id) else row.worker_id
         fixed = row.host_id or writer or alone
-        return await self._worker([(backend, fixed), *((other, each.host_id) for other, each in beside)], host, 0)
+        needed = [(backend, fixed), *((other, each.host_id) for other, each in beside)]
+        return await self._worker(needed, host, new_bytes)
 
     async def eraser(self, row: VolumeRow) -> str | None:
         """The id of the host that is to take it away; None: it lies on a host that is out for ever. Raises Refused."""
-        if row.host_id is not None and not self._is_live(row.host_id):
+        if self._is_revoked(row.host_id):
             return None
         return (await self.worker(row)).id
 
-    async def explain(self, row: VolumeRow, host: HostRow) -> list[str]:
-        """Each reason why the volume cannot be attached on the host now; none: it can."""
+    async def explain(self, row: VolumeRow, host: HostRow, mode: AttachMode) -> list[str]:
+        """Each reason why the volume cannot be attached on the host now with that mode; none: it can."""
         backend = self.backend(row.backend_id)
         reasons: list[str] = []
         if row.state is not VolumeState.READY:
@@ -134,17 +160,21 @@ class Placement:
         async with self._pool.acquire() as connection:
             held = await attachments.of_volume(connection, row.id)
             operation = await volumes.other_operation(connection, row.id, None)
-            users = (await volumes.hosts_in_use(connection, backend.id)).keys()
+            users = set(await volumes.hosts_in_use(connection, backend.id))
+            place = self.place(backend)
+            if place.is_one_host and place.lane and (other := await leases.holder(connection, place.lane, but=host.id)):
+                users.add(other)
         if operation:
             reasons.append(f"operation {operation} is under way on it")
-        reasons += [
-            f"it is attached to {self._registry.host_name(each.host_id)} ({each.mode.value})"
-            for each in held
-            if each.host_id != host.id
-        ]
+        for each in held:
+            words = f"it is attached to {self._registry.host_name(each.host_id)} ({each.mode.value})"
+            if each.host_id != host.id and AttachMode.RW in (mode, each.mode):
+                reasons.append(words)
+            elif each.host_id == host.id and each.mode is not mode:
+                reasons.append(f"{words}, with another mode")
         if row.host_id not in (None, host.id):
             reasons.append(f"it lies on {self._registry.host_name(str(row.host_id))}, and {backend.name} is not shared")
-        if self.place(backend).is_one_host and users - {host.id}:
+        if place.is_one_host and users - {host.id}:
             names = ", ".join(sorted(map(self._registry.host_name, users - {host.id})))
             reasons.append(f"the thin pool of {backend.name} is in use on {names}, and one host at a time can use it")
         if host.id not in {each.id for each in self._registry.chosen(backend)}:
@@ -169,11 +199,12 @@ class Placement:
             others = [h for h in chosen if h.id == only] if only else chosen
             if not others:
                 name, asked = self._registry.host_name(str(only)), f", not by {host}" if host else ""
-                if not self._is_live(only):
+                if self._is_revoked(only):
                     name += " (which was revoked)"
+                way = "" if KINDS[backend.kind].is_shared else "; migrate it to a shared backend to use it elsewhere"
                 raise Refused.because(
                     ProblemCode.WRONG_STATE,
-                    f"what lies on {backend.name} can be worked on by {name} alone now{asked}",
+                    f"what lies on {backend.name} can be worked on by {name} alone now{asked}{way}",
                 )
             chosen = others
         first = needed[0][0]
@@ -200,12 +231,13 @@ class Placement:
         return chosen
 
     async def _only_user(self, backend: BackendRow) -> str | None:
-        """The host that has volumes of the backend in use, where one host at a time can."""
-        if not self.place(backend).is_one_host:
+        """The host that has volumes of the backend in use, or may have, where one host at a time can."""
+        place = self.place(backend)
+        if not place.is_one_host or place.lane is None:
             return None
         async with self._pool.acquire() as connection:
             used = await volumes.hosts_in_use(connection, backend.id)
-        return next(iter(sorted(used)), None)
+            return min(used) if used else await leases.holder(connection, place.lane)
 
     def _first_objection(
         self, needed: Sequence[tuple[BackendRow, str | None]], host: HostRow, *, takes_space: bool
@@ -269,6 +301,7 @@ class Placement:
         cell = self._cell(backend, host)
         return cell.capacity.available_bytes if cell is not None and cell.capacity is not None else 0
 
-    def _is_live(self, host_id: str | None) -> bool:
+    def _is_revoked(self, host_id: str | None) -> bool:
+        """Not of one that this replica has not heard of yet: what lies there is not lost."""
         row = self._registry.host_row(host_id) if host_id else None
-        return row is not None and not row.revoked_at
+        return row is not None and row.revoked_at is not None

@@ -11,14 +11,15 @@ from manager.store.volumes import VolumeRow
 from manager.volume_place import new_locator
 from schemas.ids import new_id
 from schemas.kinds import KINDS
-from schemas.problems import FieldError, ProblemCode
+from schemas.problems import FieldError
 from schemas.volume_rpc import VolumeFormat, VolumeSource, VolumeSpec
-from schemas.volumes import VolumeState
 
 
-async def migration_params(placement: Placement, row: VolumeRow, backend: str, host: str | None) -> dict[str, Any]:
-    """For `volume.migrate` to that backend. Raises Refused."""
-    ready(row)
+async def migration_params(
+    placement: Placement, row: VolumeRow, backend: str, host: str | None, *, if_match: int | None = None
+) -> dict[str, Any]:
+    """For `volume.migrate` to that backend. if_match: the only version that it is meant for. Raises Refused."""
+    await placement.refuse_unready(row)
     target, source = placement.backend(backend), placement.backend(row.backend_id)
     if target.id == source.id and (KINDS[target.kind].is_shared or host is None):
         raise Refused.for_fields([FieldError(pointer="/backend", detail=f"is where {row.name} lies already")])
@@ -28,11 +29,18 @@ async def migration_params(placement: Placement, row: VolumeRow, backend: str, h
     formats = KINDS[target.kind].formats
     format_ = row.format if row.format in formats else formats[0]
     seat = await placement.seat_new(target, host, row.size_bytes, beside=[(source, row)])
-    return replacement_params(placement, row, target, seat, format_, row)
+    return replacement_params(placement, row, target, seat, format_, row, if_match=if_match)
 
 
 def replacement_params(
-    placement: Placement, row: VolumeRow, target: BackendRow, seat: Seat, format: VolumeFormat, source: VolumeRow
+    placement: Placement,
+    row: VolumeRow,
+    target: BackendRow,
+    seat: Seat,
+    format: VolumeFormat,
+    source: VolumeRow,
+    *,
+    if_match: int | None = None,
 ) -> dict[str, Any]:
     """source: whose bytes the volume is to have: its own, or its snapshot's."""
     is_revert = source.id != row.id
@@ -56,6 +64,7 @@ def replacement_params(
         "origin": msgspec.to_builtins(source.spec) if can_share else None,
         "is_instant": False,
         "is_revert": is_revert,
+        "if_match": if_match,
     }
 
 
@@ -78,9 +87,3 @@ def key_of(row: VolumeRow) -> str:
 
 def subject_of(row: VolumeRow) -> str:
     return f"{row.role.value}s/{row.id}"
-
-
-def ready(row: VolumeRow) -> None:
-    """Raises Refused unless the volume is."""
-    if row.state is not VolumeState.READY:
-        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}")

@@ -12,7 +12,8 @@ from manager.store import volumes as store
 from manager.store.pool import Pool
 from manager.store.volumes import Listed, VolumeRow
 from schemas.ids import is_id
-from schemas.problems import ProblemCode
+from schemas.problems import FieldError, ProblemCode
+from schemas.volume_rpc import AttachMode
 from schemas.volumes import Explanation, Image, Snapshot, Volume, VolumeRole, VolumeState
 
 
@@ -31,15 +32,15 @@ class VolumeReads:
         host: str | None = None,
         state: VolumeState | None = None,
         is_attached: bool | None = None,
-        is_unused: bool = False,
+        is_unused: bool | None = None,
         labels: Mapping[str, str] | None = None,
         after: str | None = None,
         limit: int,
     ) -> list[Volume]:
-        """host: they lie on it, or are attached to it."""
+        """host: they lie on it, or are attached to it; also one that was revoked."""
         _check_cursor(after)
         backend_id = self._backend_id(backend)
-        host_id = self._placement.host(host, "/query/host").id if host is not None else None
+        host_id = self._host_id(host)
         async with self._pool.acquire() as connection:
             found = await store.page(
                 connection,
@@ -89,10 +90,10 @@ class VolumeReads:
         listed = await self._listed(await self.row(snapshot, VolumeRole.SNAPSHOT, volume.id))
         return views.snapshot(listed, volume, self._registry)
 
-    async def explain(self, ref: str, host: str) -> Explanation:
-        """Why the volume can or cannot be attached on the host now."""
+    async def explain(self, ref: str, host: str, mode: AttachMode) -> Explanation:
+        """Why the volume can or cannot be attached on the host now with that mode."""
         row, chosen = await self.row(ref), self._placement.host(host, "/query/host")
-        reasons = await self._placement.explain(row, chosen)
+        reasons = await self._placement.explain(row, chosen, mode)
         return Explanation(host=chosen.name, is_usable=not reasons, reasons=tuple(reasons))
 
     async def row(self, ref: str, role: VolumeRole = VolumeRole.VOLUME, parent_id: str | None = None) -> VolumeRow:
@@ -109,6 +110,15 @@ class VolumeReads:
         if not found:
             raise Refused.because(ProblemCode.NOT_FOUND, f"there is no {row.role.value} {row.name} any more")
         return found[0]
+
+    def _host_id(self, ref: str | None) -> str | None:
+        """Of the host that a query names, a revoked one by its id; None: any."""
+        if ref is None:
+            return None
+        host = self._registry.find_host(ref)
+        if host is None:
+            raise Refused.for_fields([FieldError(pointer="/query/host", detail=f"there is no host {ref[:64]}")])
+        return host.id
 
     def _backend_id(self, ref: str | None) -> str | None:
         """Of the backend that a query names; None: any."""

@@ -16,13 +16,14 @@ from manager.replacements import (
     as_source,
     key_of,
     migration_params,
-    ready,
     replacement_params,
     source_place,
     subject_of,
 )
 from manager.sagas.delete_volume import deletion_params, stale
+from manager.sagas.detach_volume import refuse_without_answer
 from manager.sagas.engine import Engine
+from manager.sagas.resize_volume import resize_params
 from manager.store import attachments, events
 from manager.store import volumes as store
 from manager.store.backends import BackendRow
@@ -89,9 +90,9 @@ class Volumes:
 
     async def create(self, body: CreateVolume, actor: Actor, wait_s: float) -> Volume | Pending:
         """A new volume, empty or with the source's content."""
-        backend = self._placement.named(body.backend)
+        backend = self._placement.named(body.backend, f"/{body.backend_field}")
         source = await self._source(body.source) if body.source else None
-        size_bytes = body.size_bytes or (source.size_bytes if source else 0)
+        size_bytes = self._placement.place(backend).rounded(body.size_bytes or (source.size_bytes if source else 0))
         if source and size_bytes < source.size_bytes:
             raise Refused.for_fields(
                 [
@@ -193,10 +194,10 @@ class Volumes:
     async def create_snapshot(self, ref: str, body: CreateSnapshot, actor: Actor, wait_s: float) -> Snapshot | Pending:
         """The volume as it is now, frozen. While a host writes to it, only storage that shares blocks can do that."""
         volume = await self._reads.row(ref)
-        ready(volume)
+        await self._placement.refuse_unready(volume)
         backend = self._placement.backend(volume.backend_id)
         is_instant = await self._writer(volume) is not None
-        worker = await self._placement.worker(volume)
+        worker = await self._placement.worker(volume, new_bytes=volume.size_bytes)
         snapshot_id = new_id()
         operation_id = await self._start_create(
             volume_id=snapshot_id,
@@ -233,8 +234,9 @@ class Volumes:
         self, ref: str, body: ResizeBody, if_match: int | None, actor: Actor, wait_s: float
     ) -> Volume | Pending:
         row = await self._reads.row(ref)
-        ready(row)
-        if body.size_bytes < row.size_bytes and not body.may_shrink:
+        await self._placement.refuse_unready(row)
+        size_bytes = self._placement.place_of(row).rounded(body.size_bytes)
+        if size_bytes < row.size_bytes and not body.may_shrink:
             raise Refused.for_fields(
                 [
                     FieldError(
@@ -245,21 +247,26 @@ class Volumes:
                 ]
             )
         worker = await self._placement.worker(row)
-        operation_id = await self._start(
+        operation_id = await self._engine.start(
             "volume.resize",
-            row,
-            worker,
-            actor,
-            size_bytes=self._placement.place_of(row).rounded(body.size_bytes),
-            may_shrink=body.may_shrink,
-            if_match=if_match,
+            key=key_of(row),
+            subject=subject_of(row),
+            params=resize_params(
+                row,
+                self._placement.place_of(row),
+                worker.id,
+                size_bytes,
+                may_shrink=body.may_shrink,
+                if_match=if_match,
+            ),
+            actor=actor,
         )
         return await self._ended(operation_id, row.id, wait_s)
 
     async def attach(self, ref: str, body: AttachBody, actor: Actor, wait_s: float) -> AttachAnswer | Pending:
         """The path to give to the hypervisor. Attached there already with this mode: the same again, made ready anew."""
         row, host = await self._reads.row(ref), self._placement.host(body.host)
-        ready(row)
+        await self._placement.refuse_unready(row)
         if await self._writer(row) in (None, host.id):
             # Otherwise the operation refuses it at once, naming who has it.
             await self._placement.worker(_unbound(row), host=host.name)
@@ -289,19 +296,17 @@ class Volumes:
             raise Refused.for_fields([FieldError(pointer="/host", detail=f"is needed: it is attached to {names}")])
         backend = self._placement.backend(row.backend_id)
         if body.force and self._placement.place(backend).is_one_host and not self._registry.is_online(host.id):
-            raise Refused.because(
-                ProblemCode.WRONG_STATE,
-                f"the thin pool of {backend.name} may be active on {host.name} still, and a second host that uses it destroys"
-                f" all of its volumes: make sure that {host.name} is off and revoke it, which frees what it holds",
-            )
+            raise Refused(refuse_without_answer(backend.name, host.name))
         operation_id = await self._start("volume.detach", row, host, actor, is_forced=body.force)
         done = await self._operations.outcome(operation_id, wait_s) if wait_s > 0 else None
         return (done.result or {}) if done else Pending(operation_id)
 
-    async def migrate(self, row: VolumeRow, body: MigrateBody, actor: Actor, wait_s: float) -> Pending | None:
+    async def migrate(
+        self, row: VolumeRow, body: MigrateBody, if_match: int | None, actor: Actor, wait_s: float
+    ) -> Pending | None:
         """The bytes are on another backend, compared before they changed hands. None: done."""
         target = self._placement.named(body.backend)
-        params = await migration_params(self._placement, row, target.id, body.host)
+        params = await migration_params(self._placement, row, target.id, body.host, if_match=if_match)
         operation_id = await self._engine.start(
             "volume.migrate", key=key_of(row), subject=subject_of(row), params=params, actor=actor
         )
@@ -309,17 +314,21 @@ class Volumes:
             return Pending(operation_id)
         return None
 
-    async def revert(self, ref: str, snapshot: str, actor: Actor, wait_s: float) -> Volume | Pending:
+    async def revert(
+        self, row: VolumeRow, snapshot: str, if_match: int | None, actor: Actor, wait_s: float
+    ) -> Volume | Pending:
         """The volume as it was when the snapshot was made, its size too. The snapshot stays."""
-        row = await self._reads.row(ref)
-        ready(row)
+        await self._placement.refuse_unready(row)
         frozen = await self._reads.row(snapshot, VolumeRole.SNAPSHOT, row.id)
-        ready(frozen)
+        await self._placement.refuse_unready(frozen)
         backend = self._placement.backend(row.backend_id)
         beside = [(self._placement.backend(frozen.backend_id), frozen)]
         worker = await self._placement.worker(row, beside=beside)
         seat = Seat(worker, row.host_id)
-        operation_id = await self._replace("volume.revert", row, backend, seat, row.format, frozen, actor)
+        params = replacement_params(self._placement, row, backend, seat, row.format, frozen, if_match=if_match)
+        operation_id = await self._engine.start(
+            "volume.revert", key=key_of(row), subject=subject_of(row), params=params, actor=actor
+        )
         return await self._ended(operation_id, row.id, wait_s)
 
     async def delete(self, row: VolumeRow, if_match: int | None, actor: Actor, wait_s: float) -> Pending | None:
@@ -387,19 +396,6 @@ class Volumes:
             actor=actor,
         )
 
-    async def _replace(
-        self,
-        kind: str,
-        row: VolumeRow,
-        target: BackendRow,
-        seat: Seat,
-        format: VolumeFormat,
-        source: VolumeRow,
-        actor: Actor,
-    ) -> str:
-        params = replacement_params(self._placement, row, target, seat, format, source)
-        return await self._engine.start(kind, key=key_of(row), subject=subject_of(row), params=params, actor=actor)
-
     async def _start(self, kind: str, row: VolumeRow, worker: HostRow, actor: Actor, **more: Any) -> str:
         """A saga on a volume that is there. The place is the volume's unless `more` has another."""
         place = self._placement.place(self._placement.backend(row.backend_id))
@@ -420,6 +416,8 @@ class Volumes:
         )
 
     async def _edited(self, row: VolumeRow, body: EditVolume, if_match: int | None, actor: Actor) -> VolumeRow:
+        # Of one that is being made there is nothing to tell yet: its first event says that it was created.
+        await self._placement.refuse_unready(row)
         async with transaction(self._pool) as connection:
             before = await store.lock(connection, row.id)
             if before is None:
@@ -434,7 +432,8 @@ class Volumes:
                 after = await store.change(connection, row.id, name=name, labels=labels)
             except asyncpg.UniqueViolationError:
                 raise Refused.because(
-                    ProblemCode.NAME_TAKEN, f"there is a {row.role.value} named {name} already"
+                    ProblemCode.NAME_TAKEN,
+                    f"there is {'an' if row.role is VolumeRole.IMAGE else 'a'} {row.role.value} named {name} already",
                 ) from None
             collection, type_ = _UPDATED[row.role]
             await events.append(
@@ -467,7 +466,7 @@ class Volumes:
             raise Refused.for_fields(
                 [FieldError(pointer=f"/source/{wanted.kind}", detail=error.problem.detail)]
             ) from error
-        ready(row)
+        await self._placement.refuse_unready(row)
         return row
 
     async def _writer(self, row: VolumeRow) -> str | None:

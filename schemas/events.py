@@ -22,6 +22,7 @@ class EventType(enum.StrEnum):
     VOLUME_REVERTED = "volume.reverted"
     VOLUME_ADOPTED = "volume.adopted"
     VOLUME_DELETED = "volume.deleted"
+    VOLUME_STRAY_DELETED = "volume.stray_deleted"
     SNAPSHOT_CREATED = "snapshot.created"
     SNAPSHOT_MIGRATED = "snapshot.migrated"
     SNAPSHOT_DELETED = "snapshot.deleted"

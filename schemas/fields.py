@@ -79,7 +79,9 @@ class Fields:
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object, or MalformedBody: broken, not UTF-8, nested too deep, NaN, a key twice, or no object."""
+    """The JSON object, or MalformedBody: empty, broken, not UTF-8, nested too deep, NaN, a key twice, or no object."""
+    if not raw:
+        raise MalformedBody("the body is empty: send a JSON object")
     try:
         value = msgspec.json.decode(raw)
         # A second reader, because msgspec lets the last of two equal keys win without a word.

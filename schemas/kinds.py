@@ -335,6 +335,7 @@ class KindSpec:
         the fields that tell one such place from another. None of them: marks may be made at once.
     formats: in which a volume can lie there. grain_bytes: volumes there are whole multiples of it; what is asked is rounded up. wipe_field: the config's field with what is done to a deleted volume's blocks.
     one_host_when: the config's field that, when true, lets one host at a time use any volume.
+    marks_growth: what a resize has added is known on the storage as that, and needs no leave to shrink to be taken back.
     discover_by: the field without which nothing can be looked for; None: there is nothing to discover.
     mount_options: names that `options` may hold; a name that ends in `=` wants a value, in `=#` a whole number.
     """
@@ -353,6 +354,7 @@ class KindSpec:
     grain_bytes: int = 512
     wipe_field: str | None = None
     one_host_when: str | None = None
+    marks_growth: bool = False
 
 
 def _options(words: str) -> frozenset[str]:
@@ -406,6 +408,7 @@ ISCSI_LVM = KindSpec(
     grain_bytes=4 * 1024 * 1024,
     wipe_field="wipe_on_delete",
     one_host_when="thin",
+    marks_growth=True,
 )
 
 KINDS: dict[str, KindSpec] = {spec.kind: spec for spec in (LOCAL_FILE, NFS, SMB, ISCSI_LVM)}

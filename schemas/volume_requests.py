@@ -31,11 +31,14 @@ class VolumeSourceRef:
 
 @dataclass(frozen=True, kw_only=True)
 class CreateVolume:
-    """size_bytes None: the source's. backend None: the default. host: where it is to lie, or who is to do the work."""
+    """size_bytes None: the source's. backend None: the default; backend_field: the one that names it. host: where it is to lie,
+    or who is to do the work.
+    """
 
     name: str
     size_bytes: int | None
     backend: str | None = None
+    backend_field: str = "backend"
     host: str | None = None
     format: VolumeFormat | None = None
     source: VolumeSourceRef | None = None
@@ -138,7 +141,8 @@ class SettleStray:
 
 
 def decode_create_volume(raw: bytes) -> CreateVolume:
-    body = Fields(parse_object(raw))
+    given = parse_object(raw)
+    body = Fields(given)
     source = body.take("source", _source, None)
     given_backend = body.take("backend", text(64), None)
     backend_id = body.take("backend_id", _id, None)
@@ -146,8 +150,9 @@ def decode_create_volume(raw: bytes) -> CreateVolume:
         body.errors.append(FieldError(pointer="/backend_id", detail="must not be given beside backend"))
     request = CreateVolume(
         name=body.take("name", read_name, "", is_required=True),
-        size_bytes=body.take("size_bytes", _size, None, is_required=source is None),
+        size_bytes=body.take("size_bytes", _size, None, is_required="source" not in given),
         backend=given_backend or backend_id,
+        backend_field="backend" if backend_id is None else "backend_id",
         host=body.take("host", text(64), None),
         format=body.take("format", _format, None),
         source=source,

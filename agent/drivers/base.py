@@ -155,6 +155,9 @@ class Driver(Protocol):
         """Our structures are on the device whose WWID was confirmed; foreign data only with force; past the deadline nothing is overwritten."""
         ...
 
-    def volumes(self, target: Target, space: Workspace) -> VolumeStore:
-        """The volumes of what is attached here. Raises AgentFault converging when it is not attached."""
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> VolumeStore:
+        """The volumes of what is attached here. Raises AgentFault converging when it is not attached.
+
+        is_to_fence: to end their use alone, which must not wait until it is attached.
+        """
         ...

@@ -204,10 +204,10 @@ class IscsiLvm:
                 await self._luns.detach_quietly(target, space)
             raise
 
-    def volumes(self, target: Target, space: Workspace) -> LvVolumes:
-        """The volumes of what is attached here (agent/volumes.py). Raises AgentFault converging when it is not attached."""
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> LvVolumes:
+        """See Driver. What is mapped is known by the VG's UUID, without the target."""
         config = held_config(IscsiLvmConfig, target)
-        if not LunMemory(space.dir).read().get("vg_uuid"):
+        if not is_to_fence and not LunMemory(space.dir).read().get("vg_uuid"):
             raise AgentFault.of(FaultCode.CONVERGING, "the LUN is not attached on this host yet", is_retryable=True)
         return LvVolumes(config, target, space, self._volumes)
 

@@ -197,7 +197,7 @@ class LocalFile:
     ) -> ProbeReport:
         raise refuse_verb(LOCAL_FILE, "initialization")
 
-    def volumes(self, target: Target, space: Workspace) -> FileVolumes:
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> FileVolumes:
         folder = _attached_folder(held_config(LocalFileConfig, target), space)
         return FileVolumes(self._workers, folder, None, target, shown_as=str(folder))
 

@@ -96,8 +96,8 @@ class Nfs:
     ) -> ProbeReport:
         raise refuse_verb(NFS, "initialization")
 
-    def volumes(self, target: Target, space: Workspace) -> FileVolumes:
-        return self._folders.volumes(_place(_held(target)), target, space)
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> FileVolumes:
+        return self._folders.volumes(_place(_held(target)), target, space, is_to_fence=is_to_fence)
 
 
 def _config(target: Target) -> NfsConfig:

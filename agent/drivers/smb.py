@@ -143,9 +143,9 @@ class Smb:
     ) -> ProbeReport:
         raise refuse_verb(SMB, "initialization")
 
-    def volumes(self, target: Target, space: Workspace) -> FileVolumes:
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> FileVolumes:
         place = _place(_held(target), target, _secret_path(target, space), is_held=True)
-        return self._folders.volumes(place, target, space)
+        return self._folders.volumes(place, target, space, is_to_fence=is_to_fence)
 
 
 def _config(target: Target) -> SmbConfig:

@@ -51,6 +51,7 @@ async def edit_backend(request: web.Request) -> web.Response:
 
 
 async def remove_backend(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     is_dry = decoding.flag(decoding.query(request), "dry_run")
     ref = request.match_info["ref"]
     if is_dry:

@@ -193,8 +193,14 @@ def one_of(found: dict[str, list[str]], name: str, words: Collection[str]) -> st
     return text
 
 
+def choice(found: dict[str, list[str]], name: str) -> bool | None:
+    """None: not asked."""
+    text = one_of(found, name, ("true", "false"))
+    return None if text is None else text == "true"
+
+
 def flag(found: dict[str, list[str]], name: str) -> bool:
-    return one_of(found, name, ("true", "false")) == "true"
+    return choice(found, name) is True
 
 
 def moment(found: dict[str, list[str]], name: str) -> dt.datetime | None:

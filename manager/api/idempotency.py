@@ -2,6 +2,8 @@
 
 The row is made before the work and filled after it. A crash between leaves it open: if the work had
 begun a saga, the saga is the answer; if not, the key is free again after a minute.
+
+An attachment's path may have become somebody else's within a day, so a repeated attach is looked at anew.
 """
 
 import dataclasses
@@ -21,12 +23,12 @@ from manager import problems
 from manager.api.decoding import preferences, read_body
 from manager.api.encoding import accepted_response, json_response, problem_response
 from manager.api.keys import ACTOR, KEPT_BODY, OPERATIONS, REQUEST_ID
-from manager.api.outcomes import answer_of
+from manager.api.outcomes import DONE_AGAIN, answer_of
 from manager.errors import ManagerError, Refused
 from manager.store import idempotency as store
 from manager.store.pool import DATABASE_FAULTS, Pool
 from schemas.fields import InvalidFields
-from schemas.operations import OperationState
+from schemas.operations import Operation, OperationState
 from schemas.problems import FieldError, ProblemCode
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Kept:
-    """The first request's answer."""
+    """The first request's answer, and the saga that it came from, if it came from one."""
 
     status: int
     headers: dict[str, str]
     body: bytes
+    operation_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Idempotency:
                         "this Idempotency-Key was used for another address or body; take a new one",
                     )
                 if row.status is not None:
-                    return Kept(row.status, row.headers or {}, row.body or b"")
+                    return Kept(row.status, row.headers or {}, row.body or b"", row.operation_id)
                 if row.operation_id is not None:
                     return Begun(Attempt(token_id, key, row.created_at), row.operation_id)
                 mark = await store.retake(connection, token_id=token_id, key=key, mark=row.created_at)
@@ -150,9 +153,9 @@ async def idempotent(request: web.Request, handler: Handler) -> web.StreamRespon
             request[ACTOR] = dataclasses.replace(actor, idempotency=(actor.token_id, key))
             return await _first(request, handler, claim)
         case Kept():
-            return _replayed(web.Response(status=claim.status, headers=claim.headers, body=claim.body))
+            return _replayed(await _kept(request, handler, claim))
         case Begun():
-            answer = await _from_operation(request, claim.operation_id)
+            answer = await _from_operation(request, handler, await request.app[OPERATIONS].get(claim.operation_id))
             if answer.status >= 500:
                 # The reason may pass: this repeat hears of it, the next one is a new try (unless it is stuck).
                 await service.release(claim.attempt)
@@ -182,18 +185,28 @@ async def _first(request: web.Request, handler: Handler, attempt: Attempt) -> we
     return response
 
 
-async def _from_operation(request: web.Request, operation_id: str) -> web.Response:
+async def _kept(request: web.Request, handler: Handler, kept: Kept) -> web.StreamResponse:
+    if kept.operation_id is not None and kept.status < 300:
+        operation = await request.app[OPERATIONS].get(kept.operation_id)
+        if operation.kind in DONE_AGAIN:
+            return await _from_operation(request, handler, operation)
+    return web.Response(status=kept.status, headers=kept.headers, body=kept.body)
+
+
+async def _from_operation(request: web.Request, handler: Handler, operation: Operation) -> web.StreamResponse:
     """What the first request would have answered, by what became of its saga."""
-    operation = await request.app[OPERATIONS].get(operation_id)
-    where = f"/v1/operations/{operation_id}"
+    where = f"/v1/operations/{operation.id}"
     match operation.state:
         case OperationState.RUNNING | OperationState.UNDOING:
-            return accepted_response(operation_id, is_async=preferences(request).is_async)
+            return accepted_response(operation.id, is_async=preferences(request).is_async)
         case OperationState.SUCCEEDED:
             try:
-                return await answer_of(request, operation)
+                answer = await answer_of(request, operation)
             except ManagerError:  # what it made or changed is there no more
+                if operation.kind in DONE_AGAIN:
+                    raise
                 return json_response(operation, headers={hdrs.LOCATION: where})
+            return await handler(request) if operation.kind in DONE_AGAIN else answer
         case OperationState.STUCK:
             stuck = Refused.because(
                 ProblemCode.SAGA_STUCK,
@@ -207,6 +220,6 @@ async def _from_operation(request: web.Request, operation_id: str) -> web.Respon
             return problem_response(failed, request[REQUEST_ID])
 
 
-def _replayed(response: web.Response) -> web.Response:
+def _replayed(response: web.StreamResponse) -> web.StreamResponse:
     response.headers["Idempotency-Replayed"] = "true"
     return response

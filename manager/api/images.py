@@ -64,6 +64,7 @@ async def edit_image(request: web.Request) -> web.Response:
 
 
 async def delete_image(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     wanted = decoding.preferences(request)
     row = await request.app[VOLUME_READS].row(request.match_info["ref"], VolumeRole.IMAGE)
     if_match = expected_version(request, row.name, row.version)
@@ -76,5 +77,6 @@ async def migrate_image(request: web.Request) -> web.Response:
     wanted = decoding.preferences(request)
     reads = request.app[VOLUME_READS]
     row = await reads.row(request.match_info["ref"], VolumeRole.IMAGE)
-    pending = await request.app[VOLUMES].migrate(row, body, request[ACTOR], wanted.wait_s)
+    if_match = expected_version(request, row.name, row.version)
+    pending = await request.app[VOLUMES].migrate(row, body, if_match, request[ACTOR], wanted.wait_s)
     return versioned_response(pending or await reads.get_image(row.id), "images", is_async=wanted.is_async)

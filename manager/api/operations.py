@@ -6,6 +6,7 @@ from manager.api import decoding
 from manager.api.encoding import json_response, page_response
 from manager.api.keys import ACTOR, OPERATIONS
 from manager.errors import Refused
+from manager.sagas.catalog import SAGAS
 from schemas.ids import is_id
 from schemas.operations import OperationState
 from schemas.problems import ProblemCode
@@ -17,7 +18,7 @@ async def list_operations(request: web.Request) -> web.Response:
     items, place = await request.app[OPERATIONS].list(
         subject=decoding.one(found, "subject"),
         state=decoding.one_of(found, "state", list(OperationState)),
-        kind=decoding.one(found, "kind"),
+        kind=decoding.one_of(found, "kind", sorted(SAGAS)),
         cursor=decoding.cursor(found, "operations"),
         limit=decoding.limit(found),
     )
@@ -36,7 +37,7 @@ async def retry_operation(request: web.Request) -> web.Response:
 async def cancel_operation(request: web.Request) -> web.Response:
     """The operation as it is now: it turns back as soon as it can, and says so by its state."""
     await decoding.no_body(request)
-    return json_response(await request.app[OPERATIONS].cancel(_id(request)))
+    return json_response(await request.app[OPERATIONS].cancel(_id(request), request[ACTOR]))
 
 
 def _id(request: web.Request) -> str:

@@ -51,7 +51,11 @@ async def _attached(request: web.Request, operation: Operation) -> web.Response:
     volume = await request.app[VOLUME_READS].get(operation.subject.partition("/")[2])
     held = next((each for each in volume.attachments if each.epoch == result["epoch"]), None)
     if held is None:
-        raise Refused.because(ProblemCode.NOT_FOUND, f"{volume.name} was detached since")
+        raise Refused.because(
+            ProblemCode.WRONG_STATE,
+            f"{volume.name} was detached since, so the path of that attachment is nobody's to use:"
+            " attach it with a new Idempotency-Key",
+        )
     return json_response(AttachAnswer(host=held.host, mode=held.mode, **result))
 
 
@@ -67,6 +71,9 @@ async def _operation(request: web.Request, operation: Operation) -> web.Response
     """Of a kind that this table does not know."""
     return json_response(operation, headers={"Location": f"/v1/operations/{operation.id}"})
 
+
+#: Kinds whose answer is right for as long as what they made is: a repeat is done once more, for it may be old.
+DONE_AGAIN = frozenset(("volume.attach",))
 
 #: Every kind that a POST begins.
 RENDERED_AS: Mapping[str, _Render] = {

@@ -59,7 +59,7 @@ TABLE = (
     Endpoint("POST", "/v1/volumes/{ref}/migrate", O, volumes.migrate_volume),
     Endpoint("POST", "/v1/volumes/{ref}/attach", O, volumes.attach_volume),
     Endpoint("POST", "/v1/volumes/{ref}/detach", O, volumes.detach_volume),
-    Endpoint("GET", "/v1/volumes/{ref}/explain", V, volumes.explain_volume, ("host",)),
+    Endpoint("GET", "/v1/volumes/{ref}/explain", V, volumes.explain_volume, ("host", "mode")),
     Endpoint("GET", "/v1/volumes/{ref}/snapshots", V, snapshots.list_snapshots, _PAGE),
     Endpoint("POST", "/v1/volumes/{ref}/snapshots", O, snapshots.create_snapshot),
     Endpoint("GET", "/v1/volumes/{ref}/snapshots/{snapshot}", V, snapshots.show_snapshot),

@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from manager.api import decoding
+from manager.api.conditions import expected_version
 from manager.api.encoding import gone_response, page_response, snapshot_response, versioned_response
 from manager.api.keys import ACTOR, VOLUME_READS, VOLUMES
 from manager.api.paging import cut
@@ -33,17 +34,21 @@ async def show_snapshot(request: web.Request) -> web.Response:
 
 
 async def delete_snapshot(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     wanted = decoding.preferences(request)
     reads = request.app[VOLUME_READS]
     volume = await reads.row(request.match_info["ref"])
     row = await reads.row(request.match_info["snapshot"], VolumeRole.SNAPSHOT, volume.id)
-    answer = await request.app[VOLUMES].delete(row, None, request[ACTOR], wanted.wait_s)
+    if_match = expected_version(request, row.name, row.version)
+    answer = await request.app[VOLUMES].delete(row, if_match, request[ACTOR], wanted.wait_s)
     return gone_response(answer, is_async=wanted.is_async)
 
 
 async def revert_volume(request: web.Request) -> web.Response:
     await decoding.no_body(request)
     wanted = decoding.preferences(request)
-    ref, snapshot = request.match_info["ref"], request.match_info["snapshot"]
-    answer = await request.app[VOLUMES].revert(ref, snapshot, request[ACTOR], wanted.wait_s)
+    row = await request.app[VOLUME_READS].row(request.match_info["ref"])
+    if_match = expected_version(request, row.name, row.version)
+    snapshot = request.match_info["snapshot"]
+    answer = await request.app[VOLUMES].revert(row, snapshot, if_match, request[ACTOR], wanted.wait_s)
     return versioned_response(answer, "volumes", is_async=wanted.is_async)

@@ -18,6 +18,7 @@ from schemas.volume_requests import (
     decode_migrate,
     decode_resize,
 )
+from schemas.volume_rpc import AttachMode
 from schemas.volumes import VolumeState
 
 
@@ -25,13 +26,12 @@ async def list_volumes(request: web.Request) -> web.Response:
     found = decoding.query(request, repeatable=("label",))
     limit = decoding.limit(found)
     state = decoding.one_of(found, "state", list(VolumeState))
-    attached = decoding.one_of(found, "attached", ("true", "false"))
     items = await request.app[VOLUME_READS].list(
         backend=decoding.one(found, "backend"),
         host=decoding.one(found, "host"),
         state=VolumeState(state) if state is not None else None,
-        is_attached=attached == "true" if attached is not None else None,
-        is_unused=decoding.flag(found, "unused"),
+        is_attached=decoding.choice(found, "attached"),
+        is_unused=decoding.choice(found, "unused"),
         labels=decoding.labels(found),
         after=decoding.cursor(found, "volumes"),
         limit=limit + 1,
@@ -59,6 +59,7 @@ async def edit_volume(request: web.Request) -> web.Response:
 
 
 async def delete_volume(request: web.Request) -> web.Response:
+    await decoding.no_body(request)
     wanted = decoding.preferences(request)
     row = await request.app[VOLUME_READS].row(request.match_info["ref"])
     if_match = expected_version(request, row.name, row.version)
@@ -87,7 +88,8 @@ async def migrate_volume(request: web.Request) -> web.Response:
     wanted = decoding.preferences(request)
     reads = request.app[VOLUME_READS]
     row = await reads.row(request.match_info["ref"])
-    pending = await request.app[VOLUMES].migrate(row, body, request[ACTOR], wanted.wait_s)
+    if_match = expected_version(request, row.name, row.version)
+    pending = await request.app[VOLUMES].migrate(row, body, if_match, request[ACTOR], wanted.wait_s)
     return versioned_response(pending or await reads.get(row.id), "volumes", is_async=wanted.is_async)
 
 
@@ -106,10 +108,12 @@ async def detach_volume(request: web.Request) -> web.Response:
 
 
 async def explain_volume(request: web.Request) -> web.Response:
-    host = decoding.one(decoding.query(request), "host")
+    found = decoding.query(request)
+    host = decoding.one(found, "host")
     if host is None:
         raise InvalidFields(FieldError(pointer="/query/host", detail="is required"))
-    return json_response(await request.app[VOLUME_READS].explain(request.match_info["ref"], host))
+    mode = AttachMode(decoding.one_of(found, "mode", list(AttachMode)) or AttachMode.RW)
+    return json_response(await request.app[VOLUME_READS].explain(request.match_info["ref"], host, mode))
 
 
 async def _if_match(request: web.Request) -> int | None:

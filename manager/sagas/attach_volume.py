@@ -18,7 +18,7 @@ from manager.errors import Refused
 from manager.sagas import volume_moves as moves
 from manager.sagas.resize_volume import usable
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
-from manager.store import attachments, events, volumes
+from manager.store import attachments, events, hosts, volumes
 from manager.store.attachments import AttachmentRow
 from manager.store.pool import Connection
 from manager.volume_place import place_in, spec_in
@@ -31,6 +31,8 @@ async def claim(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str
     params = run.params
     host_id, mode = params["worker"], AttachMode(params["mode"])
     row = await usable(connection, run)
+    if not await hosts.is_live(connection, host_id):
+        raise Refused.because(ProblemCode.NO_AGENT, f"{run.registry.host_name(host_id)} was revoked")
     held = await attachments.of_volume(connection, row.id)
     mine = next((each for each in held if each.host_id == host_id), None)
     if mine is not None:
@@ -39,7 +41,12 @@ async def claim(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str
         return {"attachment_id": mine.id, "epoch": mine.epoch, "is_again": True}
     blocking = [each for each in held if AttachMode.RW in (mode, each.mode)]
     if blocking:
-        raise in_use(run, row.name, blocking[0], "so it can be had by no other host; detach it there first")
+        why = (
+            "so it can be had by no other host"
+            if blocking[0].mode is AttachMode.RW
+            else "so no other host can write to it"
+        )
+        raise in_use(run, row.name, blocking[0], f"{why}; detach it there first")
     place = place_in(params)
     if place.is_one_host:
         users = (await volumes.hosts_in_use(connection, place.backend_id)).keys() - {host_id}
@@ -60,10 +67,12 @@ async def claim(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str
 
 
 async def unclaim(connection: Connection, run: Run, _: dict[str, Any]) -> None:
-    """Where the host has not confirmed, its agent closes what is not in its list when it syncs, as after a force."""
+    """Where the host has not confirmed, its agent closes what is not in its list when it syncs, as after a force; the lease of a
+    thin pool stays until then.
+    """
     if not run.output["is_again"]:
         await attachments.forget(connection, run.output["attachment_id"])
-    if not run.output.get("is_unanswered"):
+    if not run.output.get("is_open"):
         await moves.let_go(connection, run, place_in(run.params))
 
 
@@ -82,8 +91,11 @@ async def attach(run: Run) -> dict[str, Any]:
 
 
 async def detach(run: Run) -> dict[str, Any]:
+    """{"is_open"}: whether it may be open there all the same."""
     params, worker = run.params, run.params["worker"]
-    if not run.output["is_again"] and run.online([worker]):
+    if run.output["is_again"] or not (run.is_inherited or worker in run.asked):
+        return {"is_open": False}
+    if run.online([worker]):
         command = DetachVolume(
             **run.head(worker, "detach_volume"),
             volume_id=params["volume_id"],
@@ -92,7 +104,8 @@ async def detach(run: Run) -> dict[str, Any]:
         )
         with contextlib.suppress(StepFailed, TryAgain):
             await moves.ask(run, worker, command, type(None))
-    return {"is_unanswered": moves.is_unanswered(run)}
+            return {"is_open": False}
+    return {"is_open": True}
 
 
 async def open_(connection: Connection, run: Run, gained: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from manager.errors import Refused
 from manager.sagas import volume_moves as moves
 from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
 from manager.store import attachments, events, volumes
+from manager.store import operations as journal
 from manager.store.pool import Connection
 from manager.volume_place import Place, place_in, source_place_in
 from schemas.events import EventType
@@ -96,6 +97,7 @@ async def hold_source(connection: Connection, run: Run) -> None:
 
 
 async def release(connection: Connection, run: Run, _: dict[str, Any]) -> None:
+    await journal.forget_query(connection, run.row.id)
     is_left = bool(run.output.get("is_left"))
     if is_left:
         # Of an image the row does not know it yet, and without one nothing can be said of it to a host.
@@ -130,7 +132,13 @@ async def take_away(run: Run) -> dict[str, Any]:
     """The undo of what was fetched and made."""
     place, params = place_in(run.params), run.params
     is_gone = await moves.take_away(
-        run, params["worker"], _spec(run), place, params["volume_id"], was_sent_before=_comes_from(params, "upload")
+        run,
+        params["worker"],
+        _spec(run),
+        place,
+        params["volume_id"],
+        was_sent_before=_comes_from(params, "upload"),
+        has_bytes="is_filled" in run.output,
     )
     return {"is_left": not is_gone}
 
@@ -186,6 +194,7 @@ async def forget(run: Run) -> dict[str, Any]:
 
 async def finish(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
     params, role = run.params, VolumeRole(run.params["role"])
+    await journal.forget_query(connection, run.row.id)
     row = await volumes.finish(
         connection, params["volume_id"], size_bytes=_spec(run).size_bytes, sha256=params["sha256"] or None
     )
@@ -214,7 +223,7 @@ def refused(problem: Problem) -> Refused:
 def takes_none(place: Place) -> Refused:
     return Refused.because(
         ProblemCode.WRONG_STATE,
-        f"{place.backend} takes no new volumes now; choose another backend, or set its state to ready",
+        f"nothing new comes to {place.backend} now: set its state to ready, or choose another backend",
     )
 
 

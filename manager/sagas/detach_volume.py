@@ -9,7 +9,8 @@
 4. tell     (force) a host that has not confirmed is to look at once at what it may still use
 
 With force (params `is_forced`) a host that is away, or fails, is not waited for: it may still be writing to the volume,
-and closes it itself as soon as it hears from the manager, for it is no longer in its list.
+and closes it itself as soon as it hears from the manager, for it is no longer in its list. Not of a thin pool: a host
+that has it active destroys all its volumes when another one activates it, so it must answer, or be revoked.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
 from manager.store import attachments, volumes
 from manager.store.attachments import AttachmentRow
 from manager.store.pool import Connection
-from manager.volume_place import spec_in
+from manager.volume_place import place_in, spec_in
 from schemas.events import EventType
 from schemas.problems import Problem, ProblemCode
 from schemas.volume_rpc import AttachedAt, AttachMode, AttachVolume, DetachVolume
@@ -46,10 +47,13 @@ async def unmark(connection: Connection, run: Run, _: dict[str, Any]) -> None:
 async def detach(run: Run) -> dict[str, Any]:
     params, worker = run.params, run.params["worker"]
     is_online = bool(run.online([worker]))
-    if not is_online and params["is_forced"]:
+    may_do_without = params["is_forced"] and not place_in(params).is_one_host
+    if not is_online and may_do_without:
         return {"is_confirmed": False}
     if not is_online:
         host = run.registry.host_name(worker)
+        if params["is_forced"]:
+            raise StepFailed(refuse_without_answer(place_in(params).backend, host))
         raise StepFailed(
             Problem(
                 code=ProblemCode.NO_AGENT,
@@ -67,10 +71,19 @@ async def detach(run: Run) -> dict[str, Any]:
     try:
         await moves.ask(run, worker, command, type(None))
     except (StepFailed, TryAgain):
-        if not params["is_forced"]:
+        if not may_do_without:
             raise
         return {"is_confirmed": False}
     return {"is_confirmed": True}
+
+
+def refuse_without_answer(backend: str, host: str) -> Problem:
+    """Of a thin pool that a host which is away may have active."""
+    return Problem(
+        code=ProblemCode.WRONG_STATE,
+        detail=f"the thin pool of {backend} may be active on {host} still, and a second host that uses it destroys all of its"
+        f" volumes: make sure that {host} is off and revoke it, which frees what it holds",
+    )
 
 
 async def attach_again(run: Run) -> None:

@@ -20,7 +20,6 @@ from manager.store.volumes import VolumeRow
 from schemas.backends import BackendState
 from schemas.operations import OperationState
 from schemas.problems import Problem, ProblemCode
-from schemas.volumes import VolumeRole
 
 _POLL_S = 0.3
 _MOST_TOLD = 100
@@ -65,8 +64,7 @@ async def move(run: Run) -> dict[str, Any]:
 
 async def _next(run: Run, failed: Mapping[str, object]) -> VolumeRow | None:
     async with run.pool.acquire() as connection:
-        rows = await volumes.on_backend(connection, run.backend_id)
-    return next((each for each in rows if each.id not in failed and each.role is not VolumeRole.TRANSIENT), None)
+        return await volumes.next_to_move(connection, run.backend_id, but=tuple(failed))
 
 
 async def _under_way(run: Run, row: VolumeRow) -> OperationRow | None:
@@ -76,7 +74,7 @@ async def _under_way(run: Run, row: VolumeRow) -> OperationRow | None:
 
 def _is_ours(run: Run, operation: OperationRow) -> bool:
     """Whether this saga began it, perhaps in another life."""
-    return operation.kind == "volume.migrate" and operation.request_id == run.request_id
+    return operation.params.get("evacuation_id") == run.row.id
 
 
 async def _move(run: Run, row: VolumeRow, under_way: OperationRow | None, moved_bytes: int) -> str | None:
@@ -91,6 +89,7 @@ async def _move(run: Run, row: VolumeRow, under_way: OperationRow | None, moved_
             )
         try:
             params = await migration_params(run.placement, row, run.params["to"], None)
+            params["evacuation_id"] = run.row.id
             operation_id = await run.start_child("volume.migrate", key_of(row), subject_of(row), params)
         except Refused as error:
             return error.problem.detail

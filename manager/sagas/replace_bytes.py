@@ -79,7 +79,12 @@ async def make(run: Run) -> dict[str, Any]:
 async def unmake(run: Run) -> dict[str, Any]:
     params = run.params
     is_gone = await moves.take_away(
-        run, params["worker"], spec_in(params, "new_spec"), place_in(params), params["volume_id"]
+        run,
+        params["worker"],
+        spec_in(params, "new_spec"),
+        place_in(params),
+        params["volume_id"],
+        has_bytes="is_filled" in run.output,
     )
     return {"is_left": not is_gone}
 
@@ -145,9 +150,13 @@ async def forget(connection: Connection, run: Run, gained: dict[str, Any]) -> No
         await moves.loosen(connection, params["transient_id"], place_in(params, "old_place"))
     else:
         await volumes.forget(connection, params["transient_id"])
-    await moves.let_go(connection, run, place_in(params), source_place_in(params))
-    if not output["is_unanswered"]:
-        await moves.let_go(connection, run, place_in(params, "old_place"))
+    old, places = place_in(params, "old_place"), [place_in(params), source_place_in(params)]
+    if output["is_unanswered"]:
+        # Of a revert all of them are one place.
+        places = [place for place in places if place is not None and place.lane != old.lane]
+    else:
+        places.append(old)
+    await moves.let_go(connection, run, *places)
 
 
 _STEPS = (

@@ -5,6 +5,7 @@ Where a VG is changed, one command at a time goes there in the whole fleet (stor
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -20,7 +21,7 @@ from manager.volume_place import Place, source_place_in
 from schemas.agent_rpc import AnyCommand
 from schemas.faults import FaultCode
 from schemas.problems import Problem, ProblemCode
-from schemas.volume_rpc import EraseVolume, VolumeSpec, Wipe, WipeVolume, WorkReport
+from schemas.volume_rpc import EraseVolume, ResizeVolume, VolumeSpec, Wipe, WipeVolume, WorkReport
 
 ResultT = TypeVar("ResultT")
 
@@ -31,6 +32,8 @@ PATIENCE_S = 180.0
 LOOK_MS = 2000
 #: How long a saga may stand in line in one step before its budget runs: with many before it, that they take their time is no failure.
 LINE_S = 300.0
+#: Where a tool may still be in the kernel, beyond any signal: what it had begun may come to the storage when that is back.
+_MAY_GO_ON = (FaultCode.TIMED_OUT, FaultCode.HUNG)
 #: Between two looks, for an agent that answers at once.
 PAUSE_S = 0.1
 _GIVE_UP = 3
@@ -59,11 +62,11 @@ async def ask(
             raise TryAgain(await _waited(run, host_id, place))
         await _take_lease(run, host_id, place)
         try:
-            answer = await _ask(run, host_id, command, result)
-        except (StepFailed, StaleFence):
+            answer = await _ask(run, host_id, command, result, has_place=True)
+        except StaleFence:
             await _give_lease(run, host_id, place)
             raise
-        except TryAgain:
+        except (StepFailed, TryAgain):
             if host_id in run.heard:
                 await _give_lease(run, host_id, place)
             raise
@@ -104,15 +107,28 @@ async def work(
 
 
 async def take_away(
-    run: Run, host_id: str, spec: VolumeSpec, place: Place, volume_id: str, *, was_sent_before: bool = False
+    run: Run,
+    host_id: str,
+    spec: VolumeSpec,
+    place: Place,
+    volume_id: str,
+    *,
+    was_sent_before: bool = False,
+    has_bytes: bool = False,
 ) -> bool:
     """Whether nothing of the incarnation is left; never raises for a host's sake. For undos, and after a pivot.
 
-    was_sent_before: the host has bytes for it from before the saga began.
+    was_sent_before: the host has bytes for it from before the saga began. has_bytes: it may hold somebody's data: where the backend's
+    policy is to wipe, it is left to the deletion of its row, which does that in its own time.
     """
     if not run.is_inherited and not was_sent_before and host_id not in run.asked:
         # It never came to it, for want of the lease perhaps, which is what taking away would wait for too.
         return True
+    if has_bytes and place.wipe is not Wipe.NONE:
+        if run.online([host_id]):
+            with contextlib.suppress(StepFailed, TryAgain):
+                await end_work(run, host_id, spec, place, volume_id)
+        return False
     for _ in range(_GIVE_UP):
         if not run.online([host_id]):
             return False
@@ -124,6 +140,13 @@ async def take_away(
             return False
         return True
     return False
+
+
+async def end_work(run: Run, host_id: str, spec: VolumeSpec, place: Place, volume_id: str) -> None:
+    """Nothing is under way on the incarnation there: a resize ends all work on it, and this one is to the size that it has."""
+    head = run.head(host_id, "resize_volume", backend_id=place.backend_id)
+    command = ResizeVolume(**head, volume_id=volume_id, spec=spec, size_bytes=spec.size_bytes)
+    await ask(run, host_id, command, type(None), place=place)
 
 
 async def erase(run: Run, host_id: str, spec: VolumeSpec, place: Place, volume_id: str) -> None:
@@ -153,7 +176,13 @@ async def let_go(connection: Connection, run: Run, *places: Place | None) -> Non
     """The saga's leases are free, those that it kept to its end. Its host has answered its last command."""
     for place in places:
         if place is not None and place.lane is not None:
-            await leases.give_back(connection, place.lane, operation_id=run.row.id, host_id=run.params["worker"])
+            await leases.give_back(
+                connection,
+                place.lane,
+                operation_id=run.row.id,
+                host_id=run.params["worker"],
+                is_one_host=place.is_one_host,
+            )
 
 
 async def free_or_leave(connection: Connection, run: Run, volume_id: str, place: Place, *, is_left: bool) -> None:
@@ -183,7 +212,10 @@ def refuse_busy(row: VolumeRow, operation_id: str) -> Problem:
     )
 
 
-async def _ask(run: Run, host_id: str, command: AnyCommand, result: type[ResultT]) -> ResultT:
+async def _ask(
+    run: Run, host_id: str, command: AnyCommand, result: type[ResultT], *, has_place: bool = False
+) -> ResultT:
+    """has_place: the command changes what one host at a time may, so an answer must mean that nothing of it is under way."""
     verb = str(command.__struct_config__.tag)
     run.asked.add(host_id)
     run.heard.discard(host_id)
@@ -193,7 +225,8 @@ async def _ask(run: Run, host_id: str, command: AnyCommand, result: type[ResultT
         raise
     except AgentError as error:
         if isinstance(error, AgentFailed):
-            run.heard.add(host_id)
+            if not (has_place and error.fault.code in _MAY_GO_ON):
+                run.heard.add(host_id)
             run.failures[host_id, verb] += 1
         elif isinstance(error, AgentOffline):
             run.registry.silence(host_id)
@@ -230,7 +263,9 @@ def _problem(run: Run, host_id: str, error: AgentError) -> Problem:
 async def _take_lease(run: Run, host_id: str, place: Place) -> None:
     assert place.lane is not None, "one host at a time is asked only where there is a place"
     async with transaction(run.pool) as connection:
-        other = await leases.take(connection, place.lane, operation_id=run.row.id, host_id=host_id)
+        other = await leases.take(
+            connection, place.lane, operation_id=run.row.id, host_id=host_id, is_one_host=place.is_one_host
+        )
         if other is None and place.is_one_host:
             users = await volumes.hosts_in_use(connection, place.backend_id)
             other = next(iter(sorted(users.keys() - {host_id})), None)

@@ -254,13 +254,19 @@ async def mark_stuck(connection: Connection, backend_id: str) -> None:
 async def live_volumes(
     connection: Connection, backend_id: str, *, limit: int = 100
 ) -> tuple[int, list[dict[str, str]]]:
-    """(how many, the first `limit` as {type, id, name}); type: the volume's role."""
+    """(how many, the first `limit` as {type, id, name}, with a reason where nobody can do anything about it); type: the volume's role."""
     records = await connection.fetch(
-        "SELECT id, name, role, count(*) OVER () AS n FROM volume WHERE backend_id = $1 AND deleted_at IS NULL"
+        "SELECT id, name, role, state, count(*) OVER () AS n FROM volume WHERE backend_id = $1 AND deleted_at IS NULL"
         " ORDER BY created_at LIMIT $2",
         backend_id, limit,
     )  # fmt: skip
-    return (records[0]["n"] if records else 0), [{"type": r["role"], "id": r["id"], "name": r["name"]} for r in records]
+    live = [{"type": r["role"], "id": r["id"], "name": r["name"], **_waits(r["state"])} for r in records]
+    return (records[0]["n"] if records else 0), live
+
+
+def _waits(state: str) -> dict[str, str]:
+    words = "its bytes wait for their deletion and go by themselves as soon as the storage lets them: try again later"
+    return {"reason": words} if state == "deleting" else {}
 
 
 async def finish_removal(

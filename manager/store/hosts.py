@@ -48,6 +48,11 @@ async def get(connection: Connection, host_id: str) -> HostRow | None:
     return _row(record) if record else None
 
 
+async def is_live(connection: Connection, host_id: str) -> bool:
+    """Whether it is not revoked; nor is it before the caller's transaction has ended."""
+    return bool(await connection.fetchval("SELECT revoked_at IS NULL FROM host WHERE id = $1 FOR SHARE", host_id))
+
+
 async def by_identity(connection: Connection, identity_key: str) -> HostRow | None:
     record = await connection.fetchrow(f"SELECT {_COLUMNS} FROM host WHERE identity_key = $1", identity_key)
     return _row(record) if record else None

@@ -293,6 +293,15 @@ async def link_idempotency(connection: Connection, *, token_id: str, key: str, o
     )
 
 
+async def forget_query(connection: Connection, operation_id: str) -> None:
+    """Of the address that the saga fetched from nothing stays that may open it: what stands behind the `?` may be a signature."""
+    await connection.execute(
+        "UPDATE operation SET params = jsonb_set(params, '{source,url}', to_jsonb(split_part(params #>> '{source,url}', '?', 1)))"
+        " WHERE id = $1 AND params #> '{source,url}' IS NOT NULL",
+        operation_id,
+    )
+
+
 async def get_row(connection: Connection, operation_id: str) -> OperationRow | None:
     record = await connection.fetchrow(f"SELECT {_COLUMNS} FROM operation WHERE id = $1", operation_id)
     return _row(record) if record else None

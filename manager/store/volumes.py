@@ -1,7 +1,7 @@
 """Volumes, images, snapshots and what operations make in between: one row for each thing that lies on a storage."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -235,6 +235,11 @@ async def make_transient(connection: Connection, volume_id: str) -> None:
     )
 
 
+async def touch(connection: Connection, volume_id: str) -> None:
+    """It was looked at now; no new version."""
+    await connection.execute("UPDATE volume SET updated_at = now() WHERE id = $1", volume_id)
+
+
 async def forget(connection: Connection, volume_id: str) -> None:
     """It never was."""
     await connection.execute("DELETE FROM volume WHERE id = $1", volume_id)
@@ -256,6 +261,16 @@ async def on_backend(connection: Connection, backend_id: str) -> list[VolumeRow]
         backend_id,
     )
     return [_row(r) for r in records]
+
+
+async def next_to_move(connection: Connection, backend_id: str, *, but: Sequence[str]) -> VolumeRow | None:
+    """The smallest that lies there, other than those; what only waits for its deletion is left out."""
+    record = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM volume v WHERE backend_id = $1 AND deleted_at IS NULL AND role <> 'transient' AND id <> ALL($2)"
+        " ORDER BY size_bytes, id LIMIT 1",
+        backend_id, list(but),
+    )  # fmt: skip
+    return _row(record) if record else None
 
 
 async def hosts_in_use(connection: Connection, backend_id: str) -> dict[str, int]:
@@ -283,6 +298,17 @@ async def to_delete(connection: Connection, *, rest_s: float, limit: int) -> lis
     return [_row(r) for r in records]
 
 
+async def to_settle(connection: Connection, *, rest_s: float, limit: int) -> list[VolumeRow]:
+    """Ready ones of which a host has not answered since a resize that failed, with no operation under way, nor within rest_s."""
+    records = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM volume v WHERE deleted_at IS NULL AND state = 'ready' AND worker_id IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM operation o WHERE o.key = 'volume:' || v.id AND (o.state IN ('running', 'undoing', 'stuck')"
+        " OR o.updated_at > now() - make_interval(secs => $1))) ORDER BY updated_at LIMIT $2",
+        rest_s, limit,
+    )  # fmt: skip
+    return [_row(r) for r in records]
+
+
 async def page(
     connection: Connection,
     role: VolumeRole,
@@ -291,7 +317,7 @@ async def page(
     host_id: str | None = None,
     state: VolumeState | None = None,
     is_attached: bool | None = None,
-    is_unused: bool = False,
+    is_unused: bool | None = None,
     labels: Mapping[str, str] | None = None,
     parent_id: str | None = None,
     after: str | None = None,
@@ -309,8 +335,8 @@ async def page(
         " FROM volume v WHERE role = $1 AND deleted_at IS NULL AND ($2::uuid IS NULL OR backend_id = $2)"
         f" AND ($3::uuid IS NULL OR host_id = $3 OR {attached} AND a.host_id = $3))"
         f" AND ($4::text IS NULL OR state = $4) AND ($5::boolean IS NULL OR {attached}) = $5)"
-        f" AND (NOT $6 OR NOT {attached}) AND NOT EXISTS (SELECT FROM volume s WHERE s.parent_id = v.id AND s.role = 'snapshot'"
-        " AND s.deleted_at IS NULL)) AND labels @> $7 AND ($8::uuid IS NULL OR parent_id = $8)"
+        f" AND ($6::boolean IS NULL OR (NOT {attached}) AND NOT EXISTS (SELECT FROM volume s WHERE s.parent_id = v.id"
+        " AND s.role = 'snapshot' AND s.deleted_at IS NULL)) = $6) AND labels @> $7 AND ($8::uuid IS NULL OR parent_id = $8)"
         " AND ($9::uuid IS NULL OR id > $9) AND ($11::uuid IS NULL OR id = $11) ORDER BY id LIMIT $10",
         role, backend_id, host_id, state, is_attached, is_unused, dict(labels or {}), parent_id, after, limit, volume_id,
     )  # fmt: skip

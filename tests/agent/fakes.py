@@ -188,7 +188,7 @@ class FakeDriver:
         await self._world.act("initialize", target.backend_id)
         return REPORT
 
-    def volumes(self, target: Target, space: Workspace) -> VolumeStore:
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> VolumeStore:
         place = FakePlace(
             folder=space.dir / "volumes",
             attached=space.dir / "attached",

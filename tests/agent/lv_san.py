@@ -11,7 +11,7 @@ from agent.scsi import dm_uuid_of
 from agent.workers import WorkerPool
 from schemas.volume_rpc import VolumeFormat, VolumeSpec
 from tests.agent.recorded_commands import Step
-from tests.agent.san import REPORT, SCOPE, TAGS, VG_UUID, San, target_for, vgs
+from tests.agent.san import POOL, REPORT, SCOPE, TAGS, VG_UUID, San, target_for, vgs
 
 MIB = 1024 * 1024
 EXTENT = 4 * MIB
@@ -23,13 +23,12 @@ LV_UUID = "VVVVVV-vvvv-vvvv-vvvv-vvvv-vvvv-vvvvv1"
 OTHER_UUID = "VVVVVV-vvvv-vvvv-vvvv-vvvv-vvvv-vvvvv2"
 UUIDS = {NAME: LV_UUID, OTHER_NAME: OTHER_UUID}
 LV_TAGS = f"{TAGS[0]},stowage_volume"
-COLUMNS = "lv_name,lv_uuid,lv_size,lv_tags,pool_lv,origin,data_percent,vg_extent_size"
+COLUMNS = "lv_name,lv_uuid,lv_size,lv_tags,pool_lv,origin,data_percent,zero"
 #: Of the volume's mapping; the probe LV's is 0.
 NUMBER = 5
 DM_NAME = mapper_name("vg_vms", NAME)
 DM_UUID = dm_uuid_of(VG_UUID, LV_UUID)
-#: No whole extents: its LV has 12 MiB.
-SPEC = VolumeSpec(locator=LOCATOR, format=VolumeFormat.RAW, size_bytes=10 * MIB)
+SPEC = VolumeSpec(locator=LOCATOR, format=VolumeFormat.RAW, size_bytes=12 * MIB)
 ORIGIN = VolumeSpec(locator=OTHER_LOCATOR, format=VolumeFormat.RAW, size_bytes=8 * MIB)
 
 
@@ -121,9 +120,21 @@ class LvSan:
         argv = (tool, *SCOPE, *options, "--size", f"{size_bytes}b", "--", f"vg_vms/{NAME}")
 
         def resize() -> None:
-            self.kernel_bytes = -(-size_bytes // EXTENT) * EXTENT
+            self.kernel_bytes = size_bytes
 
         return Step(argv, effect=resize)
+
+    def marks(self, own_bytes: int) -> Step:
+        return Step(("lvchange", *SCOPE, "--addtag", tail(own_bytes), "--", f"vg_vms/{NAME}"))
+
+    def unmarks(self, *own_bytes: int) -> Step:
+        words = [word for each in own_bytes for word in ("--deltag", tail(each))]
+        return Step(("lvchange", *SCOPE, *words, "--", f"vg_vms/{NAME}"))
+
+
+def tail(own_bytes: int) -> str:
+    """The mark of an LV of which only so many bytes are the volume's."""
+    return f"stowage_tail_{own_bytes}"
 
 
 def row(
@@ -134,7 +145,12 @@ def row(
     pool: str = "",
     origin: str = "",
     percent: str = "",
+    own: int | None = None,
+    zero: str | None = None,
 ) -> dict[str, str]:
+    """own: marked, with so many bytes. zero: as LVM says it; None: as it is mostly."""
+    if own is not None:
+        tags = f"{tags},{tail(own)}"
     return {
         "lv_name": name,
         "lv_uuid": UUIDS.get(name, f"{name}-uuid"),
@@ -143,7 +159,7 @@ def row(
         "pool_lv": pool,
         "origin": origin,
         "data_percent": percent,
-        "vg_extent_size": str(EXTENT),
+        "zero": zero if zero is not None else "zero" if pool or name == POOL else "unknown",
     }
 
 
@@ -157,11 +173,11 @@ def seen(*rows: dict[str, str], lock_type: str = "none") -> tuple[Step, Step]:
 
 
 CREATES = Step(
-    ("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n", "--size", f"{10 * MIB}b",
+    ("lvcreate", *SCOPE, "--yes", "--activate", "n", "--zero", "n", "--wipesignatures", "n", "--size", f"{12 * MIB}b",
      "--addtag", TAGS[0], "--addtag", "stowage_volume", "--name", NAME, "--", "vg_vms")
 )  # fmt: skip
 CREATES_THIN = Step(
-    ("lvcreate", *SCOPE, "--yes", "--activate", "n", "--setactivationskip", "n", "--thin", "--virtualsize", f"{10 * MIB}b",
+    ("lvcreate", *SCOPE, "--yes", "--activate", "n", "--setactivationskip", "n", "--thin", "--virtualsize", f"{12 * MIB}b",
      "--thinpool", "stowage_pool", "--addtag", TAGS[0], "--addtag", "stowage_volume", "--name", NAME, "--", "vg_vms")
 )  # fmt: skip
 SNAPSHOTS = Step(

@@ -229,6 +229,7 @@ def vgs(
     is_there: bool = True,
     is_autoactivated: bool = False,
     lock_type: str = "none",
+    extent_bytes: int = 4 * 1024**2,
     device: str = "/dev/sdb",
 ) -> Step:
     rows = [
@@ -240,10 +241,11 @@ def vgs(
             "vg_tags": ",".join(tags),
             "pv_count": str(pv_count),
             "vg_autoactivation": "enabled" if is_autoactivated else "",
+            "vg_extent_size": str(extent_bytes),
             "vg_lock_type": lock_type,
         }
     ]
-    columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type"
+    columns = "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_extent_size,vg_lock_type"
     argv = ("vgs", "--devices", device, *SCOPE[2:], *REPORT, columns)
     return Step(argv, stdout=json.dumps({"report": [{"vg": rows if is_there else []}]}))
 
@@ -255,7 +257,10 @@ def lvs(
     tags: Mapping[str, str] | None = None,
     probe_uuid: str = PROBE_UUID,
     probe_size: int = 4194304,
+    zero: str = "zero",
+    device: str = "/dev/sdb",
 ) -> Step:
+    """zero: what LVM says of the pool; of what is none, as of the others."""
     rows = [
         {
             "lv_name": name,
@@ -264,11 +269,21 @@ def lvs(
             "lv_tags": (tags or {}).get(name, ""),
             "data_percent": pool_percent if name == POOL else "",
             "thin_count": thin_count if name == POOL else "",
+            "zero": zero if name == POOL else "unknown",
         }
         for name in names
     ]
     return Step(
-        ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", "vg_vms"),
+        (
+            "lvs",
+            "--devices",
+            device,
+            *SCOPE[2:],
+            *REPORT,
+            "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count,zero",
+            "--",
+            "vg_vms",
+        ),
         stdout=json.dumps({"report": [{"lv": rows}]}),
     )
 
@@ -299,7 +314,7 @@ MAKES_PROBE_LV = Step(
      "--size", "4m", "--addtag", TAGS[0], "--name", PROBE, "--", "vg_vms")
 )  # fmt: skip
 MAKES_POOL = (
-    Step(("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--extents", "95%FREE", "--addtag", TAGS[0], "--name", POOL, "--", "vg_vms")),
+    Step(("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--zero", "y", "--extents", "95%FREE", "--addtag", TAGS[0], "--name", POOL, "--", "vg_vms")),
     Step(("lvchange", *SCOPE, "--activate", "n", "--", f"vg_vms/{POOL}")),
 )  # fmt: skip
 ADDS_TAGS = Step(("vgchange", *SCOPE, "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms"))

@@ -14,7 +14,7 @@ import pytest
 
 from agent import byte_copies, copy_jobs, device_jobs
 from agent.errors import AgentFault
-from agent.job_io import read_progress
+from agent.job_io import identity_of, opened, read_progress
 from agent.jobs import JOBS
 from agent.volumes import Extent
 from agent.workers import WorkerPool
@@ -122,6 +122,8 @@ def test_copy_bytes_on_storage_that_shares_blocks_takes_none(tmp_path: Path) -> 
         source = source_of(place, b"x" * 32 * MIB)
         target = target_of(place, 40 * MIB)
         os.sync()
+        # To share its blocks changes nothing of the source.
+        source["identity"] = seen(source)
         before = os.statvfs(place).f_bfree
         copy(source, target)
         assert (before - os.statvfs(place).f_bfree) * os.statvfs(place).f_bsize < 8 * MIB
@@ -181,6 +183,43 @@ def test_copy_bytes_into_a_file_that_another_process_writes_is_in_use(tmp_path: 
         fault = fault_of(copy_jobs.copy_bytes, {"source": source, "target": target, "progress": ""})
     assert fault.code == "in_use"
     assert path_of(target).read_bytes() == b"as it was"
+
+
+@pytest.mark.parametrize("is_shorter", [False, True])
+def test_copy_bytes_of_another_source_than_was_seen_is_refused_and_leaves_the_target(
+    is_shorter: bool, tmp_path: Path
+) -> None:
+    source, target = source_of(tmp_path), target_of(tmp_path, content=b"as it was")
+    source["identity"] = seen(source)
+    (tmp_path / "next").write_bytes(CONTENT[::-1][: 512 if is_shorter else None])
+    os.rename(tmp_path / "next", path_of(source))
+    fault = fault_of(copy_jobs.copy_bytes, {"source": source, "target": target, "progress": ""})
+    assert (fault.code, str(path_of(source)) in str(fault)) == ("source_unreadable", True)
+    assert path_of(target).read_bytes() == b"as it was"
+
+
+def test_copy_bytes_of_a_source_that_is_written_to_meanwhile_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = source_of(tmp_path), target_of(tmp_path)
+    os.utime(path_of(source), ns=(0, 0))
+    source["identity"] = seen(source)
+    reads = os.preadv
+
+    def write(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        with open(path_of(source), "r+b") as file:
+            file.write(b"!")
+        return reads(descriptor, buffers, offset)
+
+    assert copy(source, target) == {"done_bytes": len(CONTENT)}
+    monkeypatch.setattr("os.preadv", write)
+    fault = fault_of(copy_jobs.copy_bytes, {"source": source, "target": target, "progress": ""})
+    assert (fault.code, fault.answer()["is_retryable"]) == ("source_unreadable", False)
+
+
+def seen(of: dict[str, Any]) -> list[int]:
+    with opened(of, os.O_RDONLY) as descriptor:
+        return identity_of(descriptor)
 
 
 def test_copy_bytes_of_a_source_that_is_cut_off_meanwhile_fails_and_names_it(

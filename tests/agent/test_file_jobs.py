@@ -1,6 +1,7 @@
 """The files of volumes, made and unmade on a real file system."""
 
 import errno
+import json
 import os
 import resource
 import stat
@@ -16,6 +17,7 @@ from agent.job_io import JobFault
 from agent.jobs import JOBS, MARKER_NAME
 from tests.agent.mounting import fill, needs_root, tmpfs
 from tests.agent.volume_files import (
+    MARKER,
     MIB,
     OTHER,
     backend_folder,
@@ -32,6 +34,7 @@ from tests.agent.volume_files import (
     xfs,
 )
 
+MARKED = {"marker_name": MARKER_NAME, "marker": MARKER}
 both_formats = pytest.mark.parametrize("image_format", ["raw", pytest.param("qcow2", marks=needs_qemu)])
 
 
@@ -41,15 +44,15 @@ def backend(tmp_path: Path) -> Path:
 
 
 def make(of: dict[str, Any], origin: dict[str, Any] | None = None) -> dict[str, Any]:
-    return file_jobs.make_volume_file({"extent": of, "origin": origin, "marker_name": MARKER_NAME})
+    return file_jobs.make_volume_file({"extent": of, "origin": origin, **MARKED})
 
 
 def fault_of_make(of: dict[str, Any], origin: dict[str, Any] | None = None) -> JobFault:
-    return fault_of(file_jobs.make_volume_file, {"extent": of, "origin": origin, "marker_name": MARKER_NAME})
+    return fault_of(file_jobs.make_volume_file, {"extent": of, "origin": origin, **MARKED})
 
 
 def erasing(of: dict[str, Any]) -> dict[str, Any]:
-    return {"extent": of, "marker_name": MARKER_NAME}
+    return {"extent": of, **MARKED}
 
 
 def size_of(of: dict[str, Any]) -> int:
@@ -156,6 +159,22 @@ def test_file_where_the_marker_or_the_folder_is_gone_is_neither_made_nor_taken_f
         assert fault_of(file_jobs.erase_volume_file, erasing(extent(place))).code == code
         assert fault_of(file_jobs.list_volume_files, listing_args(place)).code == code
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", [json.dumps({**MARKER, "backend_id": "0190-abcdef"}), "no marker\n"])
+def test_file_where_the_marker_is_another_s_is_neither_made_nor_taken_for_absent(text: str, backend: Path) -> None:
+    """Another backend's disk is mounted at the folder: what is not found there is on our own."""
+    (backend / MARKER_NAME).write_text(text)
+    (backend / "volumes").mkdir()
+    faults = (
+        fault_of_make(extent(backend)),
+        fault_of(file_jobs.erase_volume_file, erasing(extent(backend))),
+        fault_of(file_jobs.list_volume_files, listing_args(backend)),
+    )
+    for fault in faults:
+        assert (fault.code, str(backend) in str(fault)) == ("marker_mismatch", True)
+        assert ("0190-abcdef" in str(fault)) is ("0190-abcdef" in text)
+    assert os.listdir(backend / "volumes") == []
 
 
 #: Fixed, for it is in the names of tests.
@@ -289,6 +308,50 @@ def test_look_at_a_qcow2_that_was_cut_short_is_wrong_size(backend: Path, tmp_pat
     assert fault_of(file_jobs.settle_volume_file, {"extent": of}).code == "wrong_size"
 
 
+@needs_qemu
+@pytest.mark.parametrize("compat", ["1.1", "0.10"])
+def test_look_at_a_qcow2_with_snapshots_of_its_own_refuses_it_as_a_source_alone(compat: str, backend: Path) -> None:
+    """A VM that made them goes on with it; but no copy of it would have them."""
+    of = extent(backend, image_format="qcow2")
+    make(extent(backend, OTHER))
+    qemu("create", "-f", "qcow2", "-o", f"compat={compat}", path_of(of), MIB)
+    as_source = {"extent": of, "is_writable": False, "is_source": True}
+    assert file_jobs.look_at_volume_file(as_source) == {"size_bytes": MIB}
+    qemu("snapshot", "-c", "before", path_of(of))
+    assert size_of(of) == MIB
+    fault = fault_of(file_jobs.look_at_volume_file, as_source)
+    assert (fault.code, "1 internal snapshot," in str(fault)) == ("unsupported", True)
+    assert "qemu-img snapshot" in fault.answer()["remedy"]
+    qemu("snapshot", "-d", "before", path_of(of))
+    assert file_jobs.look_at_volume_file(as_source) == {"size_bytes": MIB}
+
+
+def test_identify_file_is_its_inode_and_nothing_where_none_of_ours_is(backend: Path, tmp_path: Path) -> None:
+    of = extent(backend)
+    assert file_jobs.identify_volume_file({"extent": of}) == {"file": None}
+    make(of)
+    found = path_of(of).stat()
+    os.link(path_of(of), tmp_path / "disk")
+    assert file_jobs.identify_volume_file({"extent": of}) == {"file": [found.st_dev, found.st_ino]}
+    path_of(of).unlink()
+    assert file_jobs.identify_volume_file({"extent": of}) == {"file": None}
+    path_of(of).symlink_to(tmp_path / "disk")
+    assert file_jobs.identify_volume_file({"extent": of}) == {"file": None}
+
+
+def test_identify_file_with_another_name_where_the_kernel_tells_no_inodes_is_refused(
+    backend: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 5.14 nobody can tell who has it open by that name."""
+    monkeypatch.setattr(file_jobs, "shows_inodes", lambda: False)
+    of = extent(backend)
+    make(of)
+    assert file_jobs.identify_volume_file({"extent": of})["file"] is not None
+    os.link(path_of(of), tmp_path / "disk")
+    fault = fault_of(file_jobs.identify_volume_file, {"extent": of})
+    assert (fault.code, "another name" in str(fault)) == ("foreign_data", True)
+
+
 @both_formats
 def test_file_that_is_also_known_by_another_name_is_refused(image_format: str, backend: Path, tmp_path: Path) -> None:
     of = extent(backend, image_format=image_format)
@@ -298,7 +361,7 @@ def test_file_that_is_also_known_by_another_name_is_refused(image_format: str, b
     for job, args in (
         (file_jobs.look_at_volume_file, {"extent": of, "is_writable": False}),
         (file_jobs.resize_volume_file, {"extent": of, "size_bytes": 2 * MIB, "may_shrink": True}),
-        (file_jobs.make_volume_file, {"extent": of, "origin": None, "marker_name": MARKER_NAME}),
+        (file_jobs.make_volume_file, {"extent": of, "origin": None, **MARKED}),
     ):
         fault = fault_of(job, args)
         assert fault.code == "foreign_data"
@@ -379,6 +442,20 @@ def test_erase_file_that_another_process_has_open_is_in_use_and_left(mode: str, 
     assert not path_of(of).exists()
 
 
+def test_erase_file_that_another_process_has_open_by_a_name_that_is_gone_is_in_use(
+    backend: Path, tmp_path: Path
+) -> None:
+    of = extent(backend)
+    make(of)
+    os.link(path_of(of), tmp_path / "disk")
+    with holder(tmp_path / "disk"):
+        (tmp_path / "disk").unlink()
+        assert fault_of(file_jobs.erase_volume_file, erasing(of)).code == "in_use"
+        args = {"extent": of, "is_writable": False, "is_source": True}
+        assert fault_of(file_jobs.look_at_volume_file, args).code == "in_use"
+    assert path_of(of).exists()
+
+
 def test_erase_file_that_is_a_link_or_in_a_linked_folder_touches_nothing(backend: Path, tmp_path: Path) -> None:
     of = extent(backend)
     (backend / "volumes").mkdir()
@@ -403,7 +480,7 @@ def listing(backend: Path, after: str = "") -> dict[str, Any]:
 
 
 def listing_args(backend: Path, after: str = "") -> dict[str, Any]:
-    return {"folder": str(backend / "volumes"), "mount_root": "", "marker_name": MARKER_NAME, "after": after}
+    return {"folder": str(backend / "volumes"), "mount_root": "", **MARKED, "after": after}
 
 
 @needs_qemu

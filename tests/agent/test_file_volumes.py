@@ -13,6 +13,7 @@ from agent import byte_copies
 from agent.drivers.local_file import LocalFile
 from agent.errors import AgentFault
 from agent.file_volumes import FileVolumes
+from agent.jobs import MARKER_NAME
 from agent.packages import how_to_install
 from agent.volumes import VolumeStore
 from agent.workers import WorkerPool
@@ -24,6 +25,7 @@ from tests.agent.mounting import needs_root, tmpfs
 from tests.agent.spaces import make_space
 from tests.agent.volume_files import (
     LOCATOR,
+    MARKER,
     MIB,
     OTHER,
     backend_folder,
@@ -35,8 +37,8 @@ from tests.agent.volume_files import (
 )
 from tests.processes import runs
 
-BACKEND = "01900000-0000-7000-8000-000000000001"
-TARGET = Target(backend_id=BACKEND, fleet_id="f-1", kind="nfs", config={}, generation=1)
+BACKEND = MARKER["backend_id"]
+TARGET = Target(backend_id=BACKEND, fleet_id=MARKER["fleet_id"], kind="nfs", config={}, generation=1)
 SHOWN = "10.0.0.5:/tank/vms"
 RAW = VolumeSpec(locator=LOCATOR, format=VolumeFormat.RAW, size_bytes=2 * MIB)
 QCOW2 = VolumeSpec(locator=OTHER, format=VolumeFormat.QCOW2, size_bytes=2 * MIB)
@@ -199,12 +201,49 @@ async def test_volume_at_whose_place_is_a_link_tells_what_to_move_under_the_name
     assert [volume.locator for volume in await store.list()] == [""]
 
 
+async def test_volume_that_a_process_has_open_by_another_name_is_not_detached_and_is_fenced_off(
+    store: FileVolumes, backend: Path, tmp_path: Path
+) -> None:
+    """As Firecracker's jailer, which links disks into the folder that it locks a machine into."""
+    await store.make(RAW, None)
+    os.link(path_of(backend, RAW), tmp_path / "disk")
+    with holder(tmp_path / "disk") as process:
+        fault = await fault_of(store.detach(RAW))
+        assert (fault.code, f"({process.pid})" in fault.detail) == (FaultCode.IN_USE, True)
+        await store.fence_off(RAW)
+        assert not runs(process.pid)
+    await store.detach(RAW)
+
+
+class Unable:
+    """Workers that find no users under the file's name, and fail to say which file it is."""
+
+    def __init__(self, code: FaultCode) -> None:
+        self._code = code
+
+    async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
+        if job == "identify_volume_file":
+            raise AgentFault.of(self._code, "told to fail")
+        assert args["file"] is None
+        return {"killed": 0, "users": [], "count": 0}
+
+
+async def test_volume_whose_other_users_cannot_be_told_is_neither_detached_nor_fenced_off(backend: Path) -> None:
+    """On a kernel that tells no inodes; while the storage is dead, its name must do."""
+    store = FileVolumes(Unable(FaultCode.FOREIGN_DATA), backend, None, TARGET, SHOWN)
+    for awaitable in (store.detach(RAW), store.fence_off(RAW)):
+        assert (await fault_of(awaitable)).code is FaultCode.FOREIGN_DATA
+    dead = FileVolumes(Unable(FaultCode.HUNG), backend, None, TARGET, SHOWN)
+    await dead.detach(RAW)
+    await dead.fence_off(RAW)
+
+
 class Undying:
     """Workers whose kills help nothing."""
 
     async def run(self, job: str, args: Mapping[str, Any], *, key: str, timeout_s: float) -> dict[str, Any]:
         users = [[number, "qemu-system-x86", True] for number in range(1, 6)]
-        return {"killed": 5, "users": users, "count": 25}
+        return {"killed": 5, "users": users, "count": 25, "file": None}
 
 
 async def test_volume_whose_users_do_not_die_is_not_fenced_off(backend: Path) -> None:
@@ -301,6 +340,19 @@ async def test_volumes_without_the_marker_are_neither_made_nor_taken_for_absent(
         fault = await fault_of(awaitable)
         assert (fault.code, SHOWN in fault.detail) == (FaultCode.MARKER_MISSING, True)
     assert os.listdir(tmp_path) == []
+
+
+async def test_volumes_under_another_backend_s_marker_are_neither_made_nor_taken_for_absent(
+    workers: WorkerPool, backend: Path
+) -> None:
+    for field in MARKER:
+        other = msgspec.structs.replace(TARGET, **{field: "other"})
+        store = FileVolumes(workers, backend, None, other, SHOWN)
+        for awaitable in (store.make(RAW, None), store.erase(RAW), store.list()):
+            fault = await fault_of(awaitable)
+            assert (fault.code, SHOWN in fault.detail) == (FaultCode.MARKER_MISMATCH, True)
+            assert (BACKEND in fault.detail, "mounted" in fault.remedy) == (True, True)
+    assert os.listdir(backend) == [MARKER_NAME]
 
 
 async def test_volumes_without_the_tool_name_its_package(

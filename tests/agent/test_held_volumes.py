@@ -208,7 +208,7 @@ async def test_fencing_that_fails_is_logged_and_tried_again_and_holds_up_no_othe
     assert rig.journal.attachments() == ()
 
 
-async def test_fencing_waits_for_the_backend_and_then_spares_what_was_attached_anew(
+async def test_attach_under_a_newer_epoch_ends_the_older_one_which_the_fencing_then_spares(
     rig: Rig, world: World, attached_backend: str
 ) -> None:
     spec = await made(rig, attached_backend)
@@ -218,14 +218,28 @@ async def test_fencing_waits_for_the_backend_and_then_spares_what_was_attached_a
         task = asyncio.create_task(rig.held.fence_off())
         await asyncio.sleep(0)
         await attach(rig, attached_backend, spec, epoch=2, fence=11)
+        assert world.fenced == [spec.locator]
     await task
-    assert world.fenced == []
+    assert world.fenced == [spec.locator]
     assert open_here(rig, attached_backend) == {spec.locator}
 
 
-async def test_fencing_of_a_backend_that_is_gone_drops_the_note_and_of_one_not_yet_back_keeps_it(
+async def test_attach_under_a_newer_epoch_is_refused_while_who_has_the_older_one_does_not_end(
     rig: Rig, world: World, attached_backend: str
 ) -> None:
+    """He would write beside the new one, and his note would be gone."""
+    spec = await made(rig, attached_backend)
+    await attach(rig, attached_backend, spec, epoch=1)
+    world.fail("fence_off", FaultCode.IN_USE)
+    assert await code_of(attach(rig, attached_backend, spec, epoch=2, fence=11)) is FaultCode.IN_USE
+    assert [note.epoch for note in rig.journal.attachments()] == [1]
+    world.heal()
+    await attach(rig, attached_backend, spec, epoch=2, fence=11)
+    assert [note.epoch for note in rig.journal.attachments()] == [2]
+
+
+async def test_fencing_does_not_wait_for_a_backend_that_is_away(rig: Rig, world: World, attached_backend: str) -> None:
+    """A path that comes back would bring the writes of who has it open."""
     spec = await made(rig, attached_backend)
     await attach(rig, attached_backend, spec)
     world.fail("attach", FaultCode.SERVER_UNREACHABLE)
@@ -233,12 +247,36 @@ async def test_fencing_of_a_backend_that_is_gone_drops_the_note_and_of_one_not_y
     await code_of(rig.host.attach(target(attached_backend), establish=False))
     rig.held.hear((), 10)
     await rig.held.fence_off()
-    assert len(rig.journal.attachments()) == 1, "the backend is being attached"
-    world.heal()
-    await rig.host.release(attached_backend, remove_marker=False)
-    await rig.held.fence_off()
     assert rig.journal.attachments() == ()
+    assert set(world.fenced) == {spec.locator}
+
+
+async def test_release_ends_what_the_word_takes_away_and_waits_for_all_else(
+    rig: Rig, world: World, attached_backend: str
+) -> None:
+    lost, kept = await made(rig, attached_backend), await made(rig, attached_backend)
+    kept_id = new_id()
+    await attach(rig, attached_backend, lost)
+    await attach(rig, attached_backend, kept, volume_id=kept_id)
+    assert await code_of(rig.held.refuse_release(attached_backend)) is FaultCode.IN_USE
     assert world.fenced == []
+    rig.held.hear(held((kept_id, 1)), 10)
+    assert await code_of(rig.held.refuse_release(attached_backend)) is FaultCode.IN_USE
+    assert world.fenced == [lost.locator]
+    rig.held.hear((), 11)
+    await rig.held.refuse_release(attached_backend)
+    assert world.fenced == [lost.locator, kept.locator]
+    assert rig.journal.attachments() == ()
+
+
+async def test_release_fails_while_what_was_taken_away_cannot_be_ended(
+    rig: Rig, world: World, attached_backend: str
+) -> None:
+    await attach(rig, attached_backend, await made(rig, attached_backend))
+    rig.held.hear((), 10)
+    world.fail("fence_off", FaultCode.IN_USE)
+    assert await code_of(rig.held.refuse_release(attached_backend)) is FaultCode.IN_USE
+    assert len(rig.journal.attachments()) == 1
 
 
 async def test_restore_brings_back_what_the_word_leaves(

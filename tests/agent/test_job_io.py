@@ -1,7 +1,9 @@
 """How a worker's jobs open what they were told to, and nothing else, and how they say how far they are."""
 
 import errno
+import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from agent import job_io
 from tests.agent.mounting import needs_root, tmpfs
-from tests.agent.volume_files import extent, path_of, write_file
+from tests.agent.volume_files import MARKER, extent, path_of, write_file
 
 
 def opens(of: dict[str, Any], flags: int = os.O_RDONLY) -> bytes:
@@ -95,6 +97,87 @@ def test_opened_file_that_is_absent_is_volume_missing(tmp_path: Path) -> None:
         opens(of)
     assert caught.value.code == "volume_missing"
     assert str(path_of(of)) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["", "above", "above/sub"])
+def test_opened_behind_a_link_is_refused_where_none_was_when_the_path_was_found(place: str, tmp_path: Path) -> None:
+    (tmp_path / "above/sub").mkdir(parents=True)
+    of = extent(tmp_path / place, is_resolved=True)
+    write_file(of, b"content")
+    assert opens(of) == b"content"
+    if place:
+        os.rename(tmp_path / place, tmp_path / "elsewhere")
+        (tmp_path / place).symlink_to(tmp_path / "elsewhere")
+        assert opens({**of, "is_resolved": False}) == b"content"
+        with pytest.raises(job_io.JobFault, match="symbolic link") as caught:
+            opens(of)
+        assert (caught.value.code, str(tmp_path / place) in str(caught.value)) == ("foreign_data", True)
+
+
+def test_opened_file_is_refused_where_it_is_another_than_was_seen(tmp_path: Path) -> None:
+    of = extent(tmp_path)
+    path = write_file(of, b"content")
+    with job_io.opened(of, os.O_RDONLY) as descriptor:
+        of["identity"] = job_io.identity_of(descriptor)
+    assert opens(of) == b"content"
+    shutil.copy2(path, tmp_path / "same")
+    os.rename(tmp_path / "same", path)
+    with pytest.raises(job_io.JobFault, match="changed or replaced") as caught:
+        opens(of)
+    assert (caught.value.code, str(path) in str(caught.value)) == ("source_unreadable", True)
+    assert ("again" in caught.value.answer()["remedy"], caught.value.answer()["is_retryable"]) == (True, False)
+
+
+@pytest.mark.parametrize("written", [b"CONTENT", b"longer content"])
+def test_opened_file_that_was_changed_within_the_block_is_refused_behind_it(written: bytes, tmp_path: Path) -> None:
+    of = extent(tmp_path)
+    path = write_file(of, b"content")
+    os.utime(path, ns=(0, 0))
+    with job_io.opened(of, os.O_RDONLY) as descriptor:
+        of["identity"] = job_io.identity_of(descriptor)
+    with pytest.raises(job_io.JobFault) as caught, job_io.opened(of, os.O_RDONLY):
+        path.write_bytes(written)
+    assert caught.value.code == "source_unreadable"
+
+
+@pytest.mark.parametrize(
+    ("text", "whose"),
+    [
+        (json.dumps(MARKER), "ours"),
+        (json.dumps({**MARKER, "created_at": "2026-11-29T00:00:00+00:00"}), "ours"),
+        (json.dumps({**MARKER, "backend_id": "another"}), "other"),
+        (json.dumps({**MARKER, "fleet_id": "another"}), "other"),
+        (json.dumps({"backend_id": MARKER["backend_id"]}), "other"),
+        ("[" * 4000, "other"),
+        ("\x00", "other"),
+        ("", "other"),
+        ("[]", "other"),
+    ],
+)
+def test_marker_is_ours_where_it_says_both_of_our_ids(text: str, whose: str, tmp_path: Path) -> None:
+    (tmp_path / "marker").write_text(text)
+    assert marker_in(tmp_path) == whose
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_marker_that_is_no_file_is_another_s_and_none_is_missing(kind: str, tmp_path: Path) -> None:
+    assert marker_in(tmp_path) == "missing"
+    if kind == "link":
+        (tmp_path / "ours").write_text(json.dumps(MARKER))
+        (tmp_path / "marker").symlink_to("ours")
+    elif kind == "pipe":
+        os.mkfifo(tmp_path / "marker")
+    else:
+        (tmp_path / "marker").mkdir()
+    assert marker_in(tmp_path) == "other"
+
+
+def marker_in(folder: Path) -> str:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return str(job_io.marker_in(descriptor, "marker", MARKER)["marker"])
+    finally:
+        os.close(descriptor)
 
 
 @needs_root

@@ -34,6 +34,7 @@ from tests.agent.lv_san import (
     lv_report,
     row,
     seen,
+    tail,
 )
 from tests.agent.recorded_commands import Step, replay
 from tests.agent.san import OTHER_BACKEND, POOL, PROBE, SCOPE, TAGS, VG_UUID, San, fault_of, target_for, vgs
@@ -135,7 +136,7 @@ async def test_make_of_a_thin_clone_shares_and_grows(thin: LvSan) -> None:
     origin = row(OTHER_NAME, 8 * MIB, pool=POOL)
     made = row(size_bytes=8 * MIB, pool=POOL, origin=OTHER_NAME)
     grown = row(pool=POOL, origin=OTHER_NAME)
-    extends = thin.resizes("lvextend", 10 * MIB)
+    extends = thin.resizes("lvextend", 12 * MIB)
     thin.then(seen(origin), SNAPSHOTS, lv_report(made, origin), extends, lv_report(grown, origin))
     assert await thin.volumes.make(SPEC, ORIGIN) is True
     # Killed before it grew, and after all.
@@ -156,6 +157,27 @@ async def test_make_of_a_clone_whose_origin_is_gone_is_volume_missing(thin: LvSa
     assert (await fault_of(thin.volumes.make(SPEC, ORIGIN))).code is FaultCode.VOLUME_MISSING
 
 
+async def test_make_that_lvm_has_rounded_up_is_wrong_size_and_taken_back(host: LvSan) -> None:
+    """A VM would see more than the volume has, and what it puts there no copy would have."""
+    rounded = row(size_bytes=32 * MIB)
+    host.then(seen(), CREATES, lv_report(rounded), seen(rounded), REMOVES)
+    fault = await fault_of(host.volumes.make(SPEC, None))
+    assert fault.code is FaultCode.WRONG_SIZE
+    assert fault.detail == f"vg_vms/{NAME} has {32 * MIB} bytes, and the volume {12 * MIB}"
+
+
+async def test_make_in_a_vg_with_larger_extents_is_refused_before_any_change(host: LvSan) -> None:
+    host.then(vgs(*TAGS, extent_bytes=32 * MIB), lv_report())
+    fault = await fault_of(host.volumes.make(SPEC, None))
+    assert fault.code is FaultCode.UNSUPPORTED and "vgchange --physicalextentsize 4096k vg_vms" in fault.remedy
+
+
+async def test_make_of_thin_in_a_pool_that_does_not_zero_is_refused_before_any_change(thin: LvSan) -> None:
+    thin.then(seen(row(POOL, 64 * MIB, zero=""), row(OTHER_NAME, pool=POOL, zero="")))
+    fault = await fault_of(thin.volumes.make(SPEC, None))
+    assert fault.code is FaultCode.UNSUPPORTED and f"lvchange --zero y vg_vms/{POOL}" in fault.remedy
+
+
 async def test_make_on_a_vg_that_has_lost_its_tags_makes_nothing(host: LvSan) -> None:
     host.then(vgs())
     assert (await fault_of(host.volumes.make(SPEC, None))).code is FaultCode.MARKER_MISSING
@@ -167,7 +189,7 @@ async def test_make_on_a_vg_that_has_lost_its_tags_makes_nothing(host: LvSan) ->
 async def test_opened_is_active_for_as_long_as_the_block_lasts(host: LvSan) -> None:
     host.then(seen(row()), host.activates(), host.deactivates())
     assert await open_once(host) == Extent(
-        folder=Path("/dev"), name=f"dm-{NUMBER}", format=VolumeFormat.RAW, size_bytes=10 * MIB, dm_uuid=DM_UUID
+        folder=Path("/dev"), name=f"dm-{NUMBER}", format=VolumeFormat.RAW, size_bytes=12 * MIB, dm_uuid=DM_UUID
     )
     assert not host.is_active
     assert host.jobs == [("wait_for_node", {"path": f"/dev/dm-{NUMBER}"})]
@@ -204,6 +226,9 @@ async def test_opened_twice_ends_with_the_last(host: LvSan) -> None:
         ((), FaultCode.VOLUME_MISSING),
         ((row(size_bytes=8 * MIB),), FaultCode.WRONG_SIZE),
         ((row(size_bytes=16 * MIB),), FaultCode.WRONG_SIZE),
+        # Of a VG whose extents are larger, rounded up.
+        ((row(size_bytes=12 * MIB + 512),), FaultCode.WRONG_SIZE),
+        ((row(own=8 * MIB),), FaultCode.WRONG_SIZE),
         ((row(tags=TAGS[0]),), FaultCode.FOREIGN_DATA),
     ],
 )
@@ -272,16 +297,9 @@ async def test_opened_thin_volume_is_zero_only_while_nothing_was_written(
 # Filled and wiped.
 
 
-async def test_settle_zeroes_the_rest_of_the_last_extent(host: LvSan) -> None:
-    host.then(seen(row()), host.activates(), host.deactivates())
-    await host.volumes.settle(SPEC)
-    assert host.changes() == [("zero_device", {"from_bytes": 10 * MIB, "to_bytes": 12 * MIB, "progress": ""})]
-    assert not host.is_active
-
-
-async def test_settle_of_whole_extents_or_thin_has_nothing_to_do(host: LvSan) -> None:
+async def test_settle_of_a_volume_that_has_its_size_has_nothing_to_do(host: LvSan) -> None:
     host.then(seen(row()), seen(row(pool=POOL)))
-    await host.volumes.settle(msgspec.structs.replace(SPEC, size_bytes=12 * MIB))
+    await host.volumes.settle(SPEC)
     await host.volumes.settle(SPEC)
     assert host.calls == [] and host.jobs == []
 
@@ -357,90 +375,186 @@ async def test_erase_while_it_is_open_or_copied_is_in_use(host: LvSan) -> None:
     assert (await fault_of(host.volumes.erase(SPEC))).code is FaultCode.IN_USE
 
 
-# Resized.
+# Resized. What comes of it, whoever stops in the middle: test_lv_resizes.py.
+
+LONG = msgspec.structs.replace(SPEC, size_bytes=20 * MIB)
+SHORT = msgspec.structs.replace(SPEC, size_bytes=8 * MIB)
 
 
-async def test_resize_makes_it_longer_and_leaves_what_was_added_to_be_blanked(host: LvSan) -> None:
-    host.then(seen(row()), host.resizes("lvextend", 18 * MIB))
-    await host.volumes.resize(SPEC, 18 * MIB, may_shrink=False)
+async def test_resize_marks_what_it_adds_until_it_is_told_that_it_was_blanked(host: LvSan, tmp_path: Path) -> None:
+    host.then(seen(row()), host.marks(12 * MIB), host.resizes("lvextend", 20 * MIB))
+    await host.volumes.resize(SPEC, 20 * MIB, may_shrink=False)
     assert host.changes() == []
 
+    long = row(size_bytes=20 * MIB, own=12 * MIB)
+    host.then(seen(long), host.activates(), host.deactivates())
+    await host.volumes.blank(LONG, 12 * MIB, tmp_path / "progress")
+    words = {"from_bytes": 12 * MIB, "to_bytes": 20 * MIB, "progress": str(tmp_path / "progress")}
+    assert host.changes() == [("zero_device", words)]
 
-async def test_resize_that_is_repeated_after_a_kill_changes_nothing(host: LvSan) -> None:
-    host.then(seen(row(size_bytes=20 * MIB)))
-    await host.volumes.resize(SPEC, 18 * MIB, may_shrink=False)
-    assert host.changes() == []
+    host.then(seen(long), host.unmarks(12 * MIB))
+    await host.volumes.resize(LONG, 20 * MIB, may_shrink=False)
+
+
+async def test_resize_that_is_repeated_after_a_kill_goes_on(host: LvSan) -> None:
+    host.then(seen(row(own=12 * MIB)), host.resizes("lvextend", 20 * MIB))
+    await host.volumes.resize(SPEC, 20 * MIB, may_shrink=False)
+    host.then(seen(row(size_bytes=20 * MIB, own=12 * MIB)))
+    await host.volumes.resize(SPEC, 20 * MIB, may_shrink=False)
+
+
+async def test_resize_of_an_lv_with_two_marks_goes_by_the_lower_and_takes_both(host: LvSan, tmp_path: Path) -> None:
+    """A shrink that stopped in the middle, and then another one."""
+    found = row(tags=f"{LV_TAGS},{tail(4 * MIB)}", own=8 * MIB)
+    host.then(seen(found), host.activates(), host.deactivates(), seen(found), host.unmarks(4 * MIB, 8 * MIB))
+    await host.volumes.blank(SPEC, 4 * MIB, tmp_path / "progress")
+    assert [args["from_bytes"] for _, args in host.changes()] == [4 * MIB]
+    await host.volumes.resize(SPEC, 12 * MIB, may_shrink=False)
 
 
 async def test_resize_of_an_attached_volume_leaves_it_active(host: LvSan) -> None:
     host.map()
-    host.then(seen(row()), host.resizes("lvextend", 20 * MIB))
+    host.then(seen(row()), host.marks(12 * MIB), host.resizes("lvextend", 20 * MIB))
     await host.volumes.resize(SPEC, 20 * MIB, may_shrink=False)
     assert host.is_active
 
 
-async def test_blank_zeroes_from_the_end_of_the_extent_in_which_the_old_end_was(host: LvSan, tmp_path: Path) -> None:
-    """What lies before may be the VM's already."""
-    host.kernel_bytes = 20 * MIB
-    host.then(seen(row(size_bytes=20 * MIB)), host.activates(), host.deactivates())
-    await host.volumes.blank(msgspec.structs.replace(SPEC, size_bytes=18 * MIB), 10 * MIB, tmp_path / "progress")
-    [(job, args)] = host.changes()
-    assert job == "zero_device"
-    assert (args["from_bytes"], args["to_bytes"]) == (12 * MIB, 20 * MIB)
-
-
-async def test_blank_of_a_thin_volume_has_nothing_to_do(thin: LvSan, tmp_path: Path) -> None:
-    thin.then(seen({**THIN_ROW, "lv_size": str(20 * MIB)}))
-    await thin.volumes.blank(msgspec.structs.replace(SPEC, size_bytes=20 * MIB), 10 * MIB, tmp_path / "progress")
-    assert thin.jobs == []
-
-
-async def test_resize_within_the_last_extent_has_nothing_to_do(host: LvSan) -> None:
-    host.then(seen(row()), seen(row()))
-    await host.volumes.resize(SPEC, 12 * MIB, may_shrink=False)
-    await host.volumes.resize(SPEC, 10 * MIB, may_shrink=False)
+async def test_blank_leaves_what_bears_no_mark_alone(host: LvSan, tmp_path: Path) -> None:
+    """Of a shrink that was refused, what it would have cut off is the volume's."""
+    host.then(seen(row(size_bytes=20 * MIB)))
+    await host.volumes.blank(LONG, 12 * MIB, tmp_path / "progress")
     assert host.calls == [] and host.jobs == []
 
 
-async def test_resize_of_a_thin_volume_writes_nothing(thin: LvSan) -> None:
-    thin.then(seen(THIN_ROW), thin.resizes("lvextend", 20 * MIB))
+async def test_blank_of_an_lv_that_is_too_short_is_wrong_size(host: LvSan, tmp_path: Path) -> None:
+    host.then(seen(row(own=8 * MIB)))
+    assert (await fault_of(host.volumes.blank(LONG, 8 * MIB, tmp_path / "progress"))).code is FaultCode.WRONG_SIZE
+
+
+async def test_resize_of_a_thin_volume_marks_and_blanks_nothing(thin: LvSan, tmp_path: Path) -> None:
+    thin.then(seen(THIN_ROW), thin.resizes("lvextend", 20 * MIB), seen(row(size_bytes=20 * MIB, pool=POOL)))
     await thin.volumes.resize(SPEC, 20 * MIB, may_shrink=False)
+    await thin.volumes.blank(LONG, 12 * MIB, tmp_path / "progress")
     assert thin.jobs == []
 
 
-async def test_resize_without_space_changes_nothing(host: LvSan) -> None:
-    host.then(seen(row()), replay("lvm", "lv_extend_no_space", host.resizes("lvextend", 20 * MIB).argv))
+async def test_resize_to_its_size_has_nothing_to_do(host: LvSan) -> None:
+    host.then(seen(row()))
+    await host.volumes.resize(SPEC, 12 * MIB, may_shrink=False)
+    assert host.calls == [] and host.jobs == []
+
+
+async def test_resize_without_space_leaves_the_volume_usable(host: LvSan) -> None:
+    host.then(
+        seen(row()), host.marks(12 * MIB), replay("lvm", "lv_extend_no_space", host.resizes("lvextend", 20 * MIB).argv),
+    )  # fmt: skip
     assert (await fault_of(host.volumes.resize(SPEC, 20 * MIB, may_shrink=False))).code is FaultCode.NO_SPACE
+    host.then(seen(row(own=12 * MIB)), host.activates())
+    await host.volumes.attach(SPEC, AttachMode.RW)
 
 
-async def test_resize_to_its_size_cuts_what_a_failed_one_had_added(host: LvSan) -> None:
-    host.then(seen(row(size_bytes=20 * MIB)), host.resizes("lvreduce", 10 * MIB))
-    await host.volumes.resize(SPEC, 10 * MIB, may_shrink=False)
+async def test_resize_to_its_size_cuts_what_a_failed_one_had_added_also_in_use(host: LvSan) -> None:
+    host.map()
+    found = row(size_bytes=20 * MIB, own=12 * MIB)
+    host.then(seen(found), host.resizes("lvreduce", 12 * MIB), host.unmarks(12 * MIB))
+    await host.volumes.resize(SPEC, 12 * MIB, may_shrink=False)
+    assert host.is_active
 
 
-async def test_resize_of_a_volume_that_has_lost_its_size_is_wrong_size(host: LvSan) -> None:
+@pytest.mark.parametrize("size_bytes", [12 * MIB, 16 * MIB, 20 * MIB, 24 * MIB])
+async def test_resize_of_an_lv_that_is_longer_than_the_volume_touches_nothing_unless_it_may(
+    size_bytes: int, host: LvSan
+) -> None:
+    """A database that was restored knows less than is there."""
+    host.map()
+    host.then(seen(row(size_bytes=20 * MIB)))
+    fault = await fault_of(host.volumes.resize(SPEC, size_bytes, may_shrink=False))
+    assert fault.code is FaultCode.WRONG_SIZE
+    assert f"a resize to {12 * MIB} with may_shrink cuts off what is too much" in fault.remedy
+    assert host.is_active and host.calls == [] and host.jobs == []
+
+
+async def test_resize_that_may_cuts_an_lv_that_is_longer_than_the_volume(host: LvSan) -> None:
+    host.map()
+    host.then(
+        seen(row(size_bytes=20 * MIB)), host.deactivates(), host.resizes("lvreduce", 12 * MIB), lv_report(row()),
+        host.activates(),
+    )  # fmt: skip
+    await host.volumes.resize(SPEC, 12 * MIB, may_shrink=True)
+    assert host.is_active
+
+
+async def test_resize_that_may_and_grows_keeps_nothing_that_the_volume_did_not_have(host: LvSan) -> None:
+    host.then(seen(row(size_bytes=20 * MIB)), host.marks(12 * MIB), host.resizes("lvreduce", 16 * MIB))
+    await host.volumes.resize(SPEC, 16 * MIB, may_shrink=True)
+
+
+async def test_resize_that_may_cut_what_is_too_long_while_a_vm_has_it_open_is_in_use(host: LvSan) -> None:
+    host.map()
+    host.then(seen(row(size_bytes=20 * MIB)), replay("lvm", "lv_open", host.deactivates().argv))
+    assert (await fault_of(host.volumes.resize(SPEC, 12 * MIB, may_shrink=True))).code is FaultCode.IN_USE
+
+
+async def test_resize_to_less_of_an_lv_that_is_longer_than_the_volume_is_wrong_size(host: LvSan) -> None:
+    host.then(seen(row(size_bytes=20 * MIB)))
+    fault = await fault_of(host.volumes.resize(SPEC, 8 * MIB, may_shrink=True))
+    assert fault.code is FaultCode.WRONG_SIZE and str(20 * MIB) in fault.detail
+
+
+async def test_resize_of_a_volume_that_has_lost_its_end_says_how_to_take_it_as_it_is(host: LvSan) -> None:
     host.then(seen(row(size_bytes=8 * MIB)))
-    assert (await fault_of(host.volumes.resize(SPEC, 20 * MIB, may_shrink=False))).code is FaultCode.WRONG_SIZE
+    fault = await fault_of(host.volumes.resize(SPEC, 20 * MIB, may_shrink=False))
+    assert fault.code is FaultCode.WRONG_SIZE and f"a resize to {8 * MIB} with may_shrink" in fault.remedy
+    host.then(seen(row(size_bytes=8 * MIB)))
+    await host.volumes.resize(SPEC, 8 * MIB, may_shrink=True)
+    assert host.calls == []
 
 
 async def test_resize_that_would_cut_is_refused_unless_it_may(host: LvSan) -> None:
     host.then(seen(row()))
-    fault = await fault_of(host.volumes.resize(SPEC, 5 * MIB, may_shrink=False))
+    fault = await fault_of(host.volumes.resize(SPEC, 8 * MIB, may_shrink=False))
     assert fault.code is FaultCode.WRONG_SIZE and "allow it to shrink" in fault.remedy
 
 
-async def test_resize_that_cuts_leaves_zeros_behind_the_end(host: LvSan) -> None:
-    """Else they would show when it grows again."""
-    host.then(
-        seen(row()), host.resizes("lvreduce", 5 * MIB), lv_report(row(size_bytes=8 * MIB)),
-        host.activates(), host.deactivates(),
-    )  # fmt: skip
-    await host.volumes.resize(SPEC, 5 * MIB, may_shrink=True)
-    assert host.changes() == [("zero_device", {"from_bytes": 5 * MIB, "to_bytes": 8 * MIB, "progress": ""})]
-    short = row(size_bytes=8 * MIB)
-    host.then(seen(short), host.activates(), host.deactivates())
-    await host.volumes.resize(SPEC, 5 * MIB, may_shrink=True)
-    assert [job for job, _ in host.changes()] == ["zero_device"]
+async def test_resize_that_cuts_leaves_the_rest_as_it_is(host: LvSan) -> None:
+    host.then(seen(row()), host.resizes("lvreduce", 8 * MIB), seen(row(size_bytes=8 * MIB)))
+    await host.volumes.resize(SPEC, 8 * MIB, may_shrink=True)
+    await host.volumes.resize(SPEC, 8 * MIB, may_shrink=True)
+    assert host.jobs == []
+
+
+@pytest.mark.parametrize(("policy", "job"), [("zero", "zero_device"), ("discard", "discard_device")])
+async def test_resize_that_cuts_where_deleted_volumes_are_wiped_cuts_what_was_wiped(
+    policy: str, job: str, tmp_path: Path, pool: WorkerPool
+) -> None:
+    host = await LvSan.make(tmp_path, pool, wipe_on_delete=policy)
+    marked = row(own=8 * MIB)
+    host.then(seen(row()), host.marks(8 * MIB), seen(marked))
+    await host.volumes.resize(SPEC, 8 * MIB, may_shrink=True)
+    await host.volumes.resize(SPEC, 8 * MIB, may_shrink=True)
+
+    host.then(seen(marked), host.activates(), host.deactivates())
+    await host.volumes.blank(SHORT, 8 * MIB, tmp_path / "progress")
+    words = {"from_bytes": 8 * MIB, "to_bytes": 12 * MIB, "progress": str(tmp_path / "progress")}
+    assert host.changes() == [(job, words)]
+
+    host.then(seen(marked), host.resizes("lvreduce", 8 * MIB), host.unmarks(8 * MIB))
+    await host.volumes.resize(SHORT, 8 * MIB, may_shrink=True)
+    host.san.commands.assert_done()
+
+
+async def test_blank_zeroes_what_the_volume_gets_and_wipes_what_is_behind_it(tmp_path: Path, pool: WorkerPool) -> None:
+    """What a shrink was to cut off, of a volume that now has another size."""
+    host = await LvSan.make(tmp_path, pool, wipe_on_delete="discard")
+    host.kernel_bytes = 20 * MIB
+    once = (host.activates(), host.deactivates())
+    host.then(seen(row(size_bytes=20 * MIB, own=8 * MIB)), once, once)
+    await host.volumes.blank(SPEC, 8 * MIB, tmp_path / "progress")
+    assert [(job, args["from_bytes"], args["to_bytes"]) for job, args in host.changes()] == [
+        ("zero_device", 8 * MIB, 12 * MIB),
+        ("discard_device", 12 * MIB, 20 * MIB),
+    ]
+    host.san.commands.assert_done()
 
 
 async def test_resize_that_cuts_an_attached_volume_attaches_it_again(host: LvSan) -> None:
@@ -456,12 +570,12 @@ async def test_resize_that_cuts_an_attached_volume_attaches_it_again(host: LvSan
 async def test_resize_that_cuts_what_a_vm_has_open_is_in_use(host: LvSan) -> None:
     host.map()
     host.then(seen(row()), replay("lvm", "lv_open", host.deactivates().argv))
-    assert (await fault_of(host.volumes.resize(SPEC, 5 * MIB, may_shrink=True))).code is FaultCode.IN_USE
+    assert (await fault_of(host.volumes.resize(SPEC, 8 * MIB, may_shrink=True))).code is FaultCode.IN_USE
 
 
 async def test_resize_that_cuts_a_thin_volume_is_unsupported(thin: LvSan) -> None:
     thin.then(seen(THIN_ROW))
-    assert (await fault_of(thin.volumes.resize(SPEC, 5 * MIB, may_shrink=True))).code is FaultCode.UNSUPPORTED
+    assert (await fault_of(thin.volumes.resize(SPEC, 8 * MIB, may_shrink=True))).code is FaultCode.UNSUPPORTED
 
 
 # Attached.
@@ -472,6 +586,24 @@ async def test_attach_answers_the_stable_name_of_the_active_lv(mode: AttachMode,
     host.then(seen(row()), host.activates())
     assert await host.volumes.attach(SPEC, mode) == AttachedAt(path=NODE, type="block")
     assert host.is_active and host.jobs == [("wait_for_node", {"path": NODE})]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (row(own=8 * MIB), f"Resize the volume to its {12 * MIB} bytes"),
+        (row(size_bytes=20 * MIB, own=12 * MIB), f"one to {12 * MIB} takes back what it added"),
+        (row(size_bytes=8 * MIB), "Look who has cut it"),
+        (row(size_bytes=20 * MIB), "Look who has made it longer"),
+    ],
+)
+async def test_attach_of_an_lv_that_is_not_just_the_volume_is_wrong_size_and_says_what_to_do(
+    found: dict[str, str], words: str, host: LvSan
+) -> None:
+    host.then(seen(found))
+    fault = await fault_of(host.volumes.attach(SPEC, AttachMode.RW))
+    assert fault.code is FaultCode.WRONG_SIZE and words in fault.remedy
+    assert not host.is_active
 
 
 async def test_attach_again_refreshes_what_is_mapped(host: LvSan) -> None:

@@ -15,10 +15,15 @@ from tests.agent.recorded_commands import RecordedCommands, Step, replay
 
 SCOPE = ("--devices", "/dev/sdb", "--nohints", "--config", "devices/obtain_device_list_from_udev=0")
 REPORT = ("--shared", "--reportformat", "json", "--units", "b", "--nosuffix", "--options")
-VGS = ("vgs", *SCOPE, *REPORT, "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_lock_type")
+VGS = (
+    "vgs",
+    *SCOPE,
+    *REPORT,
+    "vg_name,vg_uuid,vg_size,vg_free,vg_tags,pv_count,vg_autoactivation,vg_extent_size,vg_lock_type",
+)
 PVS = ("pvs", *SCOPE, *REPORT, "pv_name,vg_name,pv_in_use,pe_start")
-LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count", "--", "vg_vms")
-QUIET = VolumeGroup("vg_vms", "u-1", 62914560, 58720256, (), 1, False)
+LVS = ("lvs", *SCOPE, *REPORT, "lv_name,lv_uuid,lv_size,lv_tags,data_percent,thin_count,zero", "--", "vg_vms")
+QUIET = VolumeGroup("vg_vms", "u-1", 62914560, 58720256, (), 1, False, 4194304)
 LOUD = replace(QUIET, is_autoactivated=True)
 #: For what is not about time.
 LATE = Deadline(20.0, lambda: 0.0)
@@ -44,11 +49,11 @@ async def test_volume_groups_reads_the_report() -> None:
     row = {
         "vg_name": "vg_vms", "vg_uuid": "EAJJxm-e0jP", "vg_size": "62914560", "vg_free": "58720256",
         "vg_tags": "stowage_backend_1,stowage_fleet_f", "pv_count": "1", "vg_autoactivation": "enabled",
-        "vg_lock_type": "none",
+        "vg_extent_size": "4194304", "vg_lock_type": "none",
     }  # fmt: skip
     (group,) = await Lvm(RecordedCommands(Step(VGS, stdout=report("vg", row)))).volume_groups("/dev/sdb")
     assert group == VolumeGroup(
-        "vg_vms", "EAJJxm-e0jP", 62914560, 58720256, ("stowage_backend_1", "stowage_fleet_f"), 1, True
+        "vg_vms", "EAJJxm-e0jP", 62914560, 58720256, ("stowage_backend_1", "stowage_fleet_f"), 1, True, 4194304
     )
 
 
@@ -69,19 +74,19 @@ async def test_volume_groups_of_garbage_is_failed(stdout: str) -> None:
 
 async def test_logical_volumes_reads_the_report() -> None:
     found = (
-        ("disk", "u-1", "4194304", "a,b", "", ""),
+        ("disk", "u-1", "4194304", "a,b", "", "", "unknown"),
         # Another segment of it: lvs has a row for each.
-        ("disk", "u-1", "4194304", "a,b", "", ""),
-        ("stowage_pool", "u-2", "41943040", "", "12.50", "1"),
-        ("inactive", "u-3", "41943040", "", "", "2"),
-        ("unused", "u-4", "41943040", "", "", "0"),
+        ("disk", "u-1", "4194304", "a,b", "", "", "unknown"),
+        ("stowage_pool", "u-2", "41943040", "", "12.50", "1", "zero"),
+        ("inactive", "u-3", "41943040", "", "", "2", ""),
+        ("unused", "u-4", "41943040", "", "", "0", "zero"),
     )
-    columns: list[str] = ["lv_name", "lv_uuid", "lv_size", "lv_tags", "data_percent", "thin_count"]
+    columns: list[str] = ["lv_name", "lv_uuid", "lv_size", "lv_tags", "data_percent", "thin_count", "zero"]
     rows: list[dict[str, str]] = [dict(zip(columns, values, strict=True)) for values in found]
     assert await Lvm(RecordedCommands(Step(LVS, stdout=report("lv", *rows)))).logical_volumes("/dev/sdb", "vg_vms") == (
         LogicalVolume("disk", "u-1", 4194304, ("a", "b"), None),
         LogicalVolume("stowage_pool", "u-2", 41943040, (), 12.5),
-        LogicalVolume("inactive", "u-3", 41943040, (), None),
+        LogicalVolume("inactive", "u-3", 41943040, (), None, is_unzeroed_pool=True),
         LogicalVolume("unused", "u-4", 41943040, (), 0.0, is_unused_pool=True),
     )
 
@@ -132,7 +137,8 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
             "create_group", ("vg_vms", ("a", "b"), LATE),
             [
                 ("pvcreate", *SCOPE, "--", "/dev/sdb"),
-                ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n", "--addtag", "a", "--addtag", "b", "--", "vg_vms", "/dev/sdb"),
+                ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n", "--physicalextentsize", "4m",
+                 "--addtag", "a", "--addtag", "b", "--", "vg_vms", "/dev/sdb"),
             ],
         ),
         ("mark_group", (QUIET, ("a", "b")), [("vgchange", *SCOPE, "--addtag", "a", "--addtag", "b", "--", "vg_vms")]),
@@ -146,7 +152,8 @@ async def test_content_says_what_is_there_and_whether_a_wipe_would_destroy_it(
         (
             "create_thin_pool", ("vg_vms", "t"),
             [
-                ("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--extents", "95%FREE", "--addtag", "t", "--name", "stowage_pool", "--", "vg_vms"),
+                ("lvcreate", *SCOPE, "--yes", "--type", "thin-pool", "--zero", "y", "--extents", "95%FREE",
+                 "--addtag", "t", "--name", "stowage_pool", "--", "vg_vms"),
                 ("lvchange", *SCOPE, "--activate", "n", "--", "vg_vms/stowage_pool"),
             ],
         ),

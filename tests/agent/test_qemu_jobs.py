@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent import qemu_img, qemu_jobs
-from agent.job_io import JobFault, read_progress
+from agent.job_io import JobFault, identity_of, opened, read_progress
 from agent.jobs import JOBS
 from tests.agent.mounting import needs_root, tmpfs
 from tests.agent.test_file_jobs import files_no_longer_than
@@ -43,30 +43,79 @@ def image_args(path: Path, image_format: str, **more: Any) -> dict[str, Any]:
         "name": path.name,
         "format": image_format,
         "sha256": "",
+        "digested": [],
         "progress": "",
         **more,
     }
+
+
+def inspected_size(args: dict[str, Any]) -> int:
+    return int(qemu_jobs.inspect_image(args)["size_bytes"])
 
 
 def test_inspect_raw_image_is_its_length_in_whole_sectors(tmp_path: Path) -> None:
     path = tmp_path / "image"
     for length, size in ((512, 512), (513, 1024), (1, 512)):
         path.write_bytes(b"x" * length)
-        assert qemu_jobs.inspect_image(image_args(path, "raw")) == {"size_bytes": size}
+        assert inspected_size(image_args(path, "raw")) == size
 
 
 def test_inspect_qcow2_image_is_what_a_vm_sees(tmp_path: Path) -> None:
     for options in ("compat=1.1", "compat=0.10"):
         qemu("create", "-f", "qcow2", "-o", options, tmp_path / "image", 5 * MIB)
-        assert qemu_jobs.inspect_image(image_args(tmp_path / "image", "qcow2")) == {"size_bytes": 5 * MIB}
+        assert inspected_size(image_args(tmp_path / "image", "qcow2")) == 5 * MIB
 
 
 def test_inspect_image_with_its_digest_reports_progress(tmp_path: Path) -> None:
     path, progress = tmp_path / "image", tmp_path / "progress"
     path.write_bytes(CONTENT)
     args = image_args(path, "raw", sha256=hashlib.sha256(CONTENT).hexdigest(), progress=str(progress))
-    assert qemu_jobs.inspect_image(args) == {"size_bytes": len(CONTENT)}
+    assert inspected_size(args) == len(CONTENT)
     assert read_progress(progress) == (len(CONTENT), len(CONTENT))
+
+
+def test_inspect_image_whose_digest_was_seen_is_not_read_twice_unless_it_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(CONTENT)
+    args = image_args(path, "raw", sha256=hashlib.sha256(CONTENT).hexdigest())
+    args["digested"] = qemu_jobs.inspect_image(args)["identity"]
+    (tmp_path / "next").write_bytes(CONTENT[::-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(qemu_jobs, "_digest", None)
+        assert qemu_jobs.inspect_image(args)["identity"] == args["digested"]
+    os.rename(tmp_path / "next", path)
+    assert fault_of(qemu_jobs.inspect_image, args).code == "wrong_digest"
+
+
+def test_inspect_image_that_is_changed_while_it_is_read_is_source_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(CONTENT)
+    os.utime(path, ns=(0, 0))
+    digest = qemu_jobs._digest  # pyright: ignore[reportPrivateUsage]
+
+    def write_behind(*args: Any) -> str:
+        found = digest(*args)
+        path.write_bytes(CONTENT[::-1])
+        return found
+
+    monkeypatch.setattr(qemu_jobs, "_digest", write_behind)
+    args = image_args(path, "raw", sha256=hashlib.sha256(CONTENT).hexdigest())
+    fault = fault_of(qemu_jobs.inspect_image, args)
+    assert (fault.code, "changed" in str(fault)) == ("source_unreadable", True)
+
+
+@pytest.mark.parametrize("compat", ["1.1", "0.10"])
+def test_inspect_qcow2_image_with_snapshots_of_its_own_is_unsupported(compat: str, tmp_path: Path) -> None:
+    qemu("create", "-f", "qcow2", "-o", f"compat={compat}", tmp_path / "image", MIB)
+    for name in ("one", "two"):
+        qemu("snapshot", "-c", name, tmp_path / "image")
+    fault = fault_of(qemu_jobs.inspect_image, image_args(tmp_path / "image", "qcow2"))
+    assert (fault.code, "2 internal snapshots" in str(fault)) == ("unsupported", True)
+    assert "qemu-img convert" in fault.answer()["remedy"]
 
 
 def test_inspect_image_with_another_digest_names_both_and_parses_nothing(
@@ -138,7 +187,7 @@ def test_inspect_qcow2_image_that_was_cut_short_is_source_unreadable(
     where = (tmp_path / "content", tmp_path / "image")
     qemu("convert", *packed, "-f", "raw", "-O", "qcow2", "-o", options, *where)
     args = image_args(tmp_path / "image", "qcow2")
-    assert qemu_jobs.inspect_image(args) == {"size_bytes": 4 * MIB}
+    assert inspected_size(args) == 4 * MIB
     os.truncate(tmp_path / "image", 3 * MIB)
     fault = fault_of(qemu_jobs.inspect_image, args)
     assert (fault.code, "cut short" in str(fault)) == ("source_unreadable", True)
@@ -152,7 +201,7 @@ def test_inspect_raw_image_that_looks_like_qcow2_is_raw(tmp_path: Path) -> None:
     """The format is the caller's word; a guest may write any header into its disk."""
     qemu("create", "-f", "qcow2", tmp_path / "image", 5 * MIB)
     size = (tmp_path / "image").stat().st_size
-    assert qemu_jobs.inspect_image(image_args(tmp_path / "image", "raw")) == {"size_bytes": -(-size // 512) * 512}
+    assert inspected_size(image_args(tmp_path / "image", "raw")) == -(-size // 512) * 512
 
 
 def convert(source: dict[str, Any], target: dict[str, Any], progress: Path | None = None) -> dict[str, Any]:
@@ -209,6 +258,47 @@ def test_convert_image_to_raw_that_got_a_qcow2_header_reads_it_as_raw(tmp_path: 
     written = path_of(source).read_bytes()
     convert(source, target)
     assert content_of(path_of(target), "qcow2", tmp_path)[: len(written)] == written
+
+
+def test_convert_image_with_snapshots_of_its_own_is_refused_and_the_target_left(tmp_path: Path) -> None:
+    source, target = source_of(tmp_path, "qcow2"), extent(tmp_path, size_bytes=len(CONTENT))
+    write_file(target, b"as it was")
+    qemu("snapshot", "-c", "before", path_of(source))
+    fault = fault_of(qemu_jobs.convert_image, {"source": source, "target": target, "progress": ""})
+    assert fault.code == "unsupported"
+    assert path_of(target).read_bytes() == b"as it was"
+
+
+def test_convert_image_that_is_another_than_was_seen_is_refused_and_the_target_left(tmp_path: Path) -> None:
+    source, target = source_of(tmp_path, "qcow2"), extent(tmp_path, size_bytes=len(CONTENT))
+    source["identity"] = seen(source)
+    write_file(target, b"as it was")
+    qcow2_of(path_of(source), CONTENT, tmp_path)
+    fault = fault_of(qemu_jobs.convert_image, {"source": source, "target": target, "progress": ""})
+    assert (fault.code, "changed" in str(fault)) == ("source_unreadable", True)
+    assert path_of(target).read_bytes() == b"as it was"
+
+
+def test_convert_image_that_is_changed_meanwhile_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = source_of(tmp_path, "qcow2"), extent(tmp_path, size_bytes=len(CONTENT))
+    source["identity"] = seen(source)
+    write_file(target)
+    run = qemu_img.run
+
+    def write_behind(arguments: list[str], *more: Any, **named: Any) -> qemu_img.Run:
+        ran = run(arguments, *more, **named)
+        os.utime(path_of(source), ns=(0, 0))
+        return ran
+
+    assert convert(source, target) == {"done_bytes": len(CONTENT)}
+    monkeypatch.setattr(qemu_img, "run", write_behind)
+    fault = fault_of(qemu_jobs.convert_image, {"source": source, "target": target, "progress": ""})
+    assert (fault.code, "changed" in str(fault)) == ("source_unreadable", True)
+
+
+def seen(of: dict[str, Any]) -> list[int]:
+    with opened(of, os.O_RDONLY) as descriptor:
+        return identity_of(descriptor)
 
 
 def test_convert_image_that_is_larger_than_the_target_is_wrong_size(tmp_path: Path) -> None:

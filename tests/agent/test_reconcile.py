@@ -508,6 +508,23 @@ async def test_sync_that_fences_off_on_a_dead_backend_delays_no_other_and_the_ne
     await until(lambda: world.fenced == [one.spec.locator, other.spec.locator])
 
 
+async def test_sync_that_takes_a_backend_away_ends_first_who_has_its_volumes(
+    rig: Rig, world: World, manager: Manager, start: Start, backend_id: str
+) -> None:
+    """A mount can be left to who has it open, and a mapping stays: nobody would find them afterwards."""
+    await rig.host.attach(target(backend_id), establish=True)
+    volume = await held_volume(rig, backend_id)
+    world.fail("fence_off", FaultCode.IN_USE)
+    manager.attachments = ()
+    await start(rig, FAST)
+    await until(lambda: world.calls["fence_off"] > 1)
+    assert is_attached(rig, target(backend_id))
+    assert world.calls["release"] == 0
+    world.heal()
+    await until(lambda: not is_attached(rig, target(backend_id)))
+    assert world.fenced == [volume.spec.locator]
+
+
 async def test_sync_after_a_power_cut_brings_back_the_volumes_that_are_left_to_this_host(
     make_rig: MakeRig, world: World, manager: Manager, start: Start, backend_id: str
 ) -> None:

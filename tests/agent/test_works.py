@@ -117,6 +117,36 @@ async def test_works_beyond_the_limit_wait_in_the_order_they_came(tmp_path: Path
     assert [work.begun - work.ended for work in jobs] == [0] * 4
 
 
+async def test_works_of_one_backend_leave_places_to_the_others(works: Works) -> None:
+    """Its server is dead, and they wait for a time-out."""
+    jobs = {key: Work() for key in ("dead:1", "dead:2", "dead:3", "well:1", "well:2")}
+    for key, work in jobs.items():
+        await works.look(key, work, 0)
+    await until(lambda: jobs["well:2"].begun)
+    assert [work.begun for work in jobs.values()] == [1, 1, 0, 1, 1]
+    jobs["dead:1"].gate.set()
+    await until(lambda: jobs["dead:3"].begun)
+
+
+async def test_work_that_nobody_asks_about_is_ended(tmp_path: Path) -> None:
+    """Another host may have been given what it writes to."""
+    now = [0.0]
+    works, work = Works(tmp_path, stall_s=1000.0, orphan_s=2.0, clock=lambda: now[0]), Work()
+    for _ in range(4):
+        await works.look("k", work, 0)
+        await until(lambda: work.begun)
+        now[0] += 1.5
+    assert work.ended == 0
+    now[0] += 1.0
+    await until(lambda: work.ended)
+    caught = await fault_of(works, "k", work)
+    assert (caught.fault.code, caught.is_retryable) == (FaultCode.TIMED_OUT, True)
+    assert "nobody has asked" in caught.fault.detail
+    assert not (await works.look("k", work, 0)).is_done
+    assert work.begun == 2
+    await works.close()
+
+
 async def test_work_that_does_not_move_is_ended_and_timed_out(tmp_path: Path) -> None:
     works, work = Works(tmp_path, stall_s=0.2), Work()
     caught = await fault_of(works, "k", work)
@@ -151,7 +181,7 @@ async def test_stalled_work_that_says_why_is_believed(tmp_path: Path) -> None:
 
 
 async def test_cancel_ends_what_begins_so_and_nothing_else(works: Works) -> None:
-    jobs = {key: Work() for key in ("b:1:fill", "b:1:compare", "b:2:fill")}
+    jobs = {key: Work() for key in ("b:1:fill", "b:1:compare", "c:1:fill")}
     for key, work in jobs.items():
         await works.look(key, work, 0)
     await until(lambda: all(work.begun for work in jobs.values()))

@@ -1,5 +1,6 @@
 """Volumes' files for tests: a backend's folder, extents as a worker takes them, images, and a file system that shares blocks."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ MIB = 1024 * 1024
 #: No other test process's: who has a volume open is told by its name, and in earnest no two have the same.
 LOCATOR = f"{os.getpid():032x}"
 OTHER = "f" * 24 + f"{os.getpid():08x}"
+#: The ids of the backend whose folder it is.
+MARKER = {"backend_id": "01900000-0000-7000-8000-000000000001", "fleet_id": "f-1"}
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="runs qemu-img")
 needs_xfs = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mkfs.xfs") is None or not Path("/dev/loop-control").exists(),
@@ -26,9 +29,9 @@ needs_xfs = pytest.mark.skipif(
 
 
 def backend_folder(place: Path) -> Path:
-    """A folder that bears a marker; the volumes are below it."""
+    """A folder that bears the backend's marker; the volumes are below it."""
     place.mkdir(exist_ok=True)
-    (place / MARKER_NAME).touch()
+    (place / MARKER_NAME).write_text(json.dumps(MARKER))
     return place
 
 

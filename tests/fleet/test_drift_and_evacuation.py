@@ -9,6 +9,8 @@ import pytest
 
 from manager import leftovers
 from manager.sagas import steps, volume_moves
+from schemas.faults import FaultCode
+from schemas.ids import new_id
 from schemas.volume_rpc import VolumeFormat, VolumeSpec
 from tests.fleet.fleet import Fleet, until
 from tests.fleet.volume_calls import (
@@ -185,3 +187,83 @@ async def test_evacuation_waits_for_what_others_do_and_never_ends_it(stowage: Fl
     moved = done(await api("GET", f"{VOLUMES}/web"))
     assert (moved["backend"], moved["size_bytes"]) == ("fast", 2 * MIB)
     done(await api("DELETE", f"{BACKENDS}/slow"), 204)
+
+
+async def test_stray_that_somebody_has_open_is_refused_and_not_deleted_later(stowage: Fleet) -> None:
+    """A database that is older than the storage takes the disk of a running VM for one."""
+    api = await two_hosts(stowage)
+    backend = await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    _strand(stowage, backend["id"])
+    order = ("POST", f"{BACKENDS}/fast/drift/delete", {"locator": _LOCATOR})
+    for host in ("hv1", "hv2"):
+        stowage.world.in_use[host].add(_LOCATOR)
+    assert "nothing was deleted" in refused(await api(*order), 409, "volume_in_use")
+    assert await stowage.sql("SELECT FROM volume WHERE locator = $1", _LOCATOR) == []
+    assert _LOCATOR in stowage.world.contents(backend["id"])
+    for host in ("hv1", "hv2"):
+        stowage.world.in_use[host].clear()
+    done(await api(*order), 204)
+    assert _LOCATOR not in stowage.world.contents(backend["id"])
+    [event] = await stowage.sql("SELECT actor, data FROM event WHERE type = 'volume.stray_deleted'")
+    assert (event["actor"], json.loads(event["data"])["before"]["locator"]) == ("token:admin", _LOCATOR)
+
+
+async def test_drift_of_hosts_own_folders_goes_without_the_host_that_cannot_tell(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    backend = await folder(api, "own")
+    for host in ("hv1", "hv2"):
+        done(await api("POST", VOLUMES, {"name": host, "size_bytes": MIB, "backend": "own", "host": host}), 201)
+    _strand(stowage, backend["id"], "hv2")
+    stowage.world.fail("hv1", "list")
+    report = done(await api("GET", f"{BACKENDS}/own/drift"))
+    assert ([line["host"] for line in report["strays"]], report["unseen_hosts"]) == (["hv2"], ["hv1"])
+    nothing = await api("POST", f"{BACKENDS}/own/drift/delete", {"locator": "ef" * 16})
+    assert "hv1 could not be asked" in refused(nothing, 404, "not_found")
+    done(await api("POST", f"{BACKENDS}/own/drift/delete", {"locator": _LOCATOR}), 204)
+    stowage.world.fail("hv2", "list")
+    refused(await api("GET", f"{BACKENDS}/own/drift"), 422, "probe_failed")
+
+
+async def test_stray_of_a_shared_backend_is_asked_for_without_a_host(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    order = {"locator": _LOCATOR, "host": "hv2"}
+    assert "/host must be left out" in refused(
+        await api("POST", f"{BACKENDS}/fast/drift/delete", order), 400, "invalid_field"
+    )
+
+
+async def test_leftovers_that_nobody_can_reach_do_not_keep_the_others(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "REST_S", 0.2)
+    api = await two_hosts(stowage)
+    dead, well = await share(api, "dead"), await share(api, "well")
+    for host in ("hv1", "hv2"):
+        stowage.world.fail(host, "probe", FaultCode.SERVER_UNREACHABLE)
+    done(await api("POST", f"{BACKENDS}/dead/probe"))
+    stowage.world.script.clear()
+    rows = [(dead["id"], number) for number in range(20)] + [(well["id"], 20)]
+    for backend_id, number in rows:
+        await stowage.sql(
+            "INSERT INTO volume (id, name, backend_id, size_bytes, role, locator, format, state, updated_at)"
+            " VALUES ($1, 'left', $2, 1048576, 'transient', $3, 'raw', 'deleting', now() - make_interval(secs => $4))",
+            new_id(), backend_id, f"{number:032x}", 100.0 - number,
+        )  # fmt: skip
+
+    async def is_gone() -> bool:
+        return await stowage.sql("SELECT FROM volume WHERE backend_id = $1 AND deleted_at IS NULL", well["id"]) == []
+
+    await until(is_gone, "the leftover that can be reached to go")
+
+
+async def test_evacuation_plan_tells_when_the_target_has_too_little_room(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await share(api, "slow")
+    await volume(stowage, "web", "slow")
+    await stowage.sql("UPDATE volume SET size_bytes = $1", 2**50)
+    plan = done(await api("POST", f"{BACKENDS}/slow/evacuate", {"to": "fast", "dry_run": True}))
+    assert plan["total_bytes"] == 2**50 > plan["available_bytes"] > 0
+    assert "fast, which has" in plan["warnings"][0]

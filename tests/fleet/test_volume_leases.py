@@ -194,9 +194,112 @@ async def test_thin_pool_that_is_read_by_one_host_is_not_given_to_another_meanwh
         operation = await begun(api, "POST", f"{VOLUMES}/web/{verb}", body)
         await held.reached.wait()
         other = await attach(api, "db", "hv2")
-        assert "one host at a time" in refused(other, 409, "wrong_state")
+        assert "can be worked on by hv1 alone now" in refused(other, 409, "wrong_state")
         assert stowage.world.attached("hv2") == set()
     assert (await ended(api, operation))["state"] == "succeeded"
     done(await attach(api, "db", "hv2"))
     await stowage.settle()
     assert await stowage.sql("SELECT FROM lease") == []
+
+
+async def test_thin_pool_is_not_taken_from_a_host_that_refuses_to_give_it_up(stowage: Fleet) -> None:
+    """A second host that activates the pool destroys all that is in it."""
+    api = await two_hosts(stowage)
+    await san(api, thin=True)
+    web = await volume(stowage, "web", "san")
+    done(await attach(api, "web", "hv1"))
+    stowage.world.in_use["hv1"].add(web["locator"])
+    refused(await api("POST", f"{VOLUMES}/web/detach", {"force": True}), 409, "volume_in_use")
+    assert [each["state"] for each in done(await api("GET", f"{VOLUMES}/web"))["attachments"]] == ["attached"]
+    assert stowage.world.attached("hv1") == {web["locator"]}
+
+
+async def test_host_that_fell_silent_in_an_attach_keeps_a_thin_pool_until_it_is_revoked(stowage: Fleet) -> None:
+    """It may have the pool active, and nothing but its row, which is undone, would say so."""
+    api = await two_hosts(stowage, definitions=_QUICK, command_ttl_s=0.3, host_silent_s=1.0)
+    await san(api, thin=True)
+    await volume(stowage, "web", "san")
+    with stowage.world.gate("hv1", "volume_attach") as held:
+        operation = await begun(api, "POST", f"{VOLUMES}/web/attach", {"host": "hv1"})
+        await held.reached.wait()
+        await stowage.stop_agent("hv1")
+        assert (await ended(api, operation))["state"] == "failed"
+    assert done(await api("GET", f"{VOLUMES}/web"))["attachments"] == []
+    assert "hv1 alone" in refused(await attach(api, "web", "hv2"), 409, "wrong_state")
+    explained = done(await api("GET", f"{VOLUMES}/web/explain?host=hv2"))["reasons"]
+    assert explained == ["the thin pool of san is in use on hv1, and one host at a time can use it"]
+    assert [row["until"] for row in await stowage.sql("SELECT until::text FROM lease")] == ["infinity"]
+    done(await api("DELETE", "/v1/hosts/hv1"), 204)
+    done(await attach(api, "web", "hv2"))
+
+
+async def test_host_that_fell_silent_after_a_return_to_a_snapshot_keeps_the_others_out(stowage: Fleet) -> None:
+    """Its volume has its new bytes, and it may be in lvremove of the old ones."""
+    api = await two_hosts(stowage, definitions=_QUICK, command_ttl_s=0.3, host_silent_s=30.0)
+    await san(api)
+    await volume(stowage, "web", "san", host="hv1")
+    done(await api("POST", f"{VOLUMES}/web/snapshots", {"name": "monday"}), 201)
+    with stowage.world.gate("hv1", "erase") as one, stowage.world.gate("hv2", "erase") as other:
+        operation = await begun(api, "POST", f"{VOLUMES}/web/snapshots/monday/revert")
+        assert (await ended(api, operation))["state"] == "succeeded"
+        silent, free = ("hv1", "hv2") if one.reached.is_set() else ("hv2", "hv1")
+        assert one.reached.is_set() != other.reached.is_set()
+        kept_out = await api("POST", VOLUMES, _new("db", free))
+        assert f"{silent} is at it, or has not answered yet" in refused(kept_out, 409, "wrong_state")
+    await stowage.settle()
+    done(await api("POST", VOLUMES, _new("db", free)), 201)
+
+
+async def test_host_that_fell_silent_in_a_resize_is_asked_before_another_gets_the_volume(stowage: Fleet) -> None:
+    """It may come to cut or to blank what the other one has made of it."""
+    api = await two_hosts(stowage, definitions=_QUICK, command_ttl_s=0.3, host_silent_s=1.0)
+    await share(api, "fast")
+    web = await volume(stowage, "web", "fast")
+    with stowage.world.gate("hv1", "resize") as one, stowage.world.gate("hv2", "resize") as other:
+        operation = await begun(api, "POST", f"{VOLUMES}/web/resize", {"size_bytes": 2 * MIB})
+
+        async def is_at_it() -> bool:
+            return one.reached.is_set() or other.reached.is_set()
+
+        await until(is_at_it, "the volume to be resized")
+        silent, free = ("hv1", "hv2") if one.reached.is_set() else ("hv2", "hv1")
+        await stowage.stop_agent(silent)
+        assert (await ended(api, operation))["state"] == "failed"
+    kept = refused(await attach(api, "web", free), 409, "wrong_state")
+    assert f"{silent} has not answered since a resize of web that failed" in kept
+    again = await api("POST", f"{VOLUMES}/web/resize", {"size_bytes": 3 * MIB})
+    assert f"{silent} cannot use fast now" in refused(again, 503, "no_agent")
+    await stowage.start_agent(silent)
+
+    async def is_free() -> bool:
+        return (await attach(api, "web", free)).status == 200
+
+    await until(is_free, "the host that answers again to free the volume")
+    now = done(await api("GET", f"{VOLUMES}/web"))
+    assert (now["size_bytes"], now["version"]) == (MIB, web["version"])
+    await stowage.settle()
+
+
+async def test_copy_that_is_cancelled_is_wiped_where_the_policy_says_so(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    backend = await san(api, wipe_on_delete="zero")
+    web = await volume(stowage, "web", "san", host="hv1")
+    wiped: list[str] = []
+
+    async def note() -> None:
+        wiped.append("once")
+
+    for host in _HOSTS:
+        stowage.world.waits[host, "wipe"] = note
+    with stowage.world.gate("hv1", "settle") as one, stowage.world.gate("hv2", "settle") as other:
+        operation = await begun(api, "POST", f"{VOLUMES}/web/clone", {"name": "copy"})
+
+        async def is_filled() -> bool:
+            return one.reached.is_set() or other.reached.is_set()
+
+        await until(is_filled, "the copy to be filled")
+        done(await api("POST", f"{operation}/cancel"))
+    assert (await ended(api, operation))["state"] == "cancelled"
+    await stowage.settle()
+    assert set(stowage.world.contents(backend["id"])) == {web["locator"]}
+    assert wiped == ["once"]

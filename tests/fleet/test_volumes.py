@@ -1,5 +1,6 @@
 """One writer: attachments on two hosts, their epochs, and what a host that was away finds taken from it."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -7,17 +8,22 @@ import msgspec
 import pytest
 
 from manager import leftovers
-from schemas.agent_rpc import Failed
+from manager.sagas import volume_moves
+from manager.sagas.catalog import SAGAS
+from schemas.agent_rpc import Failed, Ok
 from schemas.bus import Message
 from schemas.faults import FaultCode, fault
+from schemas.volume_rpc import WorkReport
 from tests.fleet.fleet import Fleet, until
 from tests.fleet.impostor import in_the_place_of, verb_of
 from tests.fleet.volume_calls import (
     BACKENDS,
     VOLUMES,
     attach,
+    begun,
     content,
     done,
+    ended,
     folder,
     refused,
     san,
@@ -254,3 +260,127 @@ async def test_deletion_that_had_wiped_gives_nothing_back(stowage: Fleet) -> Non
 
     assert "stays in deleting" in words
     assert done(await api("GET", f"{VOLUMES}/web"))["state"] == "deleting"
+
+
+async def test_repeated_attach_gives_no_path_that_is_nobodys_any_more(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    request, key = ("POST", f"{VOLUMES}/web/attach", {"host": "hv1"}), {"Idempotency-Key": "vm17-start"}
+    first = done(await api(*request, **key))
+    again = await api(*request, **key)
+    assert (done(again), again.headers["Idempotency-Replayed"]) == (first, "true")
+    done(await api("POST", f"{VOLUMES}/web/detach"))
+    done(await attach(api, "web", "hv2"))
+    assert "was detached since" in refused(await api(*request, **key), 409, "wrong_state")
+    assert stowage.world.attached("hv1") == set()
+
+
+@pytest.mark.parametrize("path", ["migrate", "snapshots/monday/revert"])
+async def test_change_of_bytes_that_was_meant_for_another_version_is_refused(stowage: Fleet, path: str) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await share(api, "slow")
+    web = await volume(stowage, "web", "fast")
+    done(await api("POST", f"{VOLUMES}/web/snapshots", {"name": "monday"}), 201)
+    changed = done(await api("PATCH", f"{VOLUMES}/web", {"labels": {"tier": "gold"}}))
+    body = {"backend": "slow"} if path == "migrate" else None
+    stale = await api("POST", f"{VOLUMES}/web/{path}", body, **{"If-Match": f'"{web["version"]}"'})
+    assert f"at version {changed['version']}" in refused(stale, 412, "stale_version")
+    done(await api("POST", f"{VOLUMES}/web/{path}", body, **{"If-Match": f'"{changed["version"]}"'}))
+
+
+async def test_what_lies_on_a_host_that_was_revoked_is_still_listed_by_it(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await folder(api, "own")
+    await volume(stowage, "web", "own", host="hv1")
+    [row] = await stowage.sql("SELECT id::text FROM host WHERE name = 'hv1'")
+    done(await api("DELETE", "/v1/hosts/hv1"), 204)
+    [listed] = done(await api("GET", f"{VOLUMES}?host={row['id']}"))["items"]
+    assert listed["name"] == "web"
+    assert done(await api("GET", f"{BACKENDS}/own/drift"))["unseen_hosts"] == ["hv1"]
+
+
+async def test_explanation_is_of_the_mode_that_is_wanted(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    done(await attach(api, "web", "hv1", "ro"))
+    for host, mode, reasons in (
+        ("hv2", "rw", ["it is attached to hv1 (ro)"]),
+        ("hv2", "ro", []),
+        ("hv1", "rw", ["it is attached to hv1 (ro), with another mode"]),
+        ("hv1", "ro", []),
+    ):
+        told = done(await api("GET", f"{VOLUMES}/web/explain?host={host}&mode={mode}"))
+        assert told["reasons"] == reasons
+        assert (await attach(api, "web", host, mode)).status == (409 if reasons else 200)
+        if not reasons and host == "hv2":
+            done(await api("POST", f"{VOLUMES}/web/detach", {"host": "hv2"}))
+
+
+_SHRUNK_BACK = [("resize", 4, 8, False), ("blank", 8, 4), ("resize", 8, 8, False)]
+_GROWN = [("resize", 8, 12, True), ("blank", 12, 8), ("resize", 12, 12, False)]
+
+
+@pytest.mark.parametrize(
+    ("what", "wanted", "asked"),
+    [
+        ("answers", 12, _GROWN),
+        # It stays marked, and a resize to its size takes that away.
+        ("silence at the end", 12, _GROWN),
+        ("answers", 8, [("blank", 8, 8), ("resize", 8, 8, True)]),
+        # What was cut off may have grown again, on a VG by blocks with what others left in them.
+        ("silence", 4, [("resize", 8, 4, True), *_SHRUNK_BACK]),
+        # Who has the operation cancelled does not cancel that.
+        ("cancel", 4, [("resize", 8, 4, True), ("blank", 4, 4), *_SHRUNK_BACK]),
+        # Without leave to cut what this did not add.
+        ("silence", 12, [("resize", 8, 12, True), ("resize", 12, 8, False), ("blank", 8, 8), ("resize", 8, 8, False)]),
+        # Nothing was done, so nothing is undone: what is there may be more than the database knows.
+        ("refusal", 12, [("resize", 8, 12, True)]),
+    ],
+)
+async def test_resize_ends_with_the_one_size_or_the_other_and_others_bytes_in_neither(
+    stowage: Fleet, what: str, wanted: int, asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a VG, by a host that marks what it adds until it is told that it was blanked (agent/lv_volumes.py)."""
+    monkeypatch.setattr(volume_moves, "PATIENCE_S", 0.1)
+    sagas = {**SAGAS, "volume.resize": dataclasses.replace(SAGAS["volume.resize"], budget_s=1.0)}
+    api = await stowage.manager(definitions=sagas, command_ttl_s=0.3, host_silent_s=30.0)
+    await stowage.agent("hv1")
+    await san(api)
+    done(await api("POST", VOLUMES, {"name": "web", "size_bytes": 8 * MIB, "backend": "san"}), 201)
+    heard: list[tuple[Any, ...]] = []
+    silent_at = {"silence": ("resize", 8, wanted), "silence at the end": ("resize", 12, 12)}.get(what)
+
+    async def answer(message: Message) -> bytes | None:
+        verb, body = verb_of(message).removesuffix("_volume"), msgspec.json.decode(message.data)
+        if verb not in ("resize", "blank"):
+            return None
+        now, to = (size // MIB for size in (body["spec"]["size_bytes"], body.get("size_bytes", body.get("from_bytes"))))
+        told = (verb, now, to, *([body["may_shrink"]] if verb == "resize" else []))
+        is_again = heard[-1:] == [told]
+        heard.extend([] if is_again else [told])
+        if told[:3] == silent_at:
+            return None
+        if what == "refusal":
+            return msgspec.json.encode(Failed(fault=fault(FaultCode.WRONG_SIZE, "it is longer")))
+        # Under way at the first look; what is to be cut off, for ever.
+        report = WorkReport(is_done=is_again and now >= 8, done_bytes=0, total_bytes=4 * MIB)
+        return msgspec.json.encode(Ok(result=msgspec.Raw(msgspec.json.encode(report if verb == "blank" else None))))
+
+    async with in_the_place_of(stowage, "hv1", answer):
+        body = {"size_bytes": wanted * MIB, "may_shrink": True}
+        operation = await begun(api, "POST", f"{VOLUMES}/web/resize", body)
+        if what == "cancel":
+
+            async def is_wiping() -> bool:
+                return ("blank", 4, 4) in heard
+
+            await until(is_wiping, "what is to be cut off to be wiped")
+            done(await api("POST", f"{operation}/cancel"))
+        over = (await ended(api, operation))["state"]
+    assert heard == asked
+    is_done = what in ("answers", "silence at the end")
+    assert over == ("succeeded" if is_done else "cancelled" if what == "cancel" else "failed")
+    assert done(await api("GET", f"{VOLUMES}/web"))["size_bytes"] == (wanted if is_done else 8) * MIB

@@ -198,7 +198,7 @@ class PretendDriver:
         self._world.blank.discard(target.config["target_iqn"])
         return await self.attach(target, credentials, space, establish=True)
 
-    def volumes(self, target: Target, space: Workspace) -> VolumeStore:
+    def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> VolumeStore:
         world, folder = self._world, self._world.volumes_folder(target.backend_id)
         place = FakePlace(
             folder=folder if self._spec.is_shared else folder / self._host,

@@ -19,6 +19,7 @@ from tests.agent.san import (
     MAKES_PROBE_LV,
     OTHER_BACKEND,
     OTHER_TAGS,
+    POOL,
     PROBE,
     REMOVES_TAGS,
     SCOPE,
@@ -111,6 +112,8 @@ async def test_attach_to_a_vg_that_the_operator_made_adds_the_tags_last(san: San
         ((vgs(*TAGS), lvs(PROBE, probe_size=1024**2)), False, "wrong_device", "1048576"),
         ((vgs(*TAGS, pv_count=2),), True, "wrong_device", "2 devices"),
         ((vgs(*TAGS, is_autoactivated=True),), False, "failed", "by itself"),
+        ((vgs(*TAGS, extent_bytes=32 * 1024**2),), False, "unsupported", "extents of 32768 KiB"),
+        ((vgs(extent_bytes=3 * 1024**2),), True, "unsupported", "extents of 3072 KiB"),
     ],
 )
 async def test_attach_that_finds_another_vg_than_ours_logs_out_again(
@@ -122,6 +125,22 @@ async def test_attach_that_finds_another_vg_than_ours_logs_out_again(
     if code == "marker_mismatch":
         assert f"vgchange --deltag stowage_backend_{OTHER_BACKEND}" in fault.remedy
     assert list((san.host.config_dir / "nodes").rglob("stowage")) == []
+
+
+@pytest.mark.parametrize(("extent_kib", "fitting"), [(8192, "4096k"), (32768, "4096k"), (3072, "1024k"), (384, "128k")])
+async def test_attach_to_a_vg_whose_extents_do_not_divide_4_mib_says_which_would(
+    extent_kib: int, fitting: str, san: San
+) -> None:
+    """vgchange takes any divisor of what they are (2.03.16 on a loop device, 2026-11-29)."""
+    san.then(san.comes(), vgs(*TAGS, extent_bytes=extent_kib * 1024), san.goes())
+    fault = await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=False))
+    assert f"vgchange --physicalextentsize {fitting} vg_vms" in fault.remedy
+
+
+@pytest.mark.parametrize("extent_kib", [64, 1024])
+async def test_attach_to_a_vg_with_smaller_extents_succeeds(extent_kib: int, san: San) -> None:
+    san.then(san.comes(), vgs(*TAGS, extent_bytes=extent_kib * 1024), lvs(PROBE), san.activates())
+    await san.driver.attach(target_for(), CHAP, san.space, establish=False)
 
 
 async def test_attach_without_the_lun_logs_out_again(san: San, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +177,28 @@ async def test_probe_reads_looks_at_the_vg_and_then_writes(san: San) -> None:
     assert san.blocks.jobs == [("read_block", "/dev/sdb"), ("write_block", "/dev/dm-0")]
 
 
+async def test_probe_of_a_thin_pool_that_does_not_zero_says_how_it_does(san: San) -> None:
+    thin = target_for(thin=True)
+    san.then(san.comes(), vgs(*TAGS), lvs(PROBE, POOL), san.activates())
+    await san.driver.attach(thin, CHAP, san.space, establish=False)
+    san.then(vgs(*TAGS), lvs(PROBE, POOL, zero=""))
+    fault = await fault_of(san.driver.probe(thin, san.space))
+    assert fault.code is FaultCode.UNSUPPORTED and f"lvchange --zero y vg_vms/{POOL}" in fault.remedy
+
+
+async def test_attach_to_a_thin_pool_that_does_not_zero_logs_out_again(san: San) -> None:
+    """A host that comes later than the one that made the pool, or looked at the operator's."""
+    san.then(san.comes(), vgs(*TAGS), lvs(PROBE, POOL, zero=""), san.goes())
+    fault = await fault_of(san.driver.attach(target_for(thin=True), CHAP, san.space, establish=False))
+    assert fault.code is FaultCode.UNSUPPORTED and f"lvchange --zero y vg_vms/{POOL}" in fault.remedy
+
+
+async def test_probe_of_a_thick_backend_does_not_mind_the_operators_pool(san: San) -> None:
+    await san.attach()
+    san.then(vgs(*TAGS), lvs(PROBE, POOL, zero=""))
+    await san.driver.probe(target_for(), san.space)
+
+
 async def test_probe_of_a_dead_lun_starts_no_tool(san: San) -> None:
     await san.attach()
     san.blocks.faults["read_block"] = AgentFault.of(FaultCode.HUNG, "stuck")
@@ -170,6 +211,7 @@ async def test_probe_of_a_dead_lun_starts_no_tool(san: San) -> None:
         ((vgs(*TAGS, uuid="uuid-2"),), "wrong_device"),
         ((vgs(),), "marker_missing"),
         ((vgs(*TAGS), lvs()), "marker_missing"),
+        ((vgs(*TAGS, extent_bytes=8 * 1024**2),), "unsupported"),
         ((vgs(*TAGS), lvs(PROBE, probe_uuid="made-anew")), "converging"),
         ((vgs(is_there=False), *content()), "marker_missing"),
     ],
@@ -376,6 +418,21 @@ async def test_trial_logs_in_beside_the_session_in_use_and_leaves_nothing(san: S
     assert "newer" not in san.host.record(IQN, "10.0.0.9", 3260, 1).read_text()
     assert await san.driver.is_attached(target_for(), san.space)
     assert os.listdir(san.space.dir) == ["iscsi.json"]
+
+
+@pytest.mark.parametrize(
+    ("extent_bytes", "is_zeroing", "words"), [(8 * 1024**2, True, "extents"), (4 * 1024**2, False, "does not zero")]
+)
+async def test_trial_of_a_vg_that_no_volume_can_lie_in_says_why(
+    extent_bytes: int, is_zeroing: bool, words: str, san: San
+) -> None:
+    await san.attach()
+    comes_beside(san)
+    looks = vgs(*TAGS, extent_bytes=extent_bytes, device="/dev/sdc")
+    pool = lvs(PROBE, POOL, zero="zero" if is_zeroing else "", device="/dev/sdc")
+    san.then(san.discover(), san.beside(looks, *(() if is_zeroing else (pool,))))
+    fault = await fault_of(san.driver.trial(target_for(version=2, thin=True), CHAP, san.space))
+    assert fault.code is FaultCode.UNSUPPORTED and words in fault.detail
 
 
 async def test_trial_of_a_vg_that_activates_itself_removes_what_came_upon_its_own_disk(san: San) -> None:

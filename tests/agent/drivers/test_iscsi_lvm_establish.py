@@ -154,6 +154,13 @@ async def test_add_that_fails_leaves_a_volume_of_another_who_was_faster(san: San
     assert (await fault_of(san.driver.attach(target_for(), CHAP, san.space, establish=True))).code is FaultCode.IO_ERROR
 
 
+async def test_add_to_a_vg_with_a_thin_pool_that_does_not_zero_makes_nothing(san: San) -> None:
+    san.then(san.comes(), vgs(), lvs(POOL, zero=""), san.goes())
+    fault = await fault_of(san.driver.attach(THIN, CHAP, san.space, establish=True))
+    assert fault.code is FaultCode.UNSUPPORTED and f"lvchange --zero y vg_vms/{POOL}" in fault.remedy
+    assert changes_since(san, 0) == []
+
+
 async def test_add_to_a_vg_with_a_probe_lv_uses_it(san: San) -> None:
     san.then(san.comes(), vgs(), lvs(PROBE), lvs(PROBE), san.activates(), ADDS_TAGS, vgs(*TAGS))
     await san.driver.attach(target_for(), CHAP, san.space, establish=True)

@@ -27,7 +27,7 @@ from tests.agent.san import (
 
 PVCREATE = Step(("pvcreate", *SCOPE, "--", "/dev/sdb"))
 VGCREATE = Step(
-    ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n",
+    ("vgcreate", *SCOPE, "--systemid", "", "--setautoactivation", "n", "--physicalextentsize", "4m",
      "--addtag", TAGS[0], "--addtag", TAGS[1], "--", "vg_vms", "/dev/sdb")
 )  # fmt: skip
 STUCK = AgentFault.of(FaultCode.HUNG, "stuck")

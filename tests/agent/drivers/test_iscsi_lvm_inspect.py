@@ -37,7 +37,8 @@ async def test_inspect_shows_what_is_there_and_logs_out(san: San) -> None:
 
 def creates() -> tuple[Step, ...]:
     tags = ("--addtag", TAGS[0], "--addtag", TAGS[1])
-    options = ("--systemid", "", "--setautoactivation", "n", *tags, "--", "vg_vms", "/dev/sdb")
+    ways = ("--systemid", "", "--setautoactivation", "n", "--physicalextentsize", "4m")
+    options = (*ways, *tags, "--", "vg_vms", "/dev/sdb")
     return (
         Step(("pvcreate", *SCOPE, "--", "/dev/sdb")),
         Step(("vgcreate", *SCOPE, *options)),

@@ -247,7 +247,7 @@ class OperationsInMemory:
     async def retry(self, operation_id: str, actor: Actor) -> Operation:
         return await self.get(operation_id)
 
-    async def cancel(self, operation_id: str) -> Operation:
+    async def cancel(self, operation_id: str, actor: Actor) -> Operation:
         operation = await self.get(operation_id)
         if operation.state is not OperationState.RUNNING:
             raise Refused.because(ProblemCode.WRONG_STATE, f"the operation is {operation.state.value}")

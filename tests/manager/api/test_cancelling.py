@@ -4,6 +4,7 @@ from typing import cast
 
 import pytest
 
+from manager.actor import SYSTEM
 from manager.errors import ManagerError
 from manager.operations import Operations
 from manager.sagas.catalog import SAGAS
@@ -36,7 +37,7 @@ async def test_cancel_of_a_running_operation_is_noted_and_may_be_repeated(
 ) -> None:
     operation_id = await _insert(pool, "running", step)
     for _ in range(2):
-        operation = await operations.cancel(operation_id)
+        operation = await operations.cancel(operation_id, SYSTEM)
         assert (operation.id, operation.state, operation.is_cancelled) == (operation_id, "running", True)
 
 
@@ -45,7 +46,7 @@ async def test_cancel_of_what_has_turned_back_for_it_is_no_error(
     pool: Pool, operations: Operations, state: str
 ) -> None:
     operation_id = await _insert(pool, state, 0, is_cancelled=True)
-    assert (await operations.cancel(operation_id)).state == state
+    assert (await operations.cancel(operation_id, SYSTEM)).state == state
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ async def test_cancel_that_comes_too_late_is_refused_in_words(
 ) -> None:
     operation_id = await _insert(pool, state, step, kind=kind, is_cancelled=is_cancelled)
     with pytest.raises(ManagerError, match=words) as refused:
-        await operations.cancel(operation_id)
+        await operations.cancel(operation_id, SYSTEM)
     assert refused.value.problem.code is ProblemCode.WRONG_STATE
     now = await pool.fetchval("SELECT is_cancelled FROM operation WHERE id = $1", operation_id)
     assert now is is_cancelled
@@ -73,5 +74,5 @@ async def test_cancel_that_comes_too_late_is_refused_in_words(
 
 async def test_cancel_of_an_unknown_operation_is_not_found(operations: Operations) -> None:
     with pytest.raises(ManagerError) as refused:
-        await operations.cancel(new_id())
+        await operations.cancel(new_id(), SYSTEM)
     assert refused.value.problem.code is ProblemCode.NOT_FOUND

@@ -262,11 +262,15 @@ async def test_crash_in_an_attach_is_answered_with_the_path_while_it_is_open(api
     done = make_operation(OperationState.SUCCEEDED, f"volumes/{web.id}", kind="volume.attach", result=result)
     await _interrupted(api, path, body, done.id)
     api.operations.rows[done.id] = done
-    assert (await _add(api, body, path=path)).json == result | {"host": "hv1", "mode": "rw"}
+    before = len(api.volumes.calls)
+    again = await _add(api, body, path=path)
+    assert (again.status, again.json["host"], again.headers["Idempotency-Replayed"]) == (200, "hv1", "true")
+    assert [verb for verb, _ in api.volumes.calls[before:]] == ["attach"], "the host makes it ready anew"
 
     api.volumes.hold(api.volumes.rows[web.id], "hv2")  # detached since, and attached elsewhere under the next epoch
-    later = await _add(api, body, path=path)
-    assert (later.status, later.json["kind"]) == (200, "volume.attach")
+    later = (await _add(api, body, path=path)).problem(409, "wrong_state")
+    assert "detached since" in later["detail"]
+    assert len(api.volumes.calls) == before + 1
 
 
 async def test_answer_without_a_body_is_kept_and_repeated(api: Api) -> None:

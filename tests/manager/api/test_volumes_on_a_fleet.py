@@ -126,7 +126,7 @@ NAMES_OF_NOTHING: list[tuple[str, str, Any, str]] = [
     ("GET", "/v1/images?cursor=aW1hZ2VzOjEyMw", None, "/query/cursor"),
     ("GET", "/v1/volumes/web/explain?host=none", None, "/query/host"),
     ("POST", "/v1/volumes", {"name": "x", "size_bytes": MIB, "backend": "none"}, "/backend"),
-    ("POST", "/v1/volumes", {"name": "x", "size_bytes": MIB, "backend_id": new_id()}, "/backend"),
+    ("POST", "/v1/volumes", {"name": "x", "size_bytes": MIB, "backend_id": new_id()}, "/backend_id"),
     ("POST", "/v1/volumes", {"name": "x", "size_bytes": MIB, "host": "none"}, "/host"),
     ("POST", "/v1/volumes", {"name": "x", "size_bytes": 512, "source": {"volume": "web"}}, "/size_bytes"),
     ("POST", "/v1/volumes", {"name": "x", "source": {"image": "none"}}, "/source/image"),

@@ -64,7 +64,7 @@ class VolumesInMemory:
         host: str | None = None,
         state: VolumeState | None = None,
         is_attached: bool | None = None,
-        is_unused: bool = False,
+        is_unused: bool | None = None,
         labels: Mapping[str, str] | None = None,
         after: str | None = None,
         limit: int,
@@ -101,8 +101,9 @@ class VolumesInMemory:
         volume = await self.row(ref)
         return _snapshot(await self.row(snapshot, VolumeRole.SNAPSHOT, volume.id), volume)
 
-    async def explain(self, ref: str, host: str) -> Explanation:
+    async def explain(self, ref: str, host: str, mode: AttachMode) -> Explanation:
         await self.row(ref)
+        self.asked = {"host": host, "mode": mode}
         return Explanation(host=host, is_usable=False, reasons=("it is attached to hv2 (rw)",))
 
     async def row(self, ref: str, role: VolumeRole = VolumeRole.VOLUME, parent_id: str | None = None) -> VolumeRow:
@@ -166,14 +167,19 @@ class VolumesInMemory:
         self.held.pop(row.id, None)
         return {"is_confirmed": not body.force}
 
-    async def migrate(self, row: VolumeRow, body: MigrateBody, actor: Actor, wait_s: float) -> Pending | None:
+    async def migrate(
+        self, row: VolumeRow, body: MigrateBody, if_match: int | None, actor: Actor, wait_s: float
+    ) -> Pending | None:
+        _refuse_stale(row, if_match)
         if self.goes_on("migrate", body, actor, wait_s):
             return Pending(self.operation_id)
         self._replace(row, backend_id=body.backend)
         return None
 
-    async def revert(self, ref: str, snapshot: str, actor: Actor, wait_s: float) -> Volume | Pending:
-        row = await self.row(ref)
+    async def revert(
+        self, row: VolumeRow, snapshot: str, if_match: int | None, actor: Actor, wait_s: float
+    ) -> Volume | Pending:
+        _refuse_stale(row, if_match)
         frozen = await self.row(snapshot, VolumeRole.SNAPSHOT, row.id)
         if self.goes_on("revert", frozen.name, actor, wait_s):
             return Pending(self.operation_id)
