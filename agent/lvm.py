@@ -16,12 +16,10 @@ from agent.drivers.base import CommandResult, Commands, Deadline
 from agent.errors import AgentFault
 from agent.tool_faults import tool_fault
 from schemas.faults import FaultCode
-from schemas.kinds import ISCSI_LVM
+from schemas.kinds import EXTENT_BYTES
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-#: Of VGs that are made here.
-EXTENT_BYTES = ISCSI_LVM.grain_bytes
 
 #: In which every host has a block of its own to prove writes; at most 1024 hosts share one without luck.
 PROBE_LV = "stowage_probe"

@@ -21,7 +21,6 @@ from agent.errors import AgentFault
 from agent.lun_content import LunContents, remedy_for, shown
 from agent.lun_memory import LunMemory
 from agent.lvm import (
-    EXTENT_BYTES,
     LOCK_LV,
     PROBE_LV,
     PROBE_LV_BYTES,
@@ -36,7 +35,7 @@ from agent.scsi import Disk, Disks, Mapping, dm_uuid_of
 from schemas.backends import Capability
 from schemas.command import Target
 from schemas.faults import FaultCode
-from schemas.kinds import IscsiLvmConfig
+from schemas.kinds import EXTENT_BYTES, IscsiLvmConfig
 
 log = logging.getLogger(__name__)
 

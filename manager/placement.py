@@ -157,6 +157,10 @@ class Placement:
         reasons: list[str] = []
         if row.state is not VolumeState.READY:
             reasons.append(f"the volume is {row.state.value}")
+        elif row.worker_id not in (None, host.id) and not self._is_revoked(row.worker_id):
+            reasons.append(
+                f"{self._registry.host_name(str(row.worker_id))} has not answered since a resize of it that failed"
+            )
         async with self._pool.acquire() as connection:
             held = await attachments.of_volume(connection, row.id)
             operation = await volumes.other_operation(connection, row.id, None)

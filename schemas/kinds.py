@@ -325,6 +325,10 @@ class IscsiLvmCredentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     ] = ""
 
 
+#: Of a volume group whose volumes have whole sizes everywhere; bytes.
+EXTENT_BYTES = 4 * 1024 * 1024
+
+
 @dataclass(frozen=True)
 class KindSpec:
     """A kind: its name on the wire, its structs, and what is possible at best (a probe says what is true).
@@ -405,7 +409,7 @@ ISCSI_LVM = KindSpec(
     discover_by="portal",
     formats=(VolumeFormat.RAW,),
     # The extent of a VG that Stowage makes. A VM must not see more than the row tells, nor a copy leave out what it wrote there.
-    grain_bytes=4 * 1024 * 1024,
+    grain_bytes=EXTENT_BYTES,
     wipe_field="wipe_on_delete",
     one_host_when="thin",
     marks_growth=True,
