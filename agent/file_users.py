@@ -1,7 +1,7 @@
 """Who on this host has a volume's file open, by the kernel's word: found without a look at the file, so no dead server can hang it.
 
-A file is known by its name, for a locator is never used twice, and by the device of its mount, in whatever mount
-namespace it was opened; one that was bound to another place is known by where its mount begins (proc(5), mountinfo).
+A file is known by its name, for a locator is never used twice, and, while it is there, by the device of its mount, in whatever
+mount namespace it was opened; one that was bound to another place is known by where its mount begins (proc(5), mountinfo).
 Who has it open by another name, a hard link as of Firecracker's jailer, is found by the file's inode, where the caller has seen
 that. What no process has open but a loop device has, is found by sysfs.
 """
@@ -57,39 +57,42 @@ class _Mount(NamedTuple):
 def find_file_users(args: dict[str, Any]) -> dict[str, Any]:
     """{"users", "count"}: how many others than this worker have the file open, and up to 20 as [pid, command, is_writer].
 
-    args: extent; file (its device and inode, or None). The file may be absent, and its server dead. Raises JobFault
+    args: extent; file (its device and inode, or None); any_device (as of users_of). The file may be absent, and its server dead. Raises JobFault
     permission_denied where none is found and a process cannot be looked into.
     """
-    users, hidden = users_of(args["extent"], _file_in(args))
+    users, hidden = users_of(args["extent"], _file_in(args), any_device=bool(args["any_device"]))
     return _answer(users, hidden)
 
 
 def kill_file_users(args: dict[str, Any]) -> dict[str, Any]:
     """{"killed", "users", "count"}: every process that had the file open for writing was sent SIGKILL; who still writes.
 
-    args: extent, file as above. Waits up to 5 s for them to be gone. Who only reads is left. Raises JobFault permission_denied
+    args: as above. Waits up to 5 s for them to be gone. Who only reads is left. Raises JobFault permission_denied
     where nobody else was found and a process cannot be looked into.
     """
-    extent, file, killed = args["extent"], _file_in(args), 0
+    extent, file, any_device, killed = args["extent"], _file_in(args), bool(args["any_device"]), 0
     ends_at_s = time.monotonic() + _GONE_WITHIN_S
     for _ in range(_ROUNDS):
-        writers = [user for user in users_of(extent, file)[0] if user.is_writer]
+        writers = [user for user in users_of(extent, file, any_device=any_device)[0] if user.is_writer]
         # Nobody kills the first process: the kernel would stop with it.
         doomed = [user.pid for user in writers if user.pid > 1]
         if not doomed:
             break
-        killed += _kill(extent, file, doomed, ends_at_s)
-    users, hidden = users_of(extent, file)
+        killed += _kill(extent, file, doomed, ends_at_s, any_device=any_device)
+    users, hidden = users_of(extent, file, any_device=any_device)
     return {"killed": killed, **_answer([user for user in users if user.is_writer], hidden)}
 
 
-def users_of(extent: dict[str, Any], file: tuple[int, int] | None) -> tuple[list[User], list[int]]:
+def users_of(
+    extent: dict[str, Any], file: tuple[int, int] | None, *, any_device: bool = False
+) -> tuple[list[User], list[int]]:
     """Everything of this host that has the extent's file open, this process left out, in the order of process ids; and those that
     this process, though it is root, may not look into. Others than root see their own processes, and are content with that.
 
-    file: its device and inode, where they are known.
+    file: its device and inode, where they are known. any_device: its name alone decides, for that the storage is not seen here, or
+    another one in its place, says nothing of a process that has mounts of its own.
     """
-    name, device = str(extent["name"]), _device_of(extent)
+    name, device = str(extent["name"]), "" if any_device else _device_of(extent)
     mounts: dict[str, dict[str, _Mount]] = {}
     users: list[User] = []
     pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit())
@@ -167,7 +170,10 @@ def _refuse_hidden(hidden: list[int]) -> None:
 def _opened(
     pid: int, name: str, device: str, file: tuple[int, int] | None, mounts: dict[str, dict[str, _Mount]]
 ) -> Iterator[int]:
-    """The flags of each descriptor by which the process has the file open; none of one that is gone meanwhile. Raises PermissionError."""
+    """The flags of each descriptor by which the process has the file open; none of one that is gone meanwhile. Raises PermissionError.
+
+    device: of its mount; empty where its name alone decides.
+    """
     with _gone_meanwhile():
         bound: set[str] | None = None
         for number in os.listdir(f"/proc/{pid}/fd"):
@@ -276,7 +282,9 @@ def _loops(name: str) -> Iterator[User]:
                 yield User(0, path.split("/")[3], not is_read_only)
 
 
-def _kill(extent: dict[str, Any], file: tuple[int, int] | None, pids: list[int], ends_at_s: float) -> int:
+def _kill(
+    extent: dict[str, Any], file: tuple[int, int] | None, pids: list[int], ends_at_s: float, *, any_device: bool
+) -> int:
     """How many were killed; returns when they are gone, or at the end."""
     handles: dict[int, int] = {}
     try:
@@ -284,7 +292,7 @@ def _kill(extent: dict[str, Any], file: tuple[int, int] | None, pids: list[int],
             with contextlib.suppress(ProcessLookupError):
                 handles[pid] = os.pidfd_open(pid)
         # Looked at once more: a number may be another process's by now, but what a handle is of stays what it is.
-        writers = {user.pid for user in users_of(extent, file)[0] if user.is_writer}
+        writers = {user.pid for user in users_of(extent, file, any_device=any_device)[0] if user.is_writer}
         gone = select.poll()
         waiting: set[int] = set()
         for pid, handle in handles.items():

@@ -106,7 +106,8 @@ class FileVolumes:
 
     async def detach(self, spec: VolumeSpec) -> None:
         """See VolumeStore. While the storage does not answer, who has it open by another name (a hard link) is not seen."""
-        answer = await self._users("find_file_users", spec, await self._identified(spec))
+        file = await self._identified(spec)
+        answer = await self._users("find_file_users", spec, file, any_device=file is None)
         if answer["count"]:
             raise AgentFault.of(
                 FaultCode.IN_USE,
@@ -120,14 +121,15 @@ class FileVolumes:
 
         Those who have it open under its name are killed first: nothing waits for the storage before that.
         """
-        answer = await self._users("kill_file_users", spec, None)
-        if (file := await self._identified(spec)) is not None:
-            answer = await self._users("kill_file_users", spec, file)
+        await self._users("kill_file_users", spec, None, any_device=False)
+        file = await self._identified(spec)
+        answer = await self._users("kill_file_users", spec, file, any_device=file is None)
         if answer["count"]:
             raise AgentFault.of(
                 FaultCode.IN_USE,
-                f"{self._shown(spec)} is still open for writing in {_named(answer)}, which was killed",
-                "See why it does not end: mostly it waits for the storage; a restart of this host ends it",
+                f"{self._shown(spec)} is still open for writing in {_named(answer)}",
+                "A process was killed, and waits for the storage as a rule: a restart of this host ends it. End a loop device by hand"
+                " (losetup --detach)",
                 is_retryable=True,
             )
 
@@ -198,9 +200,11 @@ class FileVolumes:
         file = answer["file"]
         return (int(file[0]), int(file[1])) if file else None
 
-    async def _users(self, job: str, spec: VolumeSpec, file: tuple[int, int] | None) -> dict[str, Any]:
+    async def _users(
+        self, job: str, spec: VolumeSpec, file: tuple[int, int] | None, *, any_device: bool
+    ) -> dict[str, Any]:
         # A key of its own: what hangs on the storage must not keep a fence from falling.
-        args = {"extent": extent_args(self._extent(spec)), "file": file}
+        args = {"extent": extent_args(self._extent(spec)), "file": file, "any_device": any_device}
         return await self._call(job, args, f"{self._backend_id}:{spec.locator}:users")
 
     async def _run(self, job: str, spec: VolumeSpec, **more: Any) -> dict[str, Any]:

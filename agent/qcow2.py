@@ -76,6 +76,7 @@ def refuse_cut(descriptor: int, shown: str, code: str) -> None:
     never too much is said, for QEMU writes data before it refers to them.
     """
     image = _Image(descriptor, shown, code)
+    image.refuse_tables_behind(os.fstat(descriptor).st_size)
     # Refcounts are a few clusters to read, whatever the image's size. They may be too high after a crash, so they only acquit.
     if not image.is_dirty and image.counted_end() <= os.fstat(descriptor).st_size:
         return
@@ -89,7 +90,7 @@ class _Image:
     """The tables of a qcow2. Raises JobFault of the code for numbers that QEMU would refuse."""
 
     def __init__(self, descriptor: int, shown: str, code: str) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._shown, self._code = descriptor, shown, code
         content = _header(descriptor, shown, code).ljust(_ORDER_AT + 4, b"\0")
         bits, version = (int.from_bytes(content[at : at + 4], "big") for at in (_CLUSTER_BITS_AT, 4))
         features = int.from_bytes(content[_FEATURES_AT : _FEATURES_AT + _FEATURES_BYTES], "big") if version >= 3 else 0
@@ -104,6 +105,14 @@ class _Image:
         self._step = 2 if features & _LONG_ENTRIES else 1
         # Of a compressed cluster: the lower bits of its entry.
         self._compressed_offset = (1 << (62 - (bits - 8))) - 1
+
+    def refuse_tables_behind(self, size_bytes: int) -> None:
+        """Raises JobFault where the file ends before the table of tables does, of which QEMU reads what is missing as zeros."""
+        if (
+            self._l1_bytes
+            and self._l1_at + self._l1_bytes > -(-size_bytes // self._cluster_bytes) * self._cluster_bytes
+        ):
+            raise JobFault(self._code, f"{self._shown} has been cut short: it has only {size_bytes} bytes of its file")
 
     def counted_end(self) -> int:
         """Where the last cluster that is counted as in use begins, or a block of counts that is farther behind; one byte more."""

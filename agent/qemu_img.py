@@ -72,8 +72,9 @@ class Run(NamedTuple):
 
     @property
     def errno(self) -> int | None:
-        """What its words mean; None where they mean none."""
-        return next((number for pattern, number in _ERRNOS if pattern.search(self.stderr)), None)
+        """What its words mean; None where they mean none. The last ones count: before them it may tell of a clean-up that failed too."""
+        lines = reversed(self.stderr.splitlines())
+        return next((number for line in lines for pattern, number in _ERRNOS if pattern.search(line)), None)
 
     def refuse_failure(self, shown: str) -> None:
         """Raises OSError: with the errno that its words mean, else EINVAL and its words. shown: what it worked on."""

@@ -21,14 +21,17 @@ from schemas.volume_rpc import MAX_AHEAD_BYTES
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which what nobody has gone on with is gone: a client that is slower than a chunk an hour is none.
-ABANDONED_S = 3600.0
+#: Seconds after which what nobody has gone on with is gone, as where the manager that received it has died: a manager gives up on a
+#: client that sends no chunk for 60 s, and on a host that takes none for 180 s.
+ABANDONED_S = 600.0
+#: The same of one that is whole, and that a saga is to take: it may wait for its turn among other work.
+WHOLE_S = 3600.0
 #: The same of an image that a saga has taken; no copy of one takes so long.
 TAKEN_S = 24 * 3600.0
-_SWEEP_EVERY_S = 300.0
+_SWEEP_EVERY_S = 60.0
 #: After so many bytes they are brought to the disk, and dropped from the page cache: the end must not wait for all of them.
 _FLUSH_BYTES = 64 * 1024 * 1024
-_LIFETIMES_S = {PART_SUFFIX: ABANDONED_S, UPLOAD_SUFFIX: ABANDONED_S, IMAGE_SUFFIX: TAKEN_S}
+_LIFETIMES_S = {PART_SUFFIX: ABANDONED_S, UPLOAD_SUFFIX: WHOLE_S, IMAGE_SUFFIX: TAKEN_S}
 
 
 class Uploads:

@@ -293,7 +293,7 @@ class Engine:
         is_past_pivot = index > definition.pivot_index
         is_bounded = not is_past_pivot and not step.is_long
         run.begin(step.name, "do", has_deadline=is_bounded)
-        attempt = 0
+        attempt, has_outbid = 0, False
         while True:
             try:
                 if not is_past_pivot:
@@ -312,10 +312,12 @@ class Engine:
                     await self._turn_back(run, index, step, error.problem)
                     return
             except StaleFence as stale:
-                if is_bounded and run.left_s <= 0:
+                # Once in any case: a host that was away for longer than the budget has just learnt of higher ones.
+                if is_bounded and run.left_s <= 0 and has_outbid:
                     await self._turn_back(run, index, step, _refused_fence(stale))
                     return
                 await self._outbid(run, stale)
+                has_outbid = True
             except DATABASE_AWAY as error:
                 log.warning("step waits for the database", extra={"operation_id": run.row.id, "error": repr(error)})
             except (Fenced, asyncio.CancelledError):

@@ -175,13 +175,16 @@ async def finish(connection: Connection, volume_id: str, *, size_bytes: int, sha
     return _row(record)
 
 
-async def mark_deleting(connection: Connection, volume_id: str) -> VolumeRow:
-    return await _update(connection, "state = 'deleting'", volume_id)
+async def mark_deleting(connection: Connection, volume_id: str) -> None:
+    """No new version, for it may be given back."""
+    await connection.execute("UPDATE volume SET state = 'deleting', updated_at = now() WHERE id = $1", volume_id)
 
 
-async def give_back(connection: Connection, volume_id: str) -> VolumeRow:
+async def give_back(connection: Connection, volume_id: str) -> None:
     """It was to be deleted, and nothing of it was touched."""
-    return await _update(connection, "state = 'ready', worker_id = NULL", volume_id)
+    await connection.execute(
+        "UPDATE volume SET state = 'ready', worker_id = NULL, updated_at = now() WHERE id = $1", volume_id
+    )
 
 
 async def set_size(connection: Connection, volume_id: str, size_bytes: int) -> VolumeRow:

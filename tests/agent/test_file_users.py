@@ -26,13 +26,13 @@ needs_setpriv = pytest.mark.skipif(
 )
 
 
-def users_of(of: dict[str, Any], file: list[int] | None = None) -> list[tuple[int, bool]]:
-    found = file_users.find_file_users({"extent": of, "file": file})
+def users_of(of: dict[str, Any], file: list[int] | None = None, *, any_device: bool = False) -> list[tuple[int, bool]]:
+    found = file_users.find_file_users({"extent": of, "file": file, "any_device": any_device})
     return [(pid, is_writer) for pid, _, is_writer in found["users"]]
 
 
-def kill(of: dict[str, Any], file: list[int] | None = None) -> dict[str, Any]:
-    return file_users.kill_file_users({"extent": of, "file": file})
+def kill(of: dict[str, Any], file: list[int] | None = None, *, any_device: bool = False) -> dict[str, Any]:
+    return file_users.kill_file_users({"extent": of, "file": file, "any_device": any_device})
 
 
 def file_of(path: Path) -> list[int]:
@@ -56,7 +56,7 @@ def blind_to(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
 def test_find_users_names_who_has_it_open_and_whether_he_writes(mode: str, is_writer: bool, tmp_path: Path) -> None:
     of = extent(tmp_path)
     with holder(write_file(of), mode) as process:
-        answer = file_users.find_file_users({"extent": of, "file": None})
+        answer = file_users.find_file_users({"extent": of, "file": None, "any_device": False})
         assert answer == {"users": [[process.pid, answer["users"][0][1], is_writer]], "count": 1}
         assert answer["users"][0][1].startswith("python")
     assert users_of(of) == []
@@ -95,6 +95,30 @@ def test_find_users_takes_a_file_of_the_name_on_another_device_for_another(tmp_p
         write_file(of)
         assert users_of(of) == []
         assert len(users_of(extent(tmp_path))) == 1
+
+
+@needs_root
+def test_find_users_where_the_storage_is_not_seen_any_more_goes_by_the_name_alone(tmp_path: Path) -> None:
+    """It was unmounted here, or another one mounted over it, and the VM has mounts of its own."""
+    of = extent(tmp_path / "mount")
+    (tmp_path / "mount").mkdir()
+    words = 'mount --make-rprivate / && exec 3<>"$1" && echo && read line'  # ends with its input
+    with tmpfs(tmp_path / "mount"):
+        write_file(of)
+        process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", words, "sh", str(path_of(of))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+    try:
+        assert users_of(of) == []
+        assert users_of(of, any_device=True) == [(process.pid, True)]
+        assert kill(of, any_device=True)["killed"] == 1
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(10)
 
 
 @needs_root
@@ -190,7 +214,7 @@ def test_find_users_by_a_root_that_may_not_look_into_processes_is_a_fault_and_no
     of = extent(tmp_path)
     script = (
         "import json, sys; from agent import jobs;"
-        "print(json.dumps(jobs.JOBS['find_file_users']({'extent': json.loads(sys.argv[1]), 'file': None})))"
+        "print(json.dumps(jobs.JOBS['find_file_users']({'extent': json.loads(sys.argv[1]), 'file': None, 'any_device': False})))"
     )
     asking = [sys.executable, "-c", script, json.dumps(of)]
     words = 'exec 3<>"$1" && exec setpriv --reuid=65534 --clear-groups sh -c "echo; read line"'
@@ -227,7 +251,7 @@ def test_find_users_where_a_process_cannot_be_looked_into_names_who_was_found_or
             assert caught.value.code == "in_use"
             assert kill_fault(of) == "permission_denied"
             assert not runs(process.pid)
-        fault = fault_of(file_users.find_file_users, {"extent": of, "file": None})
+        fault = fault_of(file_users.find_file_users, {"extent": of, "file": None, "any_device": False})
         assert (fault.code, f"({hidden.pid})" in str(fault)) == ("permission_denied", True)
         with pytest.raises(JobFault) as caught:
             file_users.refuse_users(of, path.stat())
@@ -235,7 +259,7 @@ def test_find_users_where_a_process_cannot_be_looked_into_names_who_was_found_or
 
 
 def kill_fault(of: dict[str, Any]) -> str:
-    return fault_of(file_users.kill_file_users, {"extent": of, "file": None}).code
+    return fault_of(file_users.kill_file_users, {"extent": of, "file": None, "any_device": False}).code
 
 
 def test_find_users_by_another_user_than_root_is_content_with_his_own_processes(
@@ -297,7 +321,10 @@ def test_find_users_where_others_processes_are_not_even_listed_is_a_fault(
         return [name for name in listdir(path) if (path, name) != ("/proc", "1")]
 
     monkeypatch.setattr("os.listdir", without_first)
-    assert fault_of(file_users.find_file_users, {"extent": extent(tmp_path), "file": None}).code == "permission_denied"
+    assert (
+        fault_of(file_users.find_file_users, {"extent": extent(tmp_path), "file": None, "any_device": False}).code
+        == "permission_denied"
+    )
 
 
 @needs_loop
@@ -313,7 +340,7 @@ def test_find_users_names_a_loop_device_on_the_file(tmp_path: Path) -> None:
     )
     device = made.stdout.strip()
     try:
-        answer = file_users.find_file_users({"extent": of, "file": None})
+        answer = file_users.find_file_users({"extent": of, "file": None, "any_device": False})
         assert answer == {"users": [[0, device.removeprefix("/dev/"), False]], "count": 1}
     finally:
         subprocess.run(["losetup", "--detach", device], check=True, timeout=10)
@@ -324,7 +351,7 @@ def test_find_users_of_many_names_some_and_counts_all(tmp_path: Path, monkeypatc
     of = extent(tmp_path)
     path = write_file(of)
     with holder(path), holder(path), holder(path):
-        answer = file_users.find_file_users({"extent": of, "file": None})
+        answer = file_users.find_file_users({"extent": of, "file": None, "any_device": False})
     assert (len(answer["users"]), answer["count"]) == (1, 3)
 
 
@@ -377,9 +404,12 @@ def test_kill_users_sends_nothing_to_a_number_that_is_another_process_by_now(
     looks = file_users.users_of
     asked: list[int] = []
 
-    def once_there(wanted: dict[str, Any], file: tuple[int, int] | None) -> tuple[list[file_users.User], list[int]]:
+    def once_there(
+        wanted: dict[str, Any], file: tuple[int, int] | None, *, any_device: bool
+    ) -> tuple[list[file_users.User], list[int]]:
         asked.append(1)
-        return ([file_users.User(os.getppid(), "other", True)], []) if len(asked) == 1 else looks(wanted, file)
+        other = file_users.User(os.getppid(), "other", True)
+        return ([other], []) if len(asked) == 1 else looks(wanted, file, any_device=any_device)
 
     sent: list[int] = []
     monkeypatch.setattr(file_users, "users_of", once_there)

@@ -193,6 +193,24 @@ def test_inspect_qcow2_image_that_was_cut_short_is_source_unreadable(
     assert (fault.code, "cut short" in str(fault)) == ("source_unreadable", True)
 
 
+def test_inspect_qcow2_image_whose_first_table_lies_behind_its_end_is_cut_short(tmp_path: Path) -> None:
+    """QEMU reads all of it as zeros, without a word."""
+    args = image_args(tmp_path / "image", "qcow2")
+    (tmp_path / "content").write_bytes(CONTENT)
+    qemu("convert", "-f", "raw", "-O", "qcow2", tmp_path / "content", tmp_path / "image")
+    with open(tmp_path / "image", "r+b") as image:
+        image.seek(40)
+        image.write((1 << 40).to_bytes(8, "big"))
+    fault = fault_of(qemu_jobs.inspect_image, args)
+    assert (fault.code, "cut short" in str(fault)) == ("source_unreadable", True)
+
+
+def test_failure_is_what_the_tool_says_last() -> None:
+    """Of a create that failed it tells first that it could not take away what it had begun."""
+    said = "qemu-img: Error when deleting file '/proc/self/fd/3': Operation not permitted\nqemu-img: the image: Cannot allocate memory\n"
+    assert qemu_img.Run(1, "", said).errno == errno.ENOMEM
+
+
 def test_inspect_image_that_is_absent_is_source_unreadable(tmp_path: Path) -> None:
     assert fault_of(qemu_jobs.inspect_image, image_args(tmp_path / "no", "raw")).code == "source_unreadable"
 
@@ -455,7 +473,9 @@ def test_run_whose_flush_fails_is_ended_and_told(tmp_path: Path, monkeypatch: py
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
+    # The tool may have ended before it was looked at once; then the end's own flush meets the disk.
     monkeypatch.setattr("os.fdatasync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     target = write_target(extent(tmp_path, size_bytes=len(CONTENT)))
     with pytest.raises(OSError) as caught:
         convert(source_of(tmp_path, "qcow2"), target)

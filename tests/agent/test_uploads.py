@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.errors import AgentFault
-from agent.uploads import ABANDONED_S, TAKEN_S, Uploads
+from agent.uploads import ABANDONED_S, TAKEN_S, WHOLE_S, Uploads
 from schemas.agent_rpc import AnyCommand, Failed, Ok, Reply, Stale
 from schemas.faults import FaultCode
 from schemas.ids import new_id
@@ -153,6 +153,10 @@ async def test_sweep_takes_what_nobody_goes_on_with_after_its_time(tmp_path: Pat
     uploads.sweep()
     assert len(names(tmp_path)) == 4
     now = ABANDONED_S
+    uploads.sweep()
+    assert names(tmp_path) == [f"{ID}.image", f"{ID}.upload", "going.part"]
+    now = WHOLE_S
+    os.utime(tmp_path / "going.part", ns=(2, 2))
     uploads.sweep()
     assert names(tmp_path) == [f"{ID}.image", "going.part"]
     now = TAKEN_S

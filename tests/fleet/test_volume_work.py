@@ -254,11 +254,27 @@ async def test_image_shows_no_size_before_it_is_there(stowage: Fleet) -> None:
         operation = await begun(api, "POST", "/v1/images", {**body, "backend": "fast"})
         await _reached(*held)
         making = done(await api("GET", "/v1/images/debian"))
+        early = await api("PATCH", "/v1/images/debian", {"labels": {"os": "debian"}})
+        assert "wait for the operation" in refused(early, 409, "wrong_state")
+        assert early.body["operation"] == operation
+        early = await api("POST", VOLUMES, {"name": "web", "source": {"image": "debian"}, "backend": "fast"})
+        assert (early.body["operation"], early.headers["Retry-After"]) == (operation, "1")
     assert (making["state"], making["size_bytes"], making["sha256"]) == ("creating", None, None)
     assert (await ended(api, operation))["state"] == "succeeded"
     made = done(await api("GET", "/v1/images/debian"))
     assert (made["state"], made["size_bytes"], made["sha256"], made["version"]) == ("ready", MIB, sha256, 1)
     assert content(stowage, made) == "i"
+
+
+async def test_address_of_an_image_keeps_no_signature_when_its_operation_has_ended(stowage: Fleet) -> None:
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    body = {"name": "debian", "url": "http://127.0.0.1:1/debian.raw?signature=hush", "source_format": "raw"}
+    failed = await api("POST", "/v1/images", {**body, "sha256": "0" * 64, "backend": "fast"})
+    refused(failed, 422, "probe_failed")
+    assert "hush" not in str(failed.body)
+    [row] = await stowage.sql("SELECT params #>> '{source,url}' AS url FROM operation WHERE kind = 'volume.create'")
+    assert row["url"] == "http://127.0.0.1:1/debian.raw"
 
 
 @pytest.mark.parametrize("verb", ["make", "settle"])

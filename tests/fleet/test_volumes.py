@@ -196,6 +196,7 @@ async def test_deletion_that_is_refused_because_it_is_open_deletes_nothing_then_
     words = refused(await api("DELETE", f"{VOLUMES}/web"), 409, "volume_in_use")
 
     assert "nothing was deleted" in words
+    assert done(await api("GET", f"{VOLUMES}/web"))["version"] == 1, "nothing has changed"
     assert done(await api("GET", f"{VOLUMES}/web"))["state"] == "ready"
     for host in ("hv1", "hv2"):
         stowage.world.in_use[host].clear()

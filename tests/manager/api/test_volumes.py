@@ -241,6 +241,8 @@ async def test_list_hands_on_its_filters(api: Api) -> None:
         ("images?state=ready", "/query/state"),
         ("volumes/web/snapshots?label=a:b", "/query/label"),
         ("volumes/web/explain?host=a&host=b", "/query/host"),
+        ("volumes/web/explain?host=a&mode=wr", "/query/mode"),
+        ("operations?kind=volume.creates", "/query/kind"),
     ],
 )
 async def test_list_with_a_wrong_parameter_is_400_and_names_it(api: Api, path: str, pointer: str) -> None:
@@ -248,6 +250,14 @@ async def test_list_with_a_wrong_parameter_is_400_and_names_it(api: Api, path: s
     answer = await api.call("GET", f"/v1/{path}")
     answer.problem(400, "invalid_field")
     assert answer.pointers() == [pointer]
+
+
+@pytest.mark.parametrize("path", ["volumes/web", "images/debian", "volumes/web/snapshots/monday"])
+async def test_deletion_with_a_body_deletes_nothing(api: Api, path: str) -> None:
+    """Who sends `dry_run` there must not lose what he looks at."""
+    _fill(api)
+    (await api.call("DELETE", f"/v1/{path}", {"dry_run": True})).problem(400, "invalid_field")
+    assert "delete" not in [verb for verb, _ in api.volumes.calls]
 
 
 @pytest.mark.parametrize("path", ["/v1/volumes", "/v1/images", "/v1/volumes/web/snapshots"])
