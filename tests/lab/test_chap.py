@@ -115,6 +115,7 @@ def test_a_wrong_new_secret_is_refused_and_the_old_one_works_on(
     backend.wait_for(hv1, "healthy", after=dt.datetime.now(dt.UTC))
 
 
+@pytest.mark.slow
 def test_a_rotation_after_the_target_ended_every_session(
     storage: Storage, backends: Backends, hv1: Host, chap: Chap, secrets: Secrets
 ) -> None:

@@ -137,6 +137,7 @@ def test_removal_of_a_hung_backend_ends_and_says_how(
     storage.courier.run(f"rm {export}/.stowage-backend.json")
 
 
+@pytest.mark.slow
 def test_an_agent_starts_in_its_normal_time_beside_a_hung_mount(
     storage: Storage, backends: Backends, hv1: Host
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_soft_mount_fails_instead_of_hanging_for_ever(
     backend.wait_for(hv1, "healthy")
 
 
+@pytest.mark.slow
 def test_removal_of_a_hung_backend_fails_no_write_of_its_neighbour_on_the_same_export(
     storage: Storage, backends: Backends, hv1: Host, bring_back: Away
 ) -> None:

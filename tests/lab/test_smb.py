@@ -228,6 +228,7 @@ def test_a_folder_that_is_not_writable(storage: Storage, backends: Backends, log
     assert "the user's write right" in fault["remedy"]
 
 
+@pytest.mark.slow
 def test_a_dead_address(backends: Backends, login: Login) -> None:
     began = time.monotonic()
 
