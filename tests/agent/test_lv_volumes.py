@@ -210,6 +210,21 @@ async def test_opened_leaves_what_is_attached_active(host: LvSan) -> None:
     assert host.is_active
 
 
+async def test_opened_of_thin_that_stays_active_has_not_been_done_well(thin: LvSan) -> None:
+    """With it the whole pool stays active here, and another host would be given it."""
+    thin.then(seen(THIN_ROW), thin.activates(), replay("lvm", "lv_open", thin.deactivates().argv))
+    assert (await fault_of(open_once(thin))).code is FaultCode.IN_USE
+    assert thin.is_active
+
+
+async def test_opened_of_thick_that_stays_active_is_left_to_the_next_sweep(host: LvSan) -> None:
+    host.then(seen(row()), host.activates(), replay("lvm", "lv_open", host.deactivates().argv))
+    await open_once(host)
+    host.then(seen(row()), host.deactivates(), host.activates(), host.deactivates())
+    await open_once(host)
+    assert not host.is_active
+
+
 async def test_opened_twice_ends_with_the_last(host: LvSan) -> None:
     host.then(seen(row()), host.activates(), seen(row()))
     async with contextlib.AsyncExitStack() as stack:

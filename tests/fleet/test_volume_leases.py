@@ -11,6 +11,7 @@ import pytest
 from manager import leftovers
 from manager.sagas import volume_moves
 from manager.sagas.catalog import SAGAS
+from schemas.faults import FaultCode
 from tests.fleet.fleet import Api, Fleet, until
 from tests.fleet.volume_calls import (
     BACKENDS,
@@ -312,3 +313,21 @@ async def test_copy_that_is_cancelled_is_wiped_where_the_policy_says_so(stowage:
     await stowage.settle()
     assert set(stowage.world.contents(backend["id"])) == {web["locator"]}
     assert wiped == ["once"]
+
+
+async def test_host_whose_tool_may_still_run_keeps_the_others_out_though_it_has_answered(stowage: Fleet) -> None:
+    """A tool that waits in the kernel for the disk survives its deadline, and writes when that is back."""
+    api = await two_hosts(stowage, definitions=_QUICK)
+    await san(api)
+    for verb in ("make", "erase"):
+        stowage.world.fail("hv1", verb, FaultCode.TIMED_OUT)
+    refused(await api("POST", VOLUMES, _new("web", "hv1")), 422, "probe_failed")
+    kept_out = await api("POST", VOLUMES, _new("db", "hv2"))
+    assert "hv1 is at it, or has not answered yet" in refused(kept_out, 409, "wrong_state")
+    stowage.world.script.clear()
+
+    async def is_free() -> bool:
+        return (await api("POST", VOLUMES, _new("db", "hv2"))).status == 201
+
+    await until(is_free, "the host that answers as it should to free the others")
+    await stowage.settle()
