@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from manager.store.volumes import VolumeRow
 from schemas.kinds import KINDS
 from schemas.volume_rpc import VolumeSpec, Wipe
 
@@ -38,6 +39,18 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     def wipe(self) -> Wipe:
         field = KINDS[self.kind].wipe_field
         return Wipe(self.config[field]) if field else Wipe.NONE
+
+
+def volume_params(row: VolumeRow, place: Place, worker: str | None) -> dict[str, Any]:
+    """What the params of every operation on a volume that is there begin with. worker: id of the host that does it."""
+    return {
+        "volume_id": row.id,
+        "name": row.name,
+        "backend_id": place.backend_id,
+        "place": msgspec.to_builtins(place),
+        "spec": msgspec.to_builtins(row.spec),
+        "worker": worker,
+    }
 
 
 def place_in(params: Mapping[str, Any], key: str = "place") -> Place:

@@ -30,7 +30,7 @@ from manager.store.backends import BackendRow
 from manager.store.hosts import HostRow
 from manager.store.pool import Pool, transaction
 from manager.store.volumes import VolumeRow
-from manager.volume_place import new_locator
+from manager.volume_place import new_locator, volume_params
 from manager.volume_reads import VolumeReads
 from schemas.events import EventType
 from schemas.ids import is_id, new_id
@@ -247,19 +247,16 @@ class Volumes:
                 ]
             )
         worker = await self._placement.worker(row)
+        params = resize_params(
+            row,
+            self._placement.place_of(row),
+            worker.id,
+            size_bytes,
+            may_shrink=body.may_shrink,
+            if_match=if_match,
+        )
         operation_id = await self._engine.start(
-            "volume.resize",
-            key=key_of(row),
-            subject=subject_of(row),
-            params=resize_params(
-                row,
-                self._placement.place_of(row),
-                worker.id,
-                size_bytes,
-                may_shrink=body.may_shrink,
-                if_match=if_match,
-            ),
-            actor=actor,
+            "volume.resize", key=key_of(row), subject=subject_of(row), params=params, actor=actor
         )
         return await self._ended(operation_id, row.id, wait_s)
 
@@ -397,23 +394,9 @@ class Volumes:
         )
 
     async def _start(self, kind: str, row: VolumeRow, worker: HostRow, actor: Actor, **more: Any) -> str:
-        """A saga on a volume that is there. The place is the volume's unless `more` has another."""
-        place = self._placement.place(self._placement.backend(row.backend_id))
-        params: dict[str, Any] = {
-            "volume_id": row.id,
-            "name": row.name,
-            "place": msgspec.to_builtins(place),
-            "spec": msgspec.to_builtins(row.spec),
-            "worker": worker.id,
-            **more,
-        }
-        return await self._engine.start(
-            kind,
-            key=key_of(row),
-            subject=subject_of(row),
-            params={"backend_id": params["place"]["backend_id"], **params},
-            actor=actor,
-        )
+        """A saga on a volume that is there."""
+        params = {**volume_params(row, self._placement.place_of(row), worker.id), **more}
+        return await self._engine.start(kind, key=key_of(row), subject=subject_of(row), params=params, actor=actor)
 
     async def _edited(self, row: VolumeRow, body: EditVolume, if_match: int | None, actor: Actor) -> VolumeRow:
         # Of one that is being made there is nothing to tell yet: its first event says that it was created.

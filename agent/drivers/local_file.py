@@ -198,7 +198,8 @@ class LocalFile:
         raise refuse_verb(LOCAL_FILE, "initialization")
 
     def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> FileVolumes:
-        folder = _attached_folder(held_config(LocalFileConfig, target), space)
+        config = held_config(LocalFileConfig, target)
+        folder = _last_folder(config, space) if is_to_fence else _attached_folder(config, space)
         return FileVolumes(self._workers, folder, None, target, shown_as=str(folder))
 
     async def _resolve(
@@ -235,6 +236,11 @@ def _attached_folder(config: LocalFileConfig, space: Workspace) -> Path:
             FaultCode.CONVERGING, f"{config.root_dir} is not attached on this host yet", is_retryable=True
         )
     return Path(remembered["root_dir"])
+
+
+def _last_folder(config: LocalFileConfig, space: Workspace) -> Path:
+    """The folder that was resolved when it was attached, whether it is attached now or not."""
+    return Path(Memory(space.dir, _MEMORY).read().get("root_dir") or config.root_dir)
 
 
 def _is_attached(space: Workspace) -> bool:

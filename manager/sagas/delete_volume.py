@@ -27,7 +27,7 @@ from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
 from manager.store import attachments, events, volumes
 from manager.store.pool import Connection
 from manager.store.volumes import VolumeRow
-from manager.volume_place import Place, place_in, spec_in
+from manager.volume_place import Place, place_in, spec_in, volume_params
 from schemas.events import EventType
 from schemas.ids import new_id
 from schemas.problems import ProblemCode
@@ -194,16 +194,7 @@ def deletion_of_stray(place: Place, worker: str, *, found: FoundVolume, host_id:
 
 def deletion_params(row: VolumeRow, place: Place, worker: str | None, if_match: int | None) -> dict[str, Any]:
     """worker: id of the host that does it; None: only the row goes."""
-    return {
-        "volume_id": row.id,
-        "name": row.name,
-        "backend_id": place.backend_id,
-        "place": msgspec.to_builtins(place),
-        "spec": msgspec.to_builtins(row.spec),
-        "worker": worker,
-        "if_match": if_match,
-        "stray": None,
-    }
+    return {**volume_params(row, place, worker), "if_match": if_match, "stray": None}
 
 
 def stale(name: str, version: int, expected: int) -> Refused:

@@ -20,8 +20,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from manager.errors import Refused
 from manager.sagas import volume_moves as moves
 from manager.sagas.create_volume import refused
@@ -30,7 +28,7 @@ from manager.sagas.steps import Run, SagaDef, Step, StepFailed, TryAgain
 from manager.store import attachments, events, hosts, volumes
 from manager.store.pool import Connection
 from manager.store.volumes import VolumeRow
-from manager.volume_place import Place, place_in, spec_in
+from manager.volume_place import Place, place_in, spec_in, volume_params
 from schemas.events import EventType
 from schemas.faults import FaultCode
 from schemas.kinds import KINDS
@@ -230,17 +228,8 @@ def resize_params(
     row: VolumeRow, place: Place, worker: str, size_bytes: int, *, may_shrink: bool = False, if_match: int | None = None
 ) -> dict[str, Any]:
     """size_bytes: as the place rounds it; its own size: what an earlier resize has left is set right."""
-    return {
-        "volume_id": row.id,
-        "name": row.name,
-        "backend_id": place.backend_id,
-        "place": msgspec.to_builtins(place),
-        "spec": msgspec.to_builtins(row.spec),
-        "worker": worker,
-        "size_bytes": size_bytes,
-        "may_shrink": may_shrink,
-        "if_match": if_match,
-    }
+    asked = {"size_bytes": size_bytes, "may_shrink": may_shrink, "if_match": if_match}
+    return {**volume_params(row, place, worker), **asked}
 
 
 RESIZE_VOLUME = SagaDef(

@@ -59,5 +59,7 @@ async def give_back(
 
 
 async def prune(connection: Connection) -> None:
-    """Those that count no more are forgotten."""
-    await connection.execute("DELETE FROM lease WHERE until < now()")
+    """Those that count no more are forgotten: their time is over, or their host was revoked."""
+    await connection.execute(
+        "DELETE FROM lease WHERE until < now() OR host_id IN (SELECT id FROM host WHERE revoked_at IS NOT NULL)"
+    )

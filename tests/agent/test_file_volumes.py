@@ -1,6 +1,7 @@
 """Volumes as files, in real worker processes."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -412,6 +413,13 @@ async def test_volumes_of_a_local_folder_are_there_once_it_is_attached(workers: 
     with pytest.raises(AgentFault) as caught:
         driver.volumes(target, space)
     assert (caught.value.fault.code, caught.value.is_retryable) == (FaultCode.CONVERGING, True)
+    # Who has one open is ended all the same.
+    (tmp_path / "vms/volumes").mkdir(parents=True)
+    (tmp_path / "vms/volumes" / f"{LOCATOR}.raw").touch()
+    with holder(tmp_path / "vms/volumes" / f"{LOCATOR}.raw") as process:
+        await driver.volumes(target, space, is_to_fence=True).fence_off(RAW)
+        assert not runs(process.pid)
+    shutil.rmtree(tmp_path / "vms")
     await driver.attach(target, Credentials({}), space, establish=True)
     store = driver.volumes(target, space)
     await store.make(RAW, None)

@@ -239,6 +239,12 @@ async def test_host_that_fell_silent_in_an_attach_keeps_a_thin_pool_until_it_is_
     assert [row["until"] for row in await stowage.sql("SELECT until::text FROM lease")] == ["infinity"]
     done(await api("DELETE", "/v1/hosts/hv1"), 204)
     done(await attach(api, "web", "hv2"))
+    done(await api("POST", f"{VOLUMES}/web/detach"))
+
+    async def is_forgotten() -> bool:
+        return await stowage.sql("SELECT FROM lease") == []
+
+    await until(is_forgotten, "the lease of the host that is out for ever to be forgotten")
 
 
 async def test_host_that_fell_silent_after_a_return_to_a_snapshot_keeps_the_others_out(stowage: Fleet) -> None:

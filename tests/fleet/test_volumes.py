@@ -10,10 +10,10 @@ import pytest
 from manager import leftovers
 from manager.sagas import volume_moves
 from manager.sagas.catalog import SAGAS
-from schemas.agent_rpc import Failed, Ok
+from schemas.agent_rpc import Failed, Ok, Stale
 from schemas.bus import Message
 from schemas.faults import FaultCode, fault
-from schemas.volume_rpc import WorkReport
+from schemas.volume_rpc import Made, WorkReport
 from tests.fleet.fleet import Fleet, until
 from tests.fleet.impostor import in_the_place_of, verb_of
 from tests.fleet.volume_calls import (
@@ -385,3 +385,35 @@ async def test_resize_ends_with_the_one_size_or_the_other_and_others_bytes_in_ne
     is_done = what in ("answers", "silence at the end")
     assert over == ("succeeded" if is_done else "cancelled" if what == "cancel" else "failed")
     assert done(await api("GET", f"{VOLUMES}/web"))["size_bytes"] == (wanted if is_done else 8) * MIB
+
+
+async def test_host_that_has_heard_of_higher_fences_than_its_budget_allows_for_is_asked_once_more(
+    stowage: Fleet,
+) -> None:
+    """One that was away for longer than that learns of them when it comes back, just before the command."""
+    quick = dataclasses.replace(SAGAS["volume.create"], budget_s=0.0)
+    api = await two_hosts(stowage, host_silent_s=30.0, definitions={**SAGAS, "volume.create": quick})
+    await share(api, "fast")
+    stale = msgspec.json.encode(Stale(fence=10**6))
+    made = msgspec.json.encode(Ok(result=msgspec.Raw(msgspec.json.encode(Made(is_filled=True)))))
+
+    async def answer(message: Message) -> bytes | None:
+        if verb_of(message) != "make_volume":
+            return None
+        return stale if asked.heard.count("make_volume") == 1 else made
+
+    async with in_the_place_of(stowage, "hv1", answer) as asked:
+        done(await api("POST", VOLUMES, {"name": "web", "size_bytes": MIB, "backend": "fast", "host": "hv1"}), 201)
+        assert asked.heard.count("make_volume") == 2
+
+
+async def test_host_that_is_revoked_in_the_moment_of_an_attach_gets_nothing(stowage: Fleet) -> None:
+    """By the database's word, whatever this replica has heard."""
+    api = await two_hosts(stowage)
+    await share(api, "fast")
+    await volume(stowage, "web", "fast")
+    await stowage.sql("ALTER TABLE host DISABLE TRIGGER USER")
+    await stowage.sql("UPDATE host SET revoked_at = now() WHERE name = 'hv1'")
+    assert "hv1 was revoked" in refused(await attach(api, "web", "hv1"), 503, "no_agent")
+    assert done(await api("GET", f"{VOLUMES}/web"))["attachments"] == []
+    assert stowage.world.attached("hv1") == set()
