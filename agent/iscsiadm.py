@@ -33,7 +33,12 @@ _RECORD_TIMEOUT_S = 35.0
 _SESSION_EXISTS = 15
 _FATAL_LOGIN = 19
 _NOTHING_FOUND = 21
+_AUTH_FAILED = 24
 _AUTH = "node.session.auth."
+_OPEN_LIST = (
+    "Let the portal list its targets without CHAP (that of the targets stays), or write discovery.sendtargets.auth into"
+    " iscsid.conf on this host"
+)
 #: manual scan: only the LUN that was asked for becomes a disk here, not its neighbours.
 _SETTINGS = {
     "node.startup": "manual",
@@ -79,7 +84,11 @@ class Iscsi:
         self._rule = UdevRule(commands, udev_rules)
 
     async def discover(self, portal: Portal) -> tuple[Node, ...]:
-        """What the portal offers to this host's initiator; nothing is recorded."""
+        """What the portal offers to this host's initiator; nothing is recorded.
+
+        Without CHAP of ours: open-iscsi takes that of a discovery from iscsid.conf or from its record of the portal, which are
+        the operator's. Raises AgentFault, auth_failed for a portal that asks for it.
+        """
         # iscsiadm tries six times to connect: 18 s at a dead address, 5 s where nothing listens (lab, 2026-11-28).
         for check in await self._reach(portal.host, portal.port):
             if not check.is_ok and check.code is not None:
@@ -88,6 +97,9 @@ class Iscsi:
         result = await self._run(argv, _DISCOVER_TIMEOUT_S)
         if result.exit_code == _NOTHING_FOUND:
             return ()
+        if result.exit_code == _AUTH_FAILED:
+            raise AgentFault.of(FaultCode.AUTH_FAILED, f"portal {portal} wants CHAP before it lists its targets, which takes other credentials",
+                                _OPEN_LIST)  # fmt: skip
         if result.exit_code != 0:
             raise tool_fault(result)
         found = (_LISTED.fullmatch(line.strip()) for line in result.stdout.splitlines())

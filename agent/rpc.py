@@ -222,8 +222,9 @@ class CommandServer:
                 return None
             case ResealCredentials():
                 return Sealed(sealed=self._reseal(command))
-            case Discover(kind=kind, config=config):
-                return await self._host.discover(kind, config)
+            case Discover(backend_id=delivery, kind=kind, config=config, sealed=sealed):
+                credentials = self._deliveries.open(delivery, 1, sealed) if sealed else Credentials({})
+                return await self._host.discover(kind, config, credentials)
             case Inspect(target=target):
                 return await self._host.inspect(target)
             case Initialize(target=target, wwid=wwid, force=force):

@@ -147,7 +147,7 @@ TABLE: tuple[Row, ...] = (
     Row("showmount", None, r"Timed out|Port mapper failure|Unable to receive|No route to host|Connection refused|is unreachable",
         FaultCode.SERVER_UNREACHABLE),
     Row("smbclient", None, r"NT_STATUS_(LOGON_FAILURE|ACCESS_DENIED|ACCOUNT_DISABLED)", FaultCode.AUTH_FAILED,
-        "The server lists its shares to known users only; type the share's name"),
+        "The server lists its shares to known users only; give a user name and password, or type the share's name"),
     Row("smbclient", None, r"NT_STATUS_(NOT_FOUND|BAD_NETWORK_NAME|INVALID_PARAMETER)", FaultCode.NAME_NOT_RESOLVED),
     Row("smbclient", None, r"NT_STATUS_(CONNECTION_\w+|HOST_UNREACHABLE|NETWORK_UNREACHABLE|IO_TIMEOUT|UNSUCCESSFUL)", FaultCode.SERVER_UNREACHABLE),
 )  # fmt: skip

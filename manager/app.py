@@ -20,6 +20,8 @@ from manager.api.idempotency import Idempotency
 from manager.api.server import ApiRunner
 from manager.backends import Backends
 from manager.bus_auth import BusAuth
+from manager.capacity import Capacities
+from manager.changes import Changes
 from manager.config import Config
 from manager.drift import Drift
 from manager.errors import ConfigError
@@ -29,6 +31,7 @@ from manager.feed import Feed
 from manager.hosts import Hosts
 from manager.keys import Keys
 from manager.leftovers import Leftovers
+from manager.matrix import Matrices
 from manager.operations import Operations
 from manager.outbox import Relay, StreamSettings
 from manager.placement import Placement
@@ -39,6 +42,7 @@ from manager.revocations import Revocations
 from manager.sagas.catalog import SAGAS
 from manager.sagas.engine import Engine
 from manager.sagas.steps import SagaDef
+from manager.sessions import Sessions
 from manager.store import events as event_store
 from manager.store import hosts as host_store
 from manager.store.migrate import migrate, newest_version
@@ -135,6 +139,7 @@ async def running(
             agents,
             bus_auth,
             revocations,
+            vault,
             fleet_id=fleet_id,
             manager_key=keys.sealing.verify_key,
             nats_urls=config.agent_nats_urls or config.nats_urls,
@@ -155,9 +160,10 @@ async def running(
             replicas=config.event_stream_replicas,
         )
         relay = Relay(config.database_url, relay_bus, fleet_id, stream)
-        watch = Watch(pool, registry, relay, settle_s=config.host_silent_s)
+        watch = Watch(pool, registry, relay, settle_s=config.host_silent_s, stale_s=config.observation_stale_s)
         listener = UplinkListener(uplink, pool, registry, hosts, agents, vault, fleet_id=fleet_id)
         stack.push_async_callback(listener.stop)
+        changes = Changes(registry)
         feed = Feed(
             config.database_url,
             pool,
@@ -167,6 +173,7 @@ async def running(
             engine=engine,
             events=events,
             relay=relay,
+            changes=changes,
         )
 
         events_wait = _EventsWait(pool)
@@ -196,6 +203,7 @@ async def running(
             "relay": relay.run(),
             "sagas": engine.run(),
             "watch": watch.run(),
+            "changes": changes.run(),
             "leftovers": Leftovers(pool, engine, placement).run(),
             "revocations": revocations.run(),
         }
@@ -213,9 +221,13 @@ async def running(
                 evacuations=evacuations,
                 drift=drift,
                 hosts=hosts,
+                capacities=Capacities(pool, registry),
+                matrices=Matrices(registry),
+                changes=changes,
                 operations=operations,
                 events=events,
                 tokens=tokens,
+                sessions=Sessions(keys.mac, fleet_id=fleet_id, public_url=config.public_url),
                 idempotency=Idempotency(pool, keys.mac),
                 readiness=missing,
             )

@@ -19,6 +19,7 @@ from manager.operations import Operations, Pending
 from manager.probing import initializable
 from manager.registry import Registry, is_settled
 from manager.sagas.default import make_default
+from manager.sagas.delete_backend import removal_refusal
 from manager.sagas.edit_backend import check_narrowing, check_state
 from manager.sagas.engine import Engine
 from manager.store import backends as store
@@ -26,7 +27,7 @@ from manager.store import events, places
 from manager.store.backends import BackendRow
 from manager.store.hosts import HostRow
 from manager.store.pool import Connection, Pool, transaction
-from schemas.backends import Backend, BackendState, HostObservation
+from schemas.backends import Backend, BackendState, HostObservation, ProbeNote
 from schemas.credentials import Credentials
 from schemas.events import EventType
 from schemas.hosts import HostSelector
@@ -82,6 +83,13 @@ class Backends:
 
     def observations(self, ref: str) -> tuple[HostObservation, ...]:
         return self._registry.cells(self.get(ref).id)
+
+    def probes(self, ref: str, host_ref: str) -> tuple[ProbeNote, ...]:
+        """The last probes of the backend by that host, the newest first, as this replica heard them since its start."""
+        backend, host = self.get(ref), self._registry.find_host(host_ref)
+        if host is None:
+            raise Refused.because(ProblemCode.NOT_FOUND, f"there is no host {host_ref[:80]}")
+        return self._registry.probes(backend.id, host.id)
 
     # ---- adding
 
@@ -267,7 +275,7 @@ class Backends:
         return Removed(operation_id, done.result or {}) if done else Pending(operation_id)
 
     async def plan_removal(self, ref: str) -> dict[str, Any]:
-        """What a removal would do, and what blocks it."""
+        """What a removal would do, and what blocks it; `refusal` are the words in which it would be refused, or null."""
         backend = self.get(ref)
         async with self._pool.acquire() as connection:
             count, volumes = await store.live_volumes(connection, backend.id)
@@ -276,8 +284,10 @@ class Backends:
             blockers.append({"type": "default", "id": backend.id, "name": backend.name})
         row = self._registry.row(backend.id)
         hosts: Sequence[HostRow] = await self._holders_of(row) if row else ()
+        refusal = removal_refusal(row, count, volumes) if row else None
         return {
-            "is_allowed": not blockers,
+            "is_allowed": refusal is None,
+            "refusal": str(refusal) if refusal else None,
             "live_volumes": count,
             "blockers": blockers,
             "hosts": [

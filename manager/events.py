@@ -1,4 +1,4 @@
-"""Events as callers see them: pages of the audit log, and the live stream, both from the database's sealed chain."""
+"""Events as callers see them: pages of the audit log, the live stream, and whether the chain is whole, all from the database."""
 
 import asyncio
 import datetime as dt
@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from manager.operations import bad_cursor
 from manager.store import events as store
 from manager.store.pool import Pool
-from schemas.events import CloudEvent
+from manager.verification import Verification
+from schemas.events import ChainReport, CloudEvent
 
 #: Seconds between the stream's signs of life.
 KEEP_ALIVE_S = 15.0
@@ -23,6 +24,7 @@ class Events:
         self._fleet_id = fleet_id
         self._grown = asyncio.Condition()
         self._last = 0
+        self._verification = Verification(pool, fleet_id)
 
     async def page(
         self,
@@ -33,16 +35,18 @@ class Events:
         since: dt.datetime | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        is_newest_first: bool = False,
     ) -> tuple[list[CloudEvent], str | None]:
-        """(oldest first, those after the cursor, which is a sequence; the cursor of the next page or None)."""
+        """(those that follow on the cursor, which is a sequence, in that order; the cursor of the next page or None)."""
         if cursor is not None and not re.fullmatch(r"[0-9]{1,18}", cursor):
             raise bad_cursor()
         async with self._pool.acquire() as connection:
             found = await store.page(
                 connection,
                 self._fleet_id,
-                after=int(cursor or 0),
+                after=None if cursor is None else int(cursor),
                 limit=limit + 1,
+                is_newest_first=is_newest_first,
                 subject=subject,
                 type=type,
                 actor=actor,
@@ -52,18 +56,25 @@ class Events:
             return found, None
         return found[:limit], found[limit - 1].sequence
 
+    async def verified(self) -> ChainReport:
+        """Whether the audit log is what was sealed; a run for all who ask meanwhile."""
+        return await self._verification.report()
+
+    async def newest(self) -> int:
+        """The sequence of the last event; 0 before the first."""
+        async with self._pool.acquire() as connection:
+            return await store.last_sequence(connection)
+
     async def sealed(self, sequence: int) -> None:
         """The chain reaches up to `sequence` now."""
         async with self._grown:
             self._last = max(self._last, sequence)
             self._grown.notify_all()
 
-    async def subscribe(self, last_event_sequence: int | None) -> AsyncIterator[CloudEvent | None]:
-        """Every event after the given sequence (None: from now on), in order, without a hole; None is a sign of life."""
-        async with self._pool.acquire() as connection:
-            newest = await store.last_sequence(connection)
-        self._last = max(self._last, newest)
-        at = newest if last_event_sequence is None else last_event_sequence
+    async def subscribe(self, last_event_sequence: int) -> AsyncIterator[CloudEvent | None]:
+        """Every event after the given sequence, in order, without a hole; None is a sign of life."""
+        at = last_event_sequence
+        self._last = max(self._last, await self.newest())
         while True:
             async with self._pool.acquire() as connection:
                 found = await store.page(connection, self._fleet_id, after=at, limit=_PAGE)

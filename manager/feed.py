@@ -7,6 +7,7 @@ what was notified meanwhile is lost too.
 import asyncio
 import logging
 
+from manager.changes import Changes
 from manager.events import Events
 from manager.outbox import Relay
 from manager.registry import Registry
@@ -39,6 +40,7 @@ class Feed:
         engine: Engine,
         events: Events,
         relay: Relay,
+        changes: Changes,
     ) -> None:
         self._url = database_url
         self._pool = pool
@@ -48,6 +50,7 @@ class Feed:
         self._engine = engine
         self._events = events
         self._relay = relay
+        self._changes = changes
         self._backends: set[str] = set()
         self._is_hosts_due = False
         self._sealed = 0
@@ -80,6 +83,7 @@ class Feed:
             self._tokens.forget()
             await self._registry.load()
             self._relay.wake()
+            self._changes.resync()
             self.is_live = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_again(), name="feed reader")
@@ -107,6 +111,7 @@ class Feed:
                 return
             case "operation":
                 self._engine.changed(ident)
+                self._changes.operation_written(ident)
                 return
             case "outbox":
                 self._relay.wake()

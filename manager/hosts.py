@@ -20,14 +20,14 @@ from manager.store import attachments, events
 from manager.store import hosts as store
 from manager.store.hosts import HostRow
 from manager.store.pool import Connection, Pool, transaction
+from manager.vault import Vault
 from schemas import nkey
-from schemas.agent_rpc import Discover, Discovered, Discovery
+from schemas.agent_rpc import CredentialNonce, Discover, Discovered, Discovery, Nonce
 from schemas.events import EventType
 from schemas.hosts import EnrolReply, EnrolRequest, Host, enrol_message
 from schemas.ids import HostId, new_id
-from schemas.kinds import KINDS
 from schemas.problems import FieldError, ProblemCode
-from schemas.validation import validate_config
+from schemas.requests import DiscoverStorage
 from schemas.volumes import AttachmentState
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Hosts:
         agents: Agents,
         bus_auth: BusAuth,
         revocations: Revocations,
+        vault: Vault,
         *,
         fleet_id: str,
         manager_key: nacl.signing.VerifyKey,
@@ -71,6 +72,7 @@ class Hosts:
         self._agents = agents
         self._bus_auth = bus_auth
         self._revocations = revocations
+        self._vault = vault
         self._fleet_id = fleet_id
         self._manager_key = manager_key
         self._nats_urls = tuple(nats_urls)
@@ -181,15 +183,23 @@ class Hosts:
             )
         log.info("host revoked", extra={"host_id": host.id, "host": host.name})
 
-    async def discover(self, ref: str, kind: str, config: dict[str, object], actor: Actor) -> tuple[Discovered, ...]:
-        """What a server offers to that host."""
+    async def discover(self, ref: str, body: DiscoverStorage, actor: Actor) -> tuple[Discovered, ...]:
+        """What a server offers to that host, to whom the credentials log in where some are given. Nobody keeps these."""
         host = self.get(ref)
-        spec = KINDS[kind]
-        values, errors = validate_config(spec, config, is_partial=True)
-        if errors:
-            raise Refused.for_fields(errors)
-        command = Discover(**self._agents.head("", request_id=actor.request_id), kind=kind, config=values)
+        # Deliveries go by backend, and there is none: each question has an id of its own.
+        delivery = new_id() if body.credentials else ""
         try:
+            sealed = b""
+            if body.credentials:
+                asked = CredentialNonce(**self._agents.head(delivery, request_id=actor.request_id), version=1)
+                nonce = await self._agents.ask(host.id, asked, Nonce)
+                sealed = self._vault.seal(host.id, delivery, body.credentials, 1, nonce.nonce)
+            command = Discover(
+                **self._agents.head(delivery, request_id=actor.request_id),
+                kind=body.kind,
+                config=body.config,
+                sealed=sealed,
+            )
             found = await self._agents.ask(host.id, command, Discovery)
         except AgentError as error:
             raise refusal(error, host.name, f"{host.name} could not find out") from error

@@ -8,6 +8,7 @@ variable read in the same snapshot as the rows, so a reader never sees two, nor 
 import asyncio
 import datetime as dt
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
@@ -20,10 +21,22 @@ from manager.store.backends import BackendRow, Cell
 from manager.store.hosts import HostRow
 from manager.store.pool import Pool
 from schemas.agent_rpc import Observation
-from schemas.backends import Backend, BackendState, Capability, Health, HealthStatus, HostObservation, HostSummary
+from schemas.backends import (
+    Backend,
+    BackendState,
+    Capability,
+    Health,
+    HealthStatus,
+    HostObservation,
+    HostSummary,
+    ProbeNote,
+)
 from schemas.hosts import Host, HostState
 from schemas.kinds import KINDS
 from schemas.problems import ProblemCode
+
+#: Probes of one backend by one host that are remembered: enough to see whether it flaps, and 200 × 60 of them are some 15 MB.
+KEPT_PROBES = 6
 
 
 class Registry:
@@ -37,12 +50,14 @@ class Registry:
         self._by_name: dict[str, str] = {}
         self._volumes: dict[str, int] = {}
         self._cells: dict[str, dict[str, Cell]] = {}
+        self._probes: dict[str, dict[str, deque[ProbeNote]]] = {}
         self._default_id: str | None = None
         self._hosts: dict[str, HostRow] = {}
         self._alive_at: dict[str, float] = {}
         self._held: dict[str, dict[str, int]] = {}
         self._brought: dict[str, dict[str, int]] = {}
         self._online: set[str] = set()
+        self._turns: dict[str, int] = {}
         self._views: dict[str, Backend] = {}
         self._one_refresh = asyncio.Lock()
         self._watchers: list[Callable[[Iterable[str]], None]] = []
@@ -71,6 +86,22 @@ class Registry:
     def cells(self, backend_id: str) -> tuple[HostObservation, ...]:
         """One observation a chosen host, in the order of joining, as it is shown."""
         return tuple(_shown(cell) for cell in self._observations(self._rows[backend_id]))
+
+    def with_cells(self, backend_id: str) -> tuple[Backend, tuple[HostObservation, ...]] | None:
+        """The backend and its cells as of one moment; None when there is none. Their capacity is not for callers: see `cells`."""
+        row = self._rows.get(backend_id)
+        if row is None:
+            return None
+        cells = self._observations(row)
+        view = self._views[backend_id] = self._make_view(row, cells)
+        return view, cells
+
+    def default_id(self) -> str | None:
+        return self._default_id
+
+    def probes(self, backend_id: str, host_id: str) -> tuple[ProbeNote, ...]:
+        """What the host's last probes found, the newest first."""
+        return tuple(self._probes.get(backend_id, {}).get(host_id, ()))
 
     def holders(self, backend_id: str, version: int) -> list[str]:
         """Online hosts that hold this version of the backend's credentials, chosen for it or not."""
@@ -127,6 +158,10 @@ class Registry:
         """As of the last sweep, so that a backend's colour and its cells tell the same story."""
         return host_id in self._online
 
+    def turns(self, host_id: str) -> int:
+        """How often the host has come and gone here: of two looks that find it online, it tells whether it was away between."""
+        return self._turns.get(host_id, 0)
+
     def recorded_health(self, backend_id: str) -> tuple[BackendRow, health.Verdict] | None:
         """The row with the health it records, and the health that is seen now."""
         row = self._rows.get(backend_id)
@@ -154,6 +189,7 @@ class Registry:
             for backend_id in gone:
                 self._rows.pop(backend_id, None)
                 self._cells.pop(backend_id, None)
+                self._probes.pop(backend_id, None)
                 self._volumes.pop(backend_id, None)
                 self._brought.pop(backend_id, None)
             self._rows.update(rows)
@@ -178,6 +214,8 @@ class Registry:
                 self._held.pop(host.id, None)
                 for cells in self._cells.values():
                     cells.pop(host.id, None)
+                for probes in self._probes.values():
+                    probes.pop(host.id, None)
         self._views.clear()
         self._tell(list(self._rows))
 
@@ -266,6 +304,7 @@ class Registry:
 
     def _touch_host(self, host_id: str) -> None:
         host = self._hosts[host_id]
+        self._turns[host_id] = self.turns(host_id) + 1
         ids = [row.id for row in self._rows.values() if row.selector.matches(host.name, host.labels)]
         for backend_id in ids:
             self._views.pop(backend_id, None)
@@ -274,8 +313,12 @@ class Registry:
     def _keep_newer(self, cell: Cell) -> None:
         cells = self._cells.setdefault(cell.backend_id, {})
         have = cells.get(cell.host_id)
-        if have is None or cell.is_newer_than(have):
-            cells[cell.host_id] = cell
+        if have is not None and not cell.is_newer_than(have):
+            return
+        cells[cell.host_id] = cell
+        notes = self._probes.setdefault(cell.backend_id, {}).setdefault(cell.host_id, deque(maxlen=KEPT_PROBES))
+        if cell.observed_at is not None and (not notes or notes[0].observed_at != cell.observed_at):
+            notes.appendleft(_note(cell, cell.observed_at))
 
     def _seen(self, host: HostRow, backend_id: str) -> health.Seen:
         cell = self._cells.get(backend_id, {}).get(host.id)
@@ -300,11 +343,11 @@ class Registry:
     def _view(self, backend_id: str) -> Backend:
         view = self._views.get(backend_id)
         if view is None:
-            view = self._views[backend_id] = self._make_view(self._rows[backend_id])
+            row = self._rows[backend_id]
+            view = self._views[backend_id] = self._make_view(row, self._observations(row))
         return view
 
-    def _make_view(self, row: BackendRow) -> Backend:
-        cells = self._observations(row)
+    def _make_view(self, row: BackendRow, cells: tuple[HostObservation, ...]) -> Backend:
         verdict = health.derive(cells)
         # A row of a kind that only a newer manager knows is shown as far as it goes.
         spec = KINDS.get(row.kind)
@@ -358,6 +401,17 @@ class Registry:
             joined_at=row.joined_at,
             last_seen_at=last_seen,
         )
+
+
+def _note(cell: Cell, observed_at: dt.datetime) -> ProbeNote:
+    return ProbeNote(
+        observed_at=observed_at,
+        status=cell.status,
+        code=cell.code,
+        detail=cell.detail,
+        remedy=cell.remedy,
+        latency_ms=cell.latency_ms,
+    )
 
 
 def _shown(cell: HostObservation) -> HostObservation:

@@ -1,5 +1,6 @@
 """API tokens: made, shown once, recognised from memory, revoked within a second on every replica."""
 
+import asyncio
 import datetime as dt
 import hashlib
 import hmac
@@ -67,6 +68,8 @@ class Tokens:
         self._remembered: dict[str, _Remembered] = {}
         #: Grows with every forget, so that a row read before it is not remembered after it.
         self._epoch = 0
+        #: Of the next forget.
+        self._forgotten = asyncio.Event()
 
     async def authenticate(self, text: str, request_id: str) -> Actor | None:
         """Who holds this token; None for a wrong, revoked or expired one."""
@@ -80,17 +83,31 @@ class Tokens:
             or not _is_live(found.row)
         ):
             return None
-        await self._touch(found)
-        return Actor(name=f"token:{found.row.name}", request_id=request_id, role=found.row.role, token_id=found.row.id)
+        return await self._entered(found, request_id)
+
+    async def holder(self, token_id: str, request_id: str) -> Actor | None:
+        """Who holds the token of this id, for one who has shown it before (sessions.py); None for a revoked or expired one."""
+        found = await self._recall(token_id)
+        return None if found is None or not _is_live(found.row) else await self._entered(found, request_id)
 
     async def is_live(self, token_id: str) -> bool:
         """Whether the token still opens the door; asked again and again by whoever keeps a connection open."""
         found = await self._recall(token_id)
         return found is not None and _is_live(found.row)
 
+    async def ended(self, token_id: str) -> None:
+        """Returns when the token is revoked; its expiry is a matter of the clock, which the caller has too."""
+        while True:
+            forgotten = self._forgotten
+            if not await self.is_live(token_id):
+                return
+            await forgotten.wait()
+
     def forget(self, token_id: str | None = None) -> None:
         """The token (None: every token) is read anew at its next use."""
         self._epoch += 1
+        self._forgotten.set()
+        self._forgotten = asyncio.Event()
         if token_id is None:
             self._remembered.clear()
         else:
@@ -199,6 +216,17 @@ class Tokens:
         if epoch == self._epoch:
             self._remembered[token_id] = fresh
         return fresh
+
+    async def _entered(self, found: _Remembered, request_id: str) -> Actor:
+        await self._touch(found)
+        row = found.row
+        return Actor(
+            name=f"token:{row.name}",
+            request_id=request_id,
+            role=row.role,
+            token_id=row.id,
+            expires_at=row.expires_at,
+        )
 
     async def _touch(self, found: _Remembered) -> None:
         now = time.monotonic()

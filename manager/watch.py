@@ -1,4 +1,4 @@
-"""The leader's watch: a turn of a backend's health becomes one event, and hosts' last signs of life are kept.
+"""The leader's watch: a turn of a backend's health becomes one event, and hosts' last signs of life and backends' capacities are kept.
 
 Every replica derives health from the same reports; the leader alone records a turn, with a guarded
 update, so that several who think themselves leader still make one event.
@@ -6,6 +6,7 @@ update, so that several who think themselves leader still make one event.
 
 import asyncio
 import contextlib
+import datetime as dt
 import logging
 import math
 import time
@@ -18,10 +19,10 @@ from manager.outbox import Relay
 from manager.pace import Pace
 from manager.registry import Registry
 from manager.store import backends as store
-from manager.store import events, hosts, operations
+from manager.store import capacity, events, hosts, operations
 from manager.store.backends import BackendRow
 from manager.store.pool import DATABASE_AWAY, Pool, transaction
-from schemas.backends import BackendState, HealthStatus
+from schemas.backends import BackendState, Capacity, HealthStatus
 from schemas.events import EventType
 from schemas.faults import FaultCode
 
@@ -41,18 +42,23 @@ TOUCH_S = 30.0
 
 
 class Watch:
-    """`run` sweeps the registry, records turns of health and touches hosts.
+    """`run` sweeps the registry, records turns of health, touches hosts and samples capacities.
 
-    settle_s: seconds after the start in which silence is no news, for nobody has had the time to speak.
+    settle_s: seconds after the start in which silence is no news, for nobody has had the time to speak. stale_s: seconds after
+    which an observation is too old to be a sample.
     """
 
-    def __init__(self, pool: Pool, registry: Registry, relay: Relay, *, settle_s: float) -> None:
+    def __init__(self, pool: Pool, registry: Registry, relay: Relay, *, settle_s: float, stale_s: float) -> None:
         self._pool = pool
         self._registry = registry
         self._relay = relay
         self._settled_at = time.monotonic() + settle_s
+        self._stale_s = stale_s
         self._touched_at = time.monotonic()
         self._pruned_at = -math.inf
+        #: The slot that is being sampled, and the backends of which it has a sample.
+        self._slot = 0
+        self._sampled: set[str] = set()
         self._pace = Pace(burst=TURNS_AT_ONCE, per_s=1 / TURN_EVERY_S, most_keys=MOST_BACKENDS)
         self._due: set[str] = set()
         self._wake = asyncio.Event()
@@ -61,6 +67,7 @@ class Watch:
     async def run(self) -> None:
         swept_at = 0.0
         while True:
+            has_swept = False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_S):
                     await self._wake.wait()
@@ -68,6 +75,7 @@ class Watch:
             # By the clock, not by the time-out: hosts that report all the time must not keep a silent one online.
             if time.monotonic() - swept_at >= SWEEP_S:
                 swept_at = time.monotonic()
+                has_swept = True
                 self._registry.sweep()
                 self._due |= set(self._registry.backend_ids())
             due, self._due = self._due, set()
@@ -78,6 +86,8 @@ class Watch:
                     await self._record_alone(backend_id)
                 await self._touch_hosts()
                 await self._prune()
+                if has_swept:
+                    await self._sample()
             except DATABASE_AWAY as error:
                 log.warning("health was not recorded", extra={"error": repr(error)})
 
@@ -149,6 +159,26 @@ class Watch:
         async with self._pool.acquire() as connection:
             await operations.prune(connection)
             await store.prune(connection)
+            await capacity.prune(connection)
+
+    async def _sample(self) -> None:
+        """Each backend's capacity is kept once a slot, as soon in it as there is a fresh one."""
+        slot = int(time.time()) // capacity.SLOT_S
+        if slot != self._slot:
+            self._slot = slot
+            self._sampled.clear()
+        seen: dict[str, Capacity] = {}
+        oldest = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=self._stale_s)
+        for backend_id in self._registry.backend_ids():
+            if backend_id in self._sampled:
+                continue
+            backend = self._registry.find(backend_id)
+            if backend is not None and backend.capacity is not None and backend.capacity.observed_at >= oldest:
+                seen[backend_id] = backend.capacity
+        if seen:
+            async with self._pool.acquire() as connection:
+                await capacity.insert(connection, slot, seen)
+            self._sampled |= seen.keys()
 
     async def _touch_hosts(self) -> None:
         if time.monotonic() - self._touched_at < TOUCH_S:

@@ -87,11 +87,16 @@ class ResealCredentials(Command, frozen=True, kw_only=True, tag="reseal_credenti
     nonce: bytes
 
 
-class Discover(Command, frozen=True, kw_only=True, tag="discover"):
-    """What a server offers to this host. backend_id is empty, config may be partial. Result: Discovery."""
+class Discover(Command, frozen=True, kw_only=True, tag="discover", omit_defaults=True):
+    """What a server offers to this host. config may be partial. Result: Discovery.
+
+    sealed credentials travel in the command itself (nonce first, version 1, under a backend_id made for this one question, which
+    is empty without them). Absent where there are none: an older agent, which refuses the field, still answers the others.
+    """
 
     kind: str
     config: dict[str, Any]
+    sealed: bytes = b""
 
 
 class Inspect(Command, frozen=True, kw_only=True, tag="inspect"):

@@ -1,4 +1,4 @@
-"""What the API shows of a backend: its row, its health, its capacity, and each host's observation."""
+"""What the API shows of a backend: its row, its health, its capacity, each host's observation; the matrix of all, and what changed in it."""
 
 import datetime as dt
 import enum
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from schemas.faults import FaultCode
-from schemas.hosts import HostSelector
+from schemas.hosts import Host, HostSelector, HostState
 
 
 class BackendState(enum.StrEnum):
@@ -71,6 +71,17 @@ class HostObservation(msgspec.Struct, frozen=True, kw_only=True):
     observed_generation: int | None = None
 
 
+class ProbeNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What one probe of a backend by one host found."""
+
+    observed_at: dt.datetime
+    status: HealthStatus
+    code: FaultCode | None
+    detail: str | None
+    remedy: str | None
+    latency_ms: float | None
+
+
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str
@@ -90,3 +101,54 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     created_at: dt.datetime
     updated_at: dt.datetime
+
+
+class MatrixCell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a small square can show of an observation."""
+
+    status: HealthStatus
+    code: FaultCode | None = None
+    detail: str | None = None
+    latency_ms: float | None = None
+
+
+class MatrixHost(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    state: HostState
+
+
+class MatrixRow(msgspec.Struct, frozen=True, kw_only=True):
+    """cells: one a host, in the order of the hosts; None: the backend is not for it."""
+
+    backend_id: str
+    backend: str
+    cells: tuple[MatrixCell | None, ...]
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True):
+    """hosts: the live ones, in the order of joining. rows: every backend, oldest first."""
+
+    hosts: tuple[MatrixHost, ...]
+    rows: tuple[MatrixRow, ...]
+
+
+class CellChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A cell as it is now. status None: the backend is for this host no longer."""
+
+    backend_id: str
+    host_id: str
+    status: HealthStatus | None
+    code: FaultCode | None = None
+    detail: str | None = None
+    latency_ms: float | None = None
+
+
+class ChangeSet(msgspec.Struct, frozen=True, kw_only=True):
+    """What looks different now: backends and hosts whole, cells, ids of backends that are gone and of operations that were written."""
+
+    backends: tuple[Backend, ...] = ()
+    gone: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    cells: tuple[CellChange, ...] = ()
+    operations: tuple[str, ...] = ()

@@ -57,6 +57,18 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """is_intact: all of the log was read, and is as it was sealed. events: how many were found good, from the first on.
+
+    first_broken: the sequence of the first that is altered or missing. is_complete: the time was enough.
+    """
+
+    is_intact: bool
+    events: int
+    first_broken: str | None
+    is_complete: bool
+
+
 def chain_hash(event: CloudEvent) -> str:
     """SHA-256 (hex) of the event's JSON with sorted keys, no blanks, and without the field `hash`."""
     plain = msgspec.to_builtins(event)

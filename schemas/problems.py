@@ -59,7 +59,7 @@ TITLES: dict[ProblemCode, str] = {
     ProblemCode.MALFORMED_BODY: "The request could not be read",
     ProblemCode.INVALID_FIELD: "Some fields are not valid",
     ProblemCode.UNAUTHORIZED: "A valid token is needed",
-    ProblemCode.FORBIDDEN: "The token's role does not allow this",
+    ProblemCode.FORBIDDEN: "This is not allowed",
     ProblemCode.NOT_FOUND: "There is no such thing",
     ProblemCode.NAME_TAKEN: "The name is taken",
     ProblemCode.BACKEND_IN_USE: "The backend is in use",

@@ -85,8 +85,11 @@ class CreateJoinToken:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscoverStorage:
+    """config and credentials may be partial; what is given fits the kind."""
+
     kind: str
     config: dict[str, Any]
+    credentials: Credentials = field(default_factory=lambda: Credentials({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,11 @@ def decode_discover_storage(raw: bytes) -> DiscoverStorage:
     body = Fields(parse_object(raw))
     spec = body.take("kind", _kind, None, is_required=True)
     config = body.take("config", json_object, None, is_required=True)
+    given = body.take("credentials", object_or_null, dict[str, Any]())
+    credentials = Credentials({})
+    if spec is not None:
+        credentials, errors = validate_credentials(spec, given, is_partial=True)
+        body.errors += errors
     if spec is not None and config is not None:
         config, errors = validate_config(spec, config, is_partial=True)
         body.errors += errors
@@ -175,7 +183,7 @@ def decode_discover_storage(raw: bytes) -> DiscoverStorage:
     body.finish()
     assert spec is not None, "required, so finish() has raised"
     assert config is not None, "required, so finish() has raised"
-    return DiscoverStorage(kind=spec.kind, config=config)
+    return DiscoverStorage(kind=spec.kind, config=config, credentials=credentials)
 
 
 def decode_create_token(raw: bytes) -> CreateToken:

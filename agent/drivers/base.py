@@ -134,8 +134,12 @@ class Driver(Protocol):
         """Preflight's questions before any mount: tools present, name resolved, port answering."""
         ...
 
-    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
-        """What the server named in the partial config offers to this host. Kinds that cannot tell raise kind_unsupported."""
+    async def discover(
+        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+    ) -> tuple[Discovered, ...]:
+        """What the server named in the partial config offers to this host, or to whom the credentials log in, which may be partial
+        too. Kinds that cannot tell raise kind_unsupported. run_dir: as of a Workspace.
+        """
         ...
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:

@@ -179,7 +179,9 @@ class LocalFile:
             ),
         )
 
-    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
+    async def discover(
+        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+    ) -> tuple[Discovered, ...]:
         raise refuse_verb(LOCAL_FILE, "discovery")
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:

@@ -10,6 +10,7 @@ are mandatory, so those that a hypervisor takes on its disk would keep every oth
 
 import platform
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +23,7 @@ from agent.errors import SYMPTOMS, AgentFault
 from agent.file_volumes import FileVolumes
 from agent.mounted_folders import MountedFolders, Place
 from agent.mounts import ALWAYS, MountPlan, Mounts, SecretFile
+from agent.private_files import remove, write_private
 from agent.probes import PROBE_TIMEOUT_S
 from agent.reach import bare_host, is_ipv6, server_checks, tool_check
 from agent.tool_faults import tool_fault
@@ -34,6 +36,7 @@ from schemas.kinds import SMB, SmbConfig
 _PORT = 445
 #: smbclient is slow to start (5 to 12 s on an emulated host; lab, 2026-11-23).
 _DISCOVER_TIMEOUT_S = 25.0
+_WRONG_ACCOUNT = "Check the user name, password and domain and give the right ones, or type the share's name"
 #: The kernel that knows closetimeo=, and any newer one.
 _KERNEL_WITH_CLOSETIMEO = (6, 1)
 _VERSIONS = {"2.0": "2.0", "2.1": "2.1", "3": "3", "3.0": "3.0", "3.11": "3.1.1"}
@@ -105,24 +108,37 @@ class Smb:
         )
         return (tool, *await server_checks(config.server, port))
 
-    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
-        """The shares that the server lists to a guest."""
+    async def discover(
+        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+    ) -> tuple[Discovered, ...]:
+        """The shares that the server lists to the account, or to a guest."""
         server = decode_partial(SMB, config, "server")
         name, address = _unc_host(server)
+        secret = run_dir / f"{secrets.token_hex(8)}.discover.smb" if credentials else None
         argv = [
             "smbclient",
             "--grepable",
-            "--no-pass",
+            f"--authentication-file={secret}" if secret else "--no-pass",
             *(["--ip-address", address] if address else []),
             "--list",
             f"//{name}",
         ]
-        result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
+        content = _authentication_file(credentials) if secret else b""
+        try:
+            if secret:
+                write_private(secret, content)
+            result = await self._commands.run(argv, timeout_s=_DISCOVER_TIMEOUT_S)
+        finally:
+            if secret:
+                remove(secret)
         # "Disk|NAME|COMMENT"; after the list smbclient may fail at the old browse protocol, which does not matter.
         rows = [line.split("|", 2) for line in result.stdout.splitlines() if line.startswith("Disk|")]
         if result.exit_code != 0 and not rows:
             # What a server refuses smbclient says on its standard output, among what it lists.
-            raise tool_fault(replace(result, stderr=f"{result.stderr}{result.stdout}"))
+            failure = tool_fault(replace(result, stderr=f"{result.stderr}{result.stdout}"), credentials)
+            if secret and failure.fault.code is FaultCode.AUTH_FAILED:
+                raise AgentFault.of(FaultCode.AUTH_FAILED, failure.fault.detail, _WRONG_ACCOUNT)
+            raise failure
         return tuple(
             Discovered(title=row[1] if len(row) < 3 or not row[2] else f"{row[1]} ({row[2]})", config={"share": row[1]})
             for row in rows
@@ -240,3 +256,21 @@ def _secret_file(path: Path, target: Target, credentials: Credentials) -> Secret
     if fields.get("domain"):
         lines.append(f"domain={fields['domain']}")
     return SecretFile(path=path, credentials=credentials, content=("\n".join(lines) + "\n").encode())
+
+
+def _authentication_file(credentials: Credentials) -> bytes:
+    """What smbclient(1) reads by -A. Raises AgentFault: needs_credentials, or auth_failed for what it can't be told.
+
+    Samba takes a value to the line's end, but for the blanks before it: a password that begins with one is refused by the server
+    (smbclient 4.17.12, 2026-11-29).
+    """
+    fields = credentials.reveal()
+    if not fields.get("username") or not fields.get("password"):
+        raise AgentFault.of(FaultCode.NEEDS_CREDENTIALS, "to list shares by an account takes its user name and its password",
+                            "Give both, or neither to look as a guest")  # fmt: skip
+    for name, value in fields.items():
+        if any(char in value for char in "\n\r\0") or value[:1] in (" ", "\t"):
+            raise AgentFault.of(FaultCode.AUTH_FAILED, f"the {name} begins with a blank or has a line break, which smbclient cannot take",
+                                "Type the share's name, or choose another password")  # fmt: skip
+    words = [f"{name} = {fields[name]}" for name in ("username", "password", "domain") if fields.get(name)]
+    return ("\n".join(words) + "\n").encode()

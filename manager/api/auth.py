@@ -1,13 +1,18 @@
-"""Who asks, and whether it may: bearer tokens, a least role a route, a limit on wrong tokens."""
+"""Who asks, and whether it may: bearer tokens, sessions by cookie, a least role a route, a limit on wrong tokens."""
+
+import dataclasses
+import datetime as dt
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from manager.actor import Actor, Role
 from manager.api.decoding import refuse_unknown_query
-from manager.api.keys import ACCESS, ACTOR, QUERIES, REQUEST_ID, TOKENS
+from manager.api.keys import ACCESS, ACTOR, QUERIES, REQUEST_ID, SESSIONS, TOKENS
+from manager.api.origins import refuse_other_origins
 from manager.errors import ManagerError, Refused
 from manager.pace import Pace
+from manager.sessions import Worthless
 from schemas.problems import ProblemCode
 
 _RANK = {Role.VIEWER: 0, Role.OPERATOR: 1, Role.ADMIN: 2}
@@ -19,6 +24,9 @@ FAILURE_BURST = 60
 FAILURES_PER_S = 1.0
 
 FAILURES: web.AppKey[Pace] = web.AppKey("failures", Pace)
+_COUNTED: web.RequestKey[bool] = web.RequestKey("counted", bool)
+
+_SAFE_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD)
 
 
 @web.middleware
@@ -30,10 +38,10 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         try:
             return await handler(request)
         except ManagerError as error:
-            if error.problem.code is ProblemCode.UNAUTHORIZED:  # a wrong join token
+            if error.problem.code is ProblemCode.UNAUTHORIZED:  # a wrong join token, or a wrong one at the sign-in
                 _count_failure(request)
             raise
-    actor = request[ACTOR] = await _actor(request)
+    actor = request[ACTOR] = await actor_of(request)
     if _RANK[actor.role] < _RANK[needed]:
         raise Refused.because(ProblemCode.FORBIDDEN, f"this takes the role {needed}; the token's is {actor.role}")
     if not request.path.isprintable():
@@ -49,10 +57,11 @@ def _check_query(request: web.Request) -> None:
         refuse_unknown_query(request, known)
 
 
-async def _actor(request: web.Request) -> Actor:
+async def actor_of(request: web.Request) -> Actor:
+    """Who asks. Raises Refused: unauthorized; forbidden for a change that comes by cookie from another page."""
     headers = request.headers.getall(hdrs.AUTHORIZATION, [])
     if not headers:
-        raise Refused.because(ProblemCode.UNAUTHORIZED, "send a token: Authorization: Bearer stw_…")
+        return await _actor_by_cookie(request)
     scheme, _, text = headers[0].partition(" ")
     actor = None
     if len(headers) == 1 and scheme.lower() == "bearer":
@@ -63,7 +72,37 @@ async def _actor(request: web.Request) -> Actor:
     return actor
 
 
+async def _actor_by_cookie(request: web.Request) -> Actor:
+    """Who signed in. A browser sends the cookie by itself, so what changes something must come from our own page."""
+    sessions = request.app[SESSIONS]
+    tickets = _cookies(request, sessions.cookie_name)
+    if not tickets:
+        raise Refused.because(ProblemCode.UNAUTHORIZED, "send a token: Authorization: Bearer stw_…")
+    # Of two, one is somebody else's: set from a neighbouring name or a deeper path, to have the user work as another.
+    ticket = sessions.read(tickets[0], dt.datetime.now(dt.UTC)) if len(tickets) == 1 else Worthless.FORGED
+    if ticket is Worthless.FORGED:
+        _count_failure(request)
+    if isinstance(ticket, Worthless):
+        raise Refused.because(ProblemCode.UNAUTHORIZED, "the session is not valid or over; sign in again")
+    actor = await request.app[TOKENS].holder(ticket.token_id, request[REQUEST_ID])
+    if actor is None:
+        raise Refused.because(ProblemCode.UNAUTHORIZED, "the session's token is revoked or expired; sign in again")
+    if request.method not in _SAFE_METHODS:
+        refuse_other_origins(request, is_origin_needed=True)
+    return dataclasses.replace(actor, expires_at=ticket.expires_at)
+
+
+def _cookies(request: web.Request, name: str) -> list[str]:
+    """Every value that came under the name. aiohttp's own reading would show one of two."""
+    pairs = [pair.strip() for header in request.headers.getall(hdrs.COOKIE, []) for pair in header.split(";")]
+    return [value for key, equals, value in (pair.partition("=") for pair in pairs) if equals and key.strip() == name]
+
+
 def _count_failure(request: web.Request) -> None:
+    """Once a request, wherever in it the failure is seen."""
+    if _COUNTED in request:
+        return
+    request[_COUNTED] = True
     retry_after_s = request.app[FAILURES].take(request.remote or "")
     if retry_after_s is not None:
         raise Refused.because(

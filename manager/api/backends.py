@@ -71,6 +71,11 @@ async def show_hosts_of_backend(request: web.Request) -> web.Response:
     return json_response({"hosts": request.app[BACKENDS].observations(request.match_info["ref"])})
 
 
+async def list_probes(request: web.Request) -> web.Response:
+    ref, host = request.match_info["ref"], request.match_info["host"]
+    return json_response({"items": request.app[BACKENDS].probes(ref, host)})
+
+
 async def probe_backend(request: web.Request) -> web.Response:
     await decoding.no_body(request)
     return json_response({"hosts": await request.app[PROBING].probe(request.match_info["ref"], request[ACTOR])})

@@ -1,17 +1,17 @@
-"""/v1/events and its stream: server-sent events that begin where the client says it stopped."""
+"""/v1/events, its verification and its stream: server-sent events that begin where the client says it stopped, with live changes for a page."""
 
 import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 from aiohttp import hdrs, web
 
 from manager.api import decoding
-from manager.api.encoding import page_response
-from manager.api.keys import ACTOR, EVENTS, TOKENS
+from manager.api.encoding import json_response, page_response
+from manager.api.keys import ACTOR, CHANGES, EVENTS, TOKENS
 from schemas.events import CloudEvent, EventType
 from schemas.fields import InvalidFields
 from schemas.problems import FieldError
@@ -26,34 +26,59 @@ STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams")
 
 
 async def list_events(request: web.Request) -> web.Response:
-    """The oldest first."""
+    """The oldest first, unless the newest are asked for. A cursor is of its order."""
     found = decoding.query(request)
+    is_newest_first = decoding.one_of(found, "order", ("asc", "desc")) == "desc"
+    of = "events_desc" if is_newest_first else "events"
     items, place = await request.app[EVENTS].page(
         subject=decoding.one(found, "subject"),
         type=decoding.one_of(found, "type", list(EventType)),
         actor=decoding.one(found, "actor"),
         since=decoding.moment(found, "since"),
         limit=decoding.limit(found),
-        cursor=decoding.cursor(found, "events"),
+        cursor=decoding.cursor(found, of),
+        is_newest_first=is_newest_first,
     )
-    return page_response(items, decoding.opaque("events", place))
+    return page_response(items, decoding.opaque(of, place))
+
+
+async def verify_events(request: web.Request) -> web.Response:
+    """It costs: all of the log is read. Who asks while somebody else does gets the same answer."""
+    return json_response(await request.app[EVENTS].verified())
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
-    """Events as they are sealed. `id` is the sequence; a token that is revoked or expires ends the stream."""
+    """Events as they are sealed. `id` is the sequence; a token that is revoked or expires ends the stream, and so does the end of a session.
+
+    changes=true: also what looks different now. Who has the headers may read the lists: all that happens after is told.
+    """
+    has_changes = decoding.flag(decoding.query(request), "changes")
     last = _last_event_sequence(request)
+    if last is None:
+        last = await request.app[EVENTS].newest()
+    async with contextlib.AsyncExitStack() as stack:
+        queue = await stack.enter_async_context(request.app[CHANGES].subscribed()) if has_changes else None
+        return await _stream(request, last, queue)
+
+
+async def _stream(request: web.Request, last: int, queue: asyncio.Queue[bytes] | None) -> web.StreamResponse:
     response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"})
     await response.prepare(request)
     # A task of its own, for it is what a stop cancels; the handler then ends in good order.
-    task = asyncio.create_task(_pump(request, response, last), name="event stream")
+    task = asyncio.create_task(_pump(request, response, last, queue), name="event stream")
+    ended = asyncio.create_task(request.app[TOKENS].ended(request[ACTOR].token_id), name="token of an event stream")
     streams = request.app[STREAMS]
     streams.add(task)
     try:
-        await asyncio.wait((task,))
+        await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and ended.exception() is not None:
+            # The database was away when it was asked; before each frame it is asked again.
+            await asyncio.wait((task,))
     finally:
         task.cancel()
+        ended.cancel()
         streams.discard(task)
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
         # The answer has begun, so there is nobody to tell; the client comes back with its Last-Event-ID.
         log.error("event stream failed", exc_info=error)
     return response
@@ -65,22 +90,58 @@ async def end_streams(app: web.Application) -> None:
         task.cancel()
 
 
-async def _pump(request: web.Request, response: web.StreamResponse, last: int | None) -> None:
-    events, tokens, token_id = request.app[EVENTS], request.app[TOKENS], request[ACTOR].token_id
+async def _pump(
+    request: web.Request, response: web.StreamResponse, last: int, queue: asyncio.Queue[bytes] | None
+) -> None:
+    events, tokens, actor = request.app[EVENTS], request.app[TOKENS], request[ACTOR]
     stream = events.subscribe(last)
+    frames = _audit_frames(stream) if queue is None else _either(_audit_frames(stream), queue)
     try:
         # Headers and this go out at once, so that the client knows that it is connected.
         await _send(response, b"retry: 2000\n\n")
-        async for event in stream:
-            if not await tokens.is_live(token_id):
+        async for frame in frames:
+            if actor.is_expired or not await tokens.is_live(actor.token_id):
                 return
-            await _send(response, b": ping\n\n" if event is None else _frame(event))
+            await _send(response, frame)
     except (ConnectionError, TimeoutError):
         return  # the client has left, or reads no more
     finally:
-        if isinstance(stream, AsyncGenerator):
-            with contextlib.suppress(ConnectionError):
-                await stream.aclose()
+        for each in (frames, stream):
+            if isinstance(each, AsyncGenerator):
+                with contextlib.suppress(ConnectionError):
+                    await each.aclose()
+
+
+async def _audit_frames(stream: AsyncIterator[CloudEvent | None]) -> AsyncGenerator[bytes]:
+    async for event in stream:
+        yield b": ping\n\n" if event is None else _frame(event)
+
+
+async def _either(audit: AsyncGenerator[bytes], queue: asyncio.Queue[bytes]) -> AsyncGenerator[bytes]:
+    """The frames of both as they come, until the first of them ends."""
+
+    async def next_event() -> bytes | None:
+        return await anext(audit, None)
+
+    event = asyncio.create_task(next_event(), name="next event")
+    change = asyncio.create_task(queue.get(), name="next change")
+    try:
+        while True:
+            await asyncio.wait((event, change), return_when=asyncio.FIRST_COMPLETED)
+            if event.done():
+                frame = event.result()
+                if frame is None:
+                    return
+                yield frame
+                event = asyncio.create_task(next_event(), name="next event")
+            if change.done():
+                yield change.result()
+                change = asyncio.create_task(queue.get(), name="next change")
+    finally:
+        for task in (event, change):
+            task.cancel()
+        await asyncio.gather(event, change, return_exceptions=True)
+        await audit.aclose()
 
 
 async def _send(response: web.StreamResponse, frame: bytes) -> None:

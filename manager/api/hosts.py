@@ -52,5 +52,5 @@ async def revoke_host(request: web.Request) -> web.Response:
 
 async def discover(request: web.Request) -> web.Response:
     body = decode_discover_storage(await decoding.read_body(request))
-    found = await request.app[HOSTS].discover(request.match_info["ref"], body.kind, body.config, request[ACTOR])
+    found = await request.app[HOSTS].discover(request.match_info["ref"], body, request[ACTOR])
     return json_response({"items": found})

@@ -7,12 +7,16 @@ from aiohttp import web
 
 from manager.actor import Actor, Role
 from manager.backends import Backends
+from manager.capacity import Capacities
+from manager.changes import Changes
 from manager.drift import Drift
 from manager.evacuations import Evacuations
 from manager.events import Events
 from manager.hosts import Hosts
+from manager.matrix import Matrices
 from manager.operations import Operations
 from manager.probing import Probing
+from manager.sessions import Sessions
 from manager.tokens import Tokens
 from manager.uploads import Uploads
 from manager.volume_reads import VolumeReads
@@ -29,9 +33,13 @@ UPLOADS: web.AppKey[Uploads] = web.AppKey("uploads", Uploads)
 EVACUATIONS: web.AppKey[Evacuations] = web.AppKey("evacuations", Evacuations)
 DRIFT: web.AppKey[Drift] = web.AppKey("drift", Drift)
 HOSTS: web.AppKey[Hosts] = web.AppKey("hosts", Hosts)
+CAPACITIES: web.AppKey[Capacities] = web.AppKey("capacities", Capacities)
+MATRICES: web.AppKey[Matrices] = web.AppKey("matrices", Matrices)
+CHANGES: web.AppKey[Changes] = web.AppKey("changes", Changes)
 OPERATIONS: web.AppKey[Operations] = web.AppKey("operations", Operations)
 EVENTS: web.AppKey[Events] = web.AppKey("events", Events)
 TOKENS: web.AppKey[Tokens] = web.AppKey("tokens", Tokens)
+SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions", Sessions)
 READINESS: web.AppKey[Readiness] = web.AppKey("readiness")
 #: The least role a route wants; None: open to everybody.
 ACCESS: web.AppKey[Mapping[web.AbstractRoute, Role | None]] = web.AppKey("access")

@@ -9,6 +9,7 @@ from schemas.validation import json_schema
 
 _WELCOME = """Stowage answers here.
 
+The web page is for browsers: open this address in one.
 The API is below /v1 and wants a token: curl -H "Authorization: Bearer TOKEN" …/v1/storage_backends
 Whether it works: /healthz, /readyz
 """
@@ -38,8 +39,10 @@ async def list_kinds(request: web.Request) -> web.Response:
                 "kind": spec.kind,
                 "title": spec.title,
                 "capabilities": spec.capabilities,
+                "is_shared": spec.is_shared,
                 "can_initialize": spec.can_initialize,
                 "formats": spec.formats,
+                "discover_by": spec.discover_by,
                 "config_schema": json_schema(spec.config, spec.title),
                 "credentials_schema": json_schema(spec.credentials, f"Credentials of {spec.title}")
                 if spec.credentials is not None

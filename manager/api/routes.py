@@ -6,7 +6,22 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from manager.actor import Role
-from manager.api import backends, drift, events, hosts, images, meta, operations, snapshots, tokens, volumes
+from manager.api import (
+    backends,
+    capacity,
+    drift,
+    events,
+    hosts,
+    images,
+    matrix,
+    meta,
+    operations,
+    page,
+    sessions,
+    snapshots,
+    tokens,
+    volumes,
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +44,13 @@ _PAGE = ("limit", "cursor")
 _VOLUME_FILTERS = ("backend", "host", "state", "attached", "unused", "label")
 
 TABLE = (
-    Endpoint("GET", "/", None, meta.show_welcome, None),
+    Endpoint("GET", "/", None, page.show_start, None),
+    Endpoint("GET", "/ui/{hash}/{path:.+}", None, page.show_file),
     Endpoint("GET", "/healthz", None, meta.show_health),
     Endpoint("GET", "/readyz", None, meta.show_readiness),
+    Endpoint("POST", "/v1/session", None, sessions.open_session),
+    Endpoint("GET", "/v1/session", None, sessions.show_session),
+    Endpoint("DELETE", "/v1/session", None, sessions.close_session),
     Endpoint("POST", "/v1/enrol", None, hosts.enrol),
     Endpoint("GET", "/v1/backend_kinds", V, meta.list_kinds),
     Endpoint("GET", "/v1/storage_backends", V, backends.list_backends, ("kind", "status", "state", "label", *_PAGE)),
@@ -42,6 +61,7 @@ TABLE = (
     Endpoint("PATCH", "/v1/storage_backends/{ref}", O, backends.edit_backend),
     Endpoint("DELETE", "/v1/storage_backends/{ref}", O, backends.remove_backend, ("dry_run",)),
     Endpoint("GET", "/v1/storage_backends/{ref}/hosts", V, backends.show_hosts_of_backend),
+    Endpoint("GET", "/v1/storage_backends/{ref}/hosts/{host}/probes", V, backends.list_probes),
     Endpoint("POST", "/v1/storage_backends/{ref}/probe", O, backends.probe_backend),
     Endpoint("GET", "/v1/storage_backends/{ref}/inspection", O, backends.inspect_backend),
     Endpoint("POST", "/v1/storage_backends/{ref}/initialize", O, backends.initialize_backend),
@@ -77,12 +97,15 @@ TABLE = (
     Endpoint("GET", "/v1/hosts/{ref}", V, hosts.show_host),
     Endpoint("DELETE", "/v1/hosts/{ref}", A, hosts.revoke_host),
     Endpoint("POST", "/v1/hosts/{ref}/discover", O, hosts.discover),
+    Endpoint("GET", "/v1/matrix", V, matrix.show_matrix),
+    Endpoint("GET", "/v1/capacity", V, capacity.show_capacity),
     Endpoint("GET", "/v1/operations", V, operations.list_operations, ("subject", "state", "kind", *_PAGE)),
     Endpoint("GET", "/v1/operations/{id}", V, operations.show_operation),
     Endpoint("POST", "/v1/operations/{id}/retry", O, operations.retry_operation),
     Endpoint("POST", "/v1/operations/{id}/cancel", O, operations.cancel_operation),
-    Endpoint("GET", "/v1/events", V, events.list_events, ("subject", "type", "actor", "since", *_PAGE)),
-    Endpoint("GET", "/v1/events/stream", V, events.stream_events, is_stream=True),
+    Endpoint("GET", "/v1/events", V, events.list_events, ("subject", "type", "actor", "since", "order", *_PAGE)),
+    Endpoint("GET", "/v1/events/stream", V, events.stream_events, ("changes",), is_stream=True),
+    Endpoint("GET", "/v1/events/verification", V, events.verify_events),
     Endpoint("GET", "/v1/tokens", A, tokens.list_tokens, _PAGE),
     Endpoint("POST", "/v1/tokens", A, tokens.create_token),
     Endpoint("GET", "/v1/tokens/{id}", A, tokens.show_token),

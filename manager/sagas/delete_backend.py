@@ -16,6 +16,7 @@ from manager.errors import Refused
 from manager.sagas import moves
 from manager.sagas.steps import Run, SagaDef, Step
 from manager.store import backends, events
+from manager.store.backends import BackendRow
 from manager.store.pool import Connection
 from schemas.backends import BackendState
 from schemas.events import EventType
@@ -31,6 +32,24 @@ def refuse_for_volumes(count: int, volumes: list[dict[str, str]]) -> Refused:
     )
 
 
+def removal_refusal(row: BackendRow, count: int, volumes: list[dict[str, str]]) -> Refused | None:
+    """Why the backend cannot be removed now; None when it can. count, volumes: of what lives on it."""
+    if row.is_default:
+        return Refused.because(
+            ProblemCode.BACKEND_IS_DEFAULT,
+            f"{row.name} is the default backend; make a different backend default first",
+            blockers=(
+                {"type": "default", "id": row.id, "name": row.name},
+                *volumes,
+            ),
+        )
+    if count:
+        return refuse_for_volumes(count, volumes)
+    if row.state in (BackendState.CREATING, BackendState.DELETING):
+        return Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}")
+    return None
+
+
 async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str, Any]:
     row = await backends.lock(connection, run.backend_id)
     if row is None:
@@ -41,19 +60,9 @@ async def mark(connection: Connection, run: Run, _: dict[str, Any]) -> dict[str,
             ProblemCode.STALE_VERSION, f"{row.name} is at version {row.version}, not {expected}; read it again"
         )
     count, volumes = await backends.live_volumes(connection, row.id)
-    if row.is_default:
-        raise Refused.because(
-            ProblemCode.BACKEND_IS_DEFAULT,
-            f"{row.name} is the default backend; make a different backend default first",
-            blockers=(
-                {"type": "default", "id": row.id, "name": row.name},
-                *volumes,
-            ),
-        )
-    if count:
-        raise refuse_for_volumes(count, volumes)
-    if row.state in (BackendState.CREATING, BackendState.DELETING):
-        raise Refused.because(ProblemCode.WRONG_STATE, f"{row.name} is {row.state.value}")
+    refusal = removal_refusal(row, count, volumes)
+    if refusal is not None:
+        raise refusal
     if not await backends.mark_deleting(connection, row.id):
         count, volumes = await backends.live_volumes(connection, row.id)
         raise refuse_for_volumes(count, volumes)

@@ -9,5 +9,6 @@ volumes         volumes, images, snapshots, and what operations make in between;
 leases          who may change a VG now
 events          outbox and audit log
 tokens          API tokens
+capacity        samples of how full backends were
 idempotency     answers kept for a repeated request
 """

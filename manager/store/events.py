@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -15,6 +15,7 @@ DATA_MAX_BYTES = 64 * 1024
 
 #: How many events one sealing transaction and one publishing round take.
 BATCH = 200
+_MOST_SEQUENCE = 2**63 - 1
 
 _COLUMNS = "id, type, subject, subject_id, actor, request_id, time, data, sequence, prevhash, hash"
 
@@ -24,6 +25,14 @@ class SealedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     subject_id: str
     event: CloudEvent
+
+
+class ChainHead(msgspec.Struct, frozen=True, kw_only=True):
+    """sequence, hash: of the last event that was sealed; 0 and GENESIS before the first. last_sequence: the highest in the table."""
+
+    sequence: int
+    hash: str
+    last_sequence: int
 
 
 async def append(
@@ -118,29 +127,56 @@ async def page(
     connection: Connection,
     fleet_id: str,
     *,
-    after: int,
+    after: int | None,
     limit: int,
+    is_newest_first: bool = False,
     subject: str | None = None,
     type: str | None = None,
     actor: str | None = None,
     since: dt.datetime | None = None,
 ) -> list[CloudEvent]:
-    """Sealed events of a higher sequence than `after`, oldest first. subject: "storage_backends/<id>" or the bare id."""
+    """Sealed events that follow on the sequence `after` (None: from the beginning), oldest or newest first.
+
+    subject: "storage_backends/<id>" or the bare id. Without a filter and by the subject's id an index gives either order; by
+    anything else the log is read until enough are found.
+    """
     # By the id, which has an index, whenever the subject ends in one.
     last = (subject or "").rpartition("/")[2]
     subject_id, whole = (last, subject if subject != last else None) if is_id(last) else (None, subject)
+    if is_newest_first:
+        place, order, start = "sequence < $1", "sequence DESC", _MOST_SEQUENCE
+    else:
+        place, order, start = "sequence > $1", "sequence", 0
     records = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM event WHERE sequence > $1"
+        f"SELECT {_COLUMNS} FROM event WHERE {place}"
         " AND ($3::uuid IS NULL OR subject_id = $3) AND ($7::text IS NULL OR subject = $7) AND ($4::text IS NULL OR type = $4)"
         " AND ($5::text IS NULL OR actor = $5) AND ($6::timestamptz IS NULL OR time >= $6)"
-        " ORDER BY sequence LIMIT $2",
-        after, limit, subject_id, type, actor, since, whole,
+        f" ORDER BY {order} LIMIT $2",
+        start if after is None else after, limit, subject_id, type, actor, since, whole,
     )  # fmt: skip
     return [_event(dict(r), fleet_id) for r in records]
 
 
 async def last_sequence(connection: Connection) -> int:
     return int(await connection.fetchval("SELECT chain_sequence FROM fleet"))
+
+
+async def chain_head(connection: Connection) -> ChainHead:
+    """Where the chain ends, by the fleet's row and by the events themselves, as of one moment."""
+    record = await connection.fetchrow(
+        "SELECT chain_sequence AS sequence, chain_hash AS hash,"
+        " coalesce((SELECT max(sequence) FROM event), 0) AS last_sequence FROM fleet"
+    )
+    return msgspec.convert(dict(record or {}), ChainHead)
+
+
+async def links(connection: Connection, fleet_id: str, *, after: int, up_to: int, limit: int) -> list[CloudEvent]:
+    """Sealed events as they are in the table, whatever has been done to it: nothing of them is believed."""
+    records = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM event WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3",
+        after, up_to, limit,
+    )  # fmt: skip
+    return [_event(dict(r), fleet_id, is_believed=False) for r in records]
 
 
 def _bounded(data: dict[str, Any]) -> dict[str, Any]:
@@ -156,11 +192,12 @@ def _bounded(data: dict[str, Any]) -> dict[str, Any]:
     return bounded
 
 
-def _event(record: dict[str, Any], fleet_id: str) -> CloudEvent:
+def _event(record: dict[str, Any], fleet_id: str, *, is_believed: bool = True) -> CloudEvent:
+    """is_believed: the type is one that we know."""
     return CloudEvent(
         id=record["id"],
         source=f"/stowage/{fleet_id}",
-        type=EventType(record["type"]),
+        type=EventType(record["type"]) if is_believed else cast("EventType", record["type"]),
         subject=record["subject"],
         time=record["time"].astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         actor=record["actor"],

@@ -166,8 +166,12 @@ class FakeDriver:
         await self._world.act("checks", target.backend_id)
         return (Check(name="tool", is_ok=True),)
 
-    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
+    async def discover(
+        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+    ) -> tuple[Discovered, ...]:
         await self._world.act("discover", "")
+        if credentials:
+            self._check(credentials)
         return (Discovered(title="/tank", config={"export": "/tank"}),)
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:

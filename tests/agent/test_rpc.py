@@ -41,6 +41,7 @@ from schemas.agent_rpc import (
     Trial,
 )
 from schemas.bus import Message
+from schemas.command import Command
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from schemas.ids import HostId, new_id
@@ -278,6 +279,49 @@ async def test_discover_needs_no_backend(rig: Rig) -> None:
     assert isinstance(reply, Ok)
     assert msgspec.json.decode(reply.result, type=Discovery).items[0].title == "/tank"
     assert isinstance(await ask(rig, Discover(**head("", 0), kind="floppy", config={})), Failed)
+
+
+@pytest.mark.parametrize(("password", "is_right"), [("pw", True), ("wrong-canary", False)])
+async def test_discover_opens_the_credentials_sealed_for_it_once(
+    rig: Rig, world: World, password: str, is_right: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.password, delivery = "pw", new_id()
+    sealed = rig.seal(delivery, 1, rig.deliveries.nonce(delivery, 1), password)
+    command = Discover(**head(delivery, 0), kind="nfs", config={"server": "nas"}, sealed=sealed)
+    with caplog.at_level(logging.DEBUG):
+        reply = await ask(rig, command)
+    if is_right:
+        assert isinstance(reply, Ok)
+    else:
+        assert isinstance(reply, Failed) and reply.fault.code is FaultCode.AUTH_FAILED
+    assert "canary" not in caplog.text
+    assert rig.store.held() == {}, "nobody keeps them"
+    asked = world.calls["discover"]
+    assert isinstance(await ask(rig, command), Failed), "the nonce is spent"
+    assert 0 < asked == world.calls["discover"]
+
+
+async def test_discover_with_credentials_that_are_not_sealed_for_it_asks_nothing(rig: Rig, world: World) -> None:
+    delivery = new_id()
+    for sealed in (b"x", rig.seal(new_id(), 1, rig.deliveries.nonce(delivery, 1))):
+        rig.deliveries.nonce(delivery, 1)
+        assert isinstance(await ask(rig, Discover(**head(delivery, 0), kind="nfs", config={}, sealed=sealed)), Failed)
+    assert world.calls["discover"] == 0
+
+
+class _DiscoverOfOld(Command, frozen=True, kw_only=True, tag="discover"):
+    """As an agent knows it that was built before credentials could be given."""
+
+    kind: str
+    config: dict[str, Any]
+
+
+def test_discover_is_read_by_an_older_agent_and_refused_by_it_with_credentials() -> None:
+    decoder = msgspec.json.Decoder(_DiscoverOfOld)
+    plain = decoder.decode(msgspec.json.encode(Discover(**head("", 0), kind="nfs", config={"server": "nas"})))
+    assert (plain.kind, plain.config, plain.backend_id) == ("nfs", {"server": "nas"}, "")
+    with pytest.raises(msgspec.ValidationError):
+        decoder.decode(msgspec.json.encode(Discover(**head(new_id(), 0), kind="nfs", config={}, sealed=b"s")))
 
 
 async def test_nudge_wakes_and_is_not_answered(rig: Rig) -> None:

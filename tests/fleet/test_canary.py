@@ -254,6 +254,17 @@ async def test_secret_is_found_in_the_agents_stores_and_nowhere_else(
     bad_flight = _smb("flight", canaries.new("preflight, refused"))
     assert (await call(api, "POST", f"{_BACKENDS}/preflight", bad_flight)).status == 200
 
+    looks = {"kind": "smb", "config": {"server": "nas"}}
+    accepted.add(fourth := canaries.new("discover"))
+    for password, status in ((fourth, 200), (canaries.new("discover, refused"), 422)):
+        looks["credentials"] = {"username": "svc", "password": password}
+        assert (
+            await call(api, "POST", "/v1/hosts/hv1/discover", looks, Idempotency_Key=f"look-{status}")
+        ).status == status
+    looks["kind"] = "nfs"
+    looks["credentials"] = {"password": canaries.new("discover, kind without credentials")}
+    assert (await call(api, "POST", "/v1/hosts/hv1/discover", looks)).status == 400
+
     invalid = _smb("not valid!", canaries.new("invalid body"))
     invalid["credentials"]["passwort"] = canaries.new("misspelt field")
     invalid["config"]["password"] = canaries.new("secret in config")

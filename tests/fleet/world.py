@@ -27,6 +27,12 @@ from tests.agent.fake_volumes import FakePlace, FakeStore
 
 WWID = "3600140500000000000000000000000aa"
 TOTAL_BYTES = 2**40
+#: What every server offers, by kind.
+_OFFERED = {
+    "nfs": {"export": "/tank/vms"},
+    "smb": {"share": "vms"},
+    "iscsi_lvm": {"target_iqn": "iqn.2026-01.org.example:vms"},
+}
 
 
 class Gate:
@@ -73,6 +79,8 @@ class World:
         default_factory=lambda: dict[tuple[str, str], Callable[[], Awaitable[None]]]()
     )
     used_bytes: int = 2**30
+    #: (host, backend id) -> milliseconds that a probe takes there, where it is not one.
+    latencies: dict[tuple[str, str], float] = field(default_factory=lambda: dict[tuple[str, str], float]())
 
     @contextmanager
     def gate(self, host: str, verb: str) -> Generator[Gate]:
@@ -146,7 +154,7 @@ class PretendDriver:
         self._act("probe")
         if not self._mount(target).exists():
             raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "it is not mounted")
-        return _report(self._world.used_bytes)
+        return _report(self._world.used_bytes, self._world.latencies.get((self._host, target.backend_id), 1.0))
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
         self._act("release")
@@ -169,8 +177,15 @@ class PretendDriver:
     async def checks(self, target: Target) -> tuple[Check, ...]:
         return (Check(name="reach", is_ok=True),)
 
-    async def discover(self, config: Mapping[str, Any]) -> tuple[Discovered, ...]:
-        return (Discovered(title="/tank/vms", config={"export": "/tank/vms"}),)
+    async def discover(
+        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+    ) -> tuple[Discovered, ...]:
+        self._act("discover")
+        (offered,) = _OFFERED[self._spec.kind].items()
+        # A portal lists its targets to whoever asks.
+        if "share" in offered and credentials and credentials.get("password") not in self._world.passwords:
+            raise AgentFault.of(FaultCode.AUTH_FAILED, "session setup failed: NT_STATUS_LOGON_FAILURE")
+        return (Discovered(title=offered[1], config=dict((offered,))),)
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:
         self._act("inspect")
@@ -235,7 +250,7 @@ class PretendDriver:
         return self._world.folder / self._host / target.backend_id
 
 
-def _report(used_bytes: int) -> ProbeReport:
+def _report(used_bytes: int, latency_ms: float = 1.0) -> ProbeReport:
     capacity = Capacity(
         total_bytes=TOTAL_BYTES,
         used_bytes=used_bytes,
@@ -243,5 +258,5 @@ def _report(used_bytes: int) -> ProbeReport:
         observed_at=datetime.now(UTC),
     )
     return ProbeReport(
-        latency_ms=1.0, capacity=capacity, capabilities=(Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)
+        latency_ms=latency_ms, capacity=capacity, capabilities=(Capability.CLONE_FROM_IMAGE, Capability.SNAPSHOT)
     )

@@ -129,8 +129,11 @@ class Backends:
         """The same body, tried without adding anything."""
         return self._api("POST", "/storage_backends/preflight", self._body(kind, config, on, credentials, {}))
 
-    def discover(self, kind: str, host: Host, config: dict[str, Any]) -> Answer:
-        return self._api("POST", f"/hosts/{host.name}/discover", {"kind": kind, "config": config})
+    def discover(
+        self, kind: str, host: Host, config: dict[str, Any], *, credentials: dict[str, str] | None = None
+    ) -> Answer:
+        body = {"kind": kind, "config": config, "credentials": credentials}
+        return self._api("POST", f"/hosts/{host.name}/discover", body)
 
     def _body(
         self,

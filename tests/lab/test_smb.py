@@ -332,3 +332,22 @@ def test_discovery_at_a_server_that_lists_to_known_users_only(storage: Storage, 
 
     assert answer.codes == ["auth_failed"]
     assert "type the share's name" in answer.body["faults"][0]["remedy"]
+
+
+def test_discovery_by_an_account_at_a_server_that_lists_to_known_users_only(
+    storage: Storage, backends: Backends, hv1: Host, login: Login, secrets: Secrets
+) -> None:
+    share, bad = storage.share(), wrong(login, secrets)
+    storage.set_smb("restrict anonymous = 2")
+
+    with hv1.watching_processes() as seen:
+        answer = backends.discover("smb", hv1, {"server": ADDRESS}, credentials=login)
+    refused = backends.discover("smb", hv1, {"server": ADDRESS}, credentials=bad)
+
+    assert answer.status == 200, answer
+    assert share in [item["config"]["share"] for item in answer.body["items"]]
+    assert any("smbclient" in line for line in seen)
+    assert not any(login["password"] in line for line in seen)
+    assert files_with(hv1, login["password"]) == files_with(hv1, bad["password"]) == []
+    assert refused.codes == ["auth_failed"]
+    assert "Check the user name" in refused.body["faults"][0]["remedy"]

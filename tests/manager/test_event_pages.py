@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from manager.events import Events
 from manager.store import events
 from manager.store.migrate import migrate
-from manager.store.pool import Connection, connect
+from manager.store.pool import Connection, connect, open_pool
 from schemas.events import EventType
 
 FLEET, ONE, OTHER, NONE = (f"01900000-0000-7000-8000-00000000000{n}" for n in range(4))
@@ -48,5 +49,21 @@ async def connection(database: str) -> AsyncIterator[Connection]:
 async def test_events_are_filtered_by_id_or_by_whole_subject(
     connection: Connection, subject: str | None, sequences: list[str]
 ) -> None:
-    found = await events.page(connection, FLEET, after=0, limit=10, subject=subject)
+    found = await events.page(connection, FLEET, after=None, limit=10, subject=subject)
     assert [event.sequence for event in found] == sequences
+    found = await events.page(connection, FLEET, after=None, limit=10, subject=subject, is_newest_first=True)
+    assert [event.sequence for event in found] == sequences[::-1]
+
+
+async def test_pages_of_either_order_follow_on_their_cursor_without_hole_or_repeat(
+    database: str, connection: Connection
+) -> None:
+    pool = await open_pool(database, size=2)
+    for is_newest_first, whole in ((False, ["1", "2", "3"]), (True, ["3", "2", "1"])):
+        seen: list[str] = []
+        cursor: str | None = None
+        while cursor is not None or not seen:
+            items, cursor = await Events(pool, FLEET).page(limit=1, cursor=cursor, is_newest_first=is_newest_first)
+            seen += [event.sequence for event in items]
+        assert seen == whole
+    await pool.close()

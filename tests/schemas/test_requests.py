@@ -124,9 +124,34 @@ def test_add_with_any_other_value_still_names_only_that_field(changes: dict[str,
         ({"kind": "iscsi_lvm", "config": {}}, "/config/portal"),
         ({"kind": "local_file", "config": {}}, "/kind"),
         ({"kind": "nfs", "config": {"server": "-o"}}, "/config/server"),
+        ({"kind": "nfs", "config": {"server": "nas"}, "credentials": {"password": "canary"}}, "/credentials"),
+        ({"kind": "smb", "config": {"server": "nas"}, "credentials": {"username": "a,b"}}, "/credentials/username"),
+        ({"kind": "smb", "config": {"server": "nas"}, "credentials": {"pin": "canary"}}, "/credentials/pin"),
+        (
+            {"kind": "smb", "config": {"server": "nas"}, "credentials": {"password": ["canary"]}},
+            "/credentials/password",
+        ),
+        ({"kind": "smb", "config": {"server": "nas"}, "credentials": "canary"}, "/credentials"),
     ],
 )
 def test_discovery_that_cannot_be_made_is_refused_at_its_field(body: dict[str, Any], pointer: str) -> None:
     with pytest.raises(InvalidFields) as caught:
         decode_discover_storage(msgspec.json.encode(body))
     assert [error.pointer for error in caught.value.errors] == [pointer]
+    assert "canary" not in str(caught.value.errors)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (None, {}),
+        ({"username": "", "password": None}, {}),
+        ({"password": "right"}, {"password": "right"}),
+        ({"username": "svc", "password": "right", "domain": ""}, {"username": "svc", "password": "right"}),
+    ],
+)
+def test_discovery_takes_partial_credentials_and_blank_ones_for_none(
+    given: dict[str, Any] | None, taken: dict[str, str]
+) -> None:
+    body = {"kind": "smb", "config": {"server": "nas"}, "credentials": given}
+    assert decode_discover_storage(msgspec.json.encode(body)).credentials.reveal() == taken

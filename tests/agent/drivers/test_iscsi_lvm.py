@@ -1,5 +1,6 @@
 """iscsi_lvm from login to release, with recorded tools, a fake sysfs, and a real file as the probe LV."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -496,5 +497,17 @@ async def test_attach_with_words_that_could_reach_argv_runs_nothing(config: dict
 
 async def test_discover_lists_each_target_once(san: San) -> None:
     san.then(san.discover())
-    items = await san.driver.discover({"portal": "10.0.0.9"})
+    items = await san.driver.discover({"portal": "10.0.0.9"}, CHAP, san.space.run_dir)
     assert [item.config["target_iqn"] for item in items] == ["iqn.2026-01.org.example:other", IQN]
+
+
+@pytest.mark.parametrize("credentials", [Credentials({}), CHAP], ids=["without CHAP", "with CHAP"])
+async def test_discover_at_a_portal_that_lists_after_chap_only_says_that_ours_is_not_for_that(
+    san: San, credentials: Credentials
+) -> None:
+    # As open-iscsi says it of a portal with discovery authentication (iscsiadm(8), exit status 24).
+    said = "iscsiadm: Could not perform SendTargets discovery: iSCSI login failed due to authorization failure\n"
+    san.then(dataclasses.replace(san.discover(), exit_code=24, stdout="", stderr=said))
+    fault = await fault_of(san.driver.discover({"portal": "10.0.0.9"}, credentials, san.space.run_dir))
+    assert fault.code is FaultCode.AUTH_FAILED
+    assert "before it lists its targets" in fault.detail and "iscsid.conf" in fault.remedy

@@ -371,7 +371,7 @@ async def test_verbs_of_devices_and_servers_are_kind_unsupported(
 ) -> None:
     target = target_for(tmp_path)
     for awaitable in (
-        driver.discover({}),
+        driver.discover({}, NONE, space.run_dir),
         driver.inspect(target, NONE, space),
         driver.initialize(target, NONE, space, wwid="x", force=True, deadline=Deadline(0.0)),
     ):

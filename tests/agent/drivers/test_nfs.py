@@ -428,9 +428,9 @@ async def test_clean_trial_after_a_kill_unmounts_what_was_left(
     assert not space.trial_dir.exists() and os.listdir(server.folder) == []
 
 
-async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommands) -> None:
+async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommands, space: Workspace) -> None:
     commands.then(replay("successes", "showmount", ("showmount", "--no-headers", "-e", "--", "fd00::5")))
-    items = await driver.discover({"server": "[fd00::5]"})
+    items = await driver.discover({"server": "[fd00::5]"}, NONE, space.run_dir)
     assert [item.config for item in items] == [
         {"export": "/srv/nfs-other"},
         {"export": "/srv/nfs"},
@@ -443,12 +443,16 @@ async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommand
     "config", [{}, {"server": "-h"}, {"server": "nas\n"}, {"server": "a b"}, {"server": 7}, {"portal": "x"}]
 )
 async def test_discover_with_a_wrong_field_runs_nothing(
-    driver: Nfs, commands: RecordedCommands, config: dict[str, Any]
+    driver: Nfs, commands: RecordedCommands, space: Workspace, config: dict[str, Any]
 ) -> None:
-    assert (await fault_of(driver.discover(config))).code is FaultCode.OPTION_REJECTED
+    assert (await fault_of(driver.discover(config, NONE, space.run_dir))).code is FaultCode.OPTION_REJECTED
     assert commands.calls == []
 
 
-async def test_discover_of_a_version_4_server_is_kind_unsupported(driver: Nfs, commands: RecordedCommands) -> None:
+async def test_discover_of_a_version_4_server_is_kind_unsupported(
+    driver: Nfs, commands: RecordedCommands, space: Workspace
+) -> None:
     commands.then(replay("other_tools", "showmount_v4_only", ("showmount", "--no-headers", "-e", "--", "10.0.0.5")))
-    assert (await fault_of(driver.discover({"server": "10.0.0.5"}))).code is FaultCode.KIND_UNSUPPORTED
+    assert (
+        await fault_of(driver.discover({"server": "10.0.0.5"}, NONE, space.run_dir))
+    ).code is FaultCode.KIND_UNSUPPORTED

@@ -1,6 +1,7 @@
 """smb: the exact command lines, the credentials file, and rotation."""
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -347,36 +348,114 @@ async def test_trial_with_a_wrong_password_is_auth_failed(
     assert not space.trial_dir.exists() and os.listdir(space.run_dir) == []
 
 
-async def test_discover_lists_disk_shares(driver: Smb, commands: RecordedCommands) -> None:
+async def test_discover_lists_disk_shares(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
     commands.then(replay("successes", "smbclient", ("smbclient", "--grepable", "--no-pass", "--list", "//nas")))
-    items = await driver.discover({"server": "nas"})
+    items = await driver.discover({"server": "nas"}, NONE, space.run_dir)
     assert [(item.title, item.config) for item in items] == [
         ("private", {"share": "private"}),
         ("public (For everyone)", {"share": "public"}),
     ]
 
 
-async def test_discover_by_address_of_version_6_names_it_as_unc_needs(driver: Smb, commands: RecordedCommands) -> None:
+async def test_discover_by_address_of_version_6_names_it_as_unc_needs(
+    driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
     argv = ("smbclient", "--grepable", "--no-pass", "--ip-address", "fd00::5", "--list", "//fd00--5.ipv6-literal.net")
     commands.then(replay("other_tools", "smbclient_refused", argv))
-    assert (await fault_of(driver.discover({"server": "[fd00::5]"}))).code is FaultCode.SERVER_UNREACHABLE
+    assert (
+        await fault_of(driver.discover({"server": "[fd00::5]"}, NONE, space.run_dir))
+    ).code is FaultCode.SERVER_UNREACHABLE
 
 
 async def test_discover_refused_by_the_server_is_told_from_what_smbclient_says_on_its_output(
-    driver: Smb, commands: RecordedCommands
+    driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
     # As recorded with `restrict anonymous = 2` (lab, 2026-11-28).
     said = "tree connect failed: NT_STATUS_ACCESS_DENIED\n"
     commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), exit_code=1, stdout=said))
-    fault = await fault_of(driver.discover({"server": "nas"}))
+    fault = await fault_of(driver.discover({"server": "nas"}, NONE, space.run_dir))
     assert fault.code is FaultCode.AUTH_FAILED
     assert "NT_STATUS_ACCESS_DENIED" in fault.detail
 
 
-async def test_discover_without_smbclient_is_tool_missing(driver: Smb, commands: RecordedCommands) -> None:
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The random part of the next secret file's name."""
+
+    def token_hex(_: int) -> str:
+        return "0" * 16
+
+    monkeypatch.setattr("agent.drivers.smb.secrets.token_hex", token_hex)
+    return "0" * 16
+
+
+def discover_argv(space: Workspace, token: str) -> tuple[str, ...]:
+    file = space.run_dir / f"{token}.discover.smb"
+    return ("smbclient", "--grepable", f"--authentication-file={file}", "--list", "//nas")
+
+
+async def test_discover_by_an_account_shows_it_to_smbclient_in_a_file_that_goes(
+    driver: Smb, commands: RecordedCommands, space: Workspace, token: str
+) -> None:
+    argv = discover_argv(space, token)
+    file, seen = Path(argv[2].partition("=")[2]), dict[str, object]()
+
+    def read() -> None:
+        seen.update(content=file.read_text(), mode=stat.S_IMODE(file.stat().st_mode))
+
+    commands.then(replay("successes", "smbclient", argv, read))
+    items = await driver.discover({"server": "nas"}, SECRET, space.run_dir)
+    assert [item.config["share"] for item in items] == ["private", "public"]
+    assert seen == {"content": "username = svc\npassword = pw,canary\ndomain = CORP\n", "mode": 0o600}
+    assert os.listdir(space.run_dir) == []
+
+
+@pytest.mark.parametrize("status", ["LOGON_FAILURE", "ACCESS_DENIED"])
+async def test_discover_with_a_wrong_password_is_auth_failed_and_leaves_no_file(
+    driver: Smb, commands: RecordedCommands, space: Workspace, token: str, status: str
+) -> None:
+    said = f"session setup failed: NT_STATUS_{status}\n"
+    commands.then(Step(discover_argv(space, token), exit_code=1, stderr=said))
+    fault = await fault_of(driver.discover({"server": "nas"}, SECRET, space.run_dir))
+    assert (fault.code, f"NT_STATUS_{status}" in fault.detail) == (FaultCode.AUTH_FAILED, True)
+    assert "Check the user name, password and domain" in fault.remedy
+    assert os.listdir(space.run_dir) == []
+
+
+async def test_discover_by_an_account_whose_tool_does_not_end_leaves_no_file(
+    driver: Smb, commands: RecordedCommands, space: Workspace, token: str
+) -> None:
+    commands.then(
+        Step(discover_argv(space, token), fault=AgentFault.of(FaultCode.TIMED_OUT, "smbclient took over 25 s"))
+    )
+    assert (await fault_of(driver.discover({"server": "nas"}, SECRET, space.run_dir))).code is FaultCode.TIMED_OUT
+    assert os.listdir(space.run_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"password": "pw"}, FaultCode.NEEDS_CREDENTIALS),
+        ({"username": "svc"}, FaultCode.NEEDS_CREDENTIALS),
+        ({"username": "svc", "password": " pw-canary"}, FaultCode.AUTH_FAILED),
+        ({"username": "svc", "password": "\tpw-canary"}, FaultCode.AUTH_FAILED),
+        ({"username": "svc", "password": "pw-canary\ndomain = X"}, FaultCode.AUTH_FAILED),
+    ],
+)
+async def test_discover_with_credentials_that_smbclient_cannot_be_told_runs_nothing(
+    driver: Smb, commands: RecordedCommands, space: Workspace, fields: dict[str, str], code: FaultCode
+) -> None:
+    fault = await fault_of(driver.discover({"server": "nas"}, Credentials(fields), space.run_dir))
+    assert fault.code is code and "canary" not in fault.detail + fault.remedy
+    assert commands.calls == [] and os.listdir(space.run_dir) == []
+
+
+async def test_discover_without_smbclient_is_tool_missing(
+    driver: Smb, commands: RecordedCommands, space: Workspace
+) -> None:
     missing = AgentFault.of(FaultCode.TOOL_MISSING, "smbclient cannot be started on this host", "Install smbclient")
     commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), fault=missing))
-    fault = await fault_of(driver.discover({"server": "nas"}))
+    fault = await fault_of(driver.discover({"server": "nas"}, NONE, space.run_dir))
     assert fault.code is FaultCode.TOOL_MISSING and "smbclient" in fault.remedy
 
 

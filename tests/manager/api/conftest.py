@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
@@ -16,16 +17,22 @@ from aiohttp import web
 from manager.actor import SYSTEM, Role
 from manager.api.application import create_api
 from manager.api.idempotency import Idempotency
+from manager.api.page import Page
 from manager.api.server import ApiRunner
 from manager.backends import Backends
+from manager.capacity import Capacities
+from manager.changes import Changes
 from manager.drift import Drift
 from manager.embedded.postgres import Postgres
 from manager.evacuations import Evacuations
 from manager.events import Events
 from manager.hosts import Hosts
+from manager.matrix import Matrices
 from manager.operations import Operations
 from manager.pace import Pace
 from manager.probing import Probing
+from manager.registry import Registry
+from manager.sessions import Sessions
 from manager.store.migrate import migrate
 from manager.store.pool import Pool, connect, open_pool
 from manager.tokens import Tokens
@@ -35,12 +42,15 @@ from manager.volumes import Volumes
 from schemas.requests import CreateToken
 from tests.manager.api.stand_ins import (
     BackendsInMemory,
+    CapacitiesInMemory,
     EventsInMemory,
     HostsInMemory,
     OperationsInMemory,
     ProbingInMemory,
 )
 from tests.manager.api.volume_stand_ins import DriftInMemory, EvacuationsInMemory, UploadsInMemory, VolumesInMemory
+
+FLEET_ID = "01a20a7c-5b8b-7040-9cb3-f3c33d30d1ea"
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -82,14 +92,24 @@ class Api:
     runner: ApiRunner
     pool: Pool
     tokens: Tokens
+    sessions: Sessions = field(default_factory=lambda: Sessions(b"k" * 32, fleet_id=FLEET_ID))
     backends: BackendsInMemory = field(default_factory=BackendsInMemory)
     volumes: VolumesInMemory = field(default_factory=VolumesInMemory)
     uploads: UploadsInMemory = field(default_factory=UploadsInMemory)
     hosts: HostsInMemory = field(default_factory=HostsInMemory)
+    #: Empty: what its rows do is for tests with a database.
+    registry: Registry = field(
+        default_factory=lambda: Registry(cast("Pool", None), host_silent_s=60, observation_stale_s=60)
+    )
+    changes: Changes = field(init=False)
+    capacities: CapacitiesInMemory = field(default_factory=CapacitiesInMemory)
     operations: OperationsInMemory = field(default_factory=OperationsInMemory)
     events: EventsInMemory = field(default_factory=EventsInMemory)
     missing: dict[str, str] = field(default_factory=dict[str, str])
     by_role: dict[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    def __post_init__(self) -> None:
+        self.changes = Changes(self.registry)
 
     async def call(
         self,
@@ -149,7 +169,21 @@ async def pool(api_database: str) -> AsyncIterator[Pool]:
 
 
 @pytest.fixture
-async def api(pool: Pool) -> AsyncIterator[Api]:
+def page(tmp_path: Path) -> Page:
+    """A page of a few files, with some beside it that are nobody's business."""
+    folder = tmp_path / "ui"
+    (folder / "js").mkdir(parents=True)
+    (folder / "index.html").write_text('<link href="{{base}}/app.css"><script src="{{base}}/js/main.js"></script>\n')
+    (folder / "js" / "main.js").write_text('export const words = "größer";\n')
+    (folder / "app.css").write_text("a {}\n")
+    (folder / "icon.svg").write_text("<svg/>\n")
+    (folder / "notes.txt").write_text("c4n4ry\n")
+    (tmp_path / "beside.js").write_text("c4n4ry\n")
+    return Page.read(folder)
+
+
+@pytest.fixture
+async def api(pool: Pool, page: Page) -> AsyncIterator[Api]:
     async with aiohttp.ClientSession() as client:
         api = Api(url="", port=0, client=client, runner=cast("ApiRunner", None), pool=pool, tokens=Tokens(pool))
 
@@ -165,12 +199,17 @@ async def api(pool: Pool) -> AsyncIterator[Api]:
             evacuations=cast("Evacuations", EvacuationsInMemory(api.volumes)),
             drift=cast("Drift", DriftInMemory(api.volumes)),
             hosts=cast("Hosts", api.hosts),
+            matrices=Matrices(api.registry),
+            changes=api.changes,
+            capacities=cast("Capacities", api.capacities),
             operations=cast("Operations", api.operations),
             events=cast("Events", api.events),
             tokens=api.tokens,
+            sessions=api.sessions,
             idempotency=Idempotency(pool, b"k" * 32),
             readiness=readiness,
             failures=Pace(burst=30, per_s=1.0),
+            page=page,
         )
         api.runner = ApiRunner(app)
         await api.runner.setup()

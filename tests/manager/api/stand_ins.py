@@ -9,17 +9,19 @@ import msgspec
 
 from manager.actor import Actor
 from manager.backends import Removed
+from manager.capacity import CapacityHistory
 from manager.errors import Refused
 from manager.hosts import JoinToken
 from manager.operations import Pending
+from manager.store.capacity import Sample
 from schemas.agent_rpc import Discovered
 from schemas.backends import Backend, BackendState, Capability, Health, HealthStatus, HostObservation, HostSummary
-from schemas.events import GENESIS, CloudEvent, EventType
+from schemas.events import GENESIS, ChainReport, CloudEvent, EventType
 from schemas.hosts import EnrolReply, EnrolRequest, Host, HostSelector, HostState
 from schemas.ids import new_id
 from schemas.operations import Operation, OperationState, Progress
 from schemas.problems import Problem, ProblemCode
-from schemas.requests import AddBackend, EditBackend, InitializeBackend
+from schemas.requests import AddBackend, DiscoverStorage, EditBackend, InitializeBackend
 
 NOW = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 
@@ -200,6 +202,7 @@ class HostsInMemory:
             make_host("hv3", state=HostState.OFFLINE),
         ]
         self.made = 0
+        self.discoveries: list[DiscoverStorage] = []
 
     def list(self) -> Sequence[Host]:
         return self.rows
@@ -223,9 +226,22 @@ class HostsInMemory:
     async def revoke(self, ref: str, actor: Actor) -> None:
         self.rows = [row for row in self.rows if row != self.get(ref)]
 
-    async def discover(self, ref: str, kind: str, config: dict[str, Any], actor: Actor) -> tuple[Discovered, ...]:
+    async def discover(self, ref: str, body: DiscoverStorage, actor: Actor) -> tuple[Discovered, ...]:
         self.get(ref)
+        self.discoveries.append(body)
         return (Discovered(title="/tank", config={"export": "/tank"}),)
+
+
+class CapacitiesInMemory:
+    def __init__(self) -> None:
+        sample = Sample(at=NOW, used_bytes=3, total_bytes=10)
+        self.rows = [
+            CapacityHistory(backend_id=new_id(), backend="tank", full_in_days=12.5, samples=(sample,)),
+            CapacityHistory(backend_id=new_id(), backend="new", full_in_days=None, samples=()),
+        ]
+
+    async def list(self) -> Sequence[CapacityHistory]:
+        return self.rows
 
 
 class OperationsInMemory:
@@ -272,17 +288,25 @@ class EventsInMemory:
         since: dt.datetime | None,
         limit: int,
         cursor: str | None,
+        is_newest_first: bool,
     ) -> tuple[Sequence[CloudEvent], str | None]:
         found = [e for e in self.rows if int(e.sequence) > int(cursor or 0)]
+        if is_newest_first:
+            found = [e for e in reversed(self.rows) if int(e.sequence) < int(cursor or 99)]
         return found[:limit], found[limit - 1].sequence if len(found) > limit else None
 
-    async def subscribe(self, last_event_sequence: int | None) -> AsyncIterator[CloudEvent | None]:
+    async def newest(self) -> int:
+        return int(self.rows[-1].sequence)
+
+    async def verified(self) -> ChainReport:
+        return ChainReport(is_intact=True, events=len(self.rows), first_broken=None, is_complete=True)
+
+    async def subscribe(self, last_event_sequence: int) -> AsyncIterator[CloudEvent | None]:
         self.open_subscriptions += 1
         try:
-            if last_event_sequence is not None:
-                for event in self.rows:
-                    if int(event.sequence) > last_event_sequence:
-                        yield event
+            for event in self.rows:
+                if int(event.sequence) > last_event_sequence:
+                    yield event
             while True:
                 yield await self.queue.get()
         finally:

@@ -20,8 +20,17 @@ def _wants_token(endpoint: Endpoint) -> bool:
     return endpoint.role is not None
 
 
-def test_table_open_routes_are_health_and_enrolment() -> None:
-    assert {e.path for e in TABLE if not _wants_token(e)} == {"/", "/healthz", "/readyz", "/v1/enrol"}
+def test_table_open_routes_are_health_enrolment_the_page_and_its_sign_in() -> None:
+    assert {_label(e) for e in TABLE if not _wants_token(e)} == {
+        "GET /",
+        "GET /ui/{hash}/{path:.+}",
+        "GET /healthz",
+        "GET /readyz",
+        "POST /v1/enrol",
+        "POST /v1/session",
+        "GET /v1/session",
+        "DELETE /v1/session",
+    }
 
 
 def test_table_routes_with_an_effect_take_more_than_a_viewer() -> None:

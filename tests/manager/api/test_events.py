@@ -16,12 +16,12 @@ STREAM = "/v1/events/stream"
 
 @asynccontextmanager
 async def _stream(
-    api: Api, last: str | None = None, token: str | None = None
+    api: Api, last: str | None = None, token: str | None = None, query: str = ""
 ) -> AsyncGenerator[aiohttp.ClientResponse]:
     headers = {"Authorization": f"Bearer {token or api.by_role['viewer']}"}
     if last is not None:
         headers["Last-Event-ID"] = last
-    async with api.client.get(api.url + STREAM, headers=headers) as response:
+    async with api.client.get(api.url + STREAM + query, headers=headers) as response:
         yield response
 
 
@@ -97,6 +97,93 @@ async def test_stop_of_the_server_ends_open_streams_at_once(api: Api) -> None:
     assert api.events.open_subscriptions == 0
 
 
+async def test_stream_with_changes_sends_both_and_changes_bear_no_id(api: Api) -> None:
+    async with _stream(api, last="4", query="?changes=true") as response:
+        assert await _frame(response) == ["retry: 2000"]
+        assert (await _frame(response))[0] == "id: 5"
+        api.changes.operation_written("op")
+        await api.changes.tick()
+        name, document = await _frame(response)
+        assert name == "event: changes"
+        assert msgspec.json.decode(document.removeprefix("data: ")) == {
+            "backends": [],
+            "gone": [],
+            "hosts": [],
+            "cells": [],
+            "operations": ["op"],
+        }
+        api.events.queue.put_nowait(make_event(6))
+        assert (await _frame(response))[0] == "id: 6"
+        api.changes.resync()
+        assert await _frame(response) == ["event: resync", "data: {}"]
+        api.events.queue.put_nowait(None)
+        assert await _frame(response) == [": ping"]
+
+
+async def test_stream_without_changes_sends_none(api: Api) -> None:
+    async with _stream(api, query="?changes=false") as plain, _stream(api, query="?changes=true") as other:
+        for response in (plain, other):
+            await _frame(response)
+        api.changes.operation_written("op")
+        await api.changes.tick()
+        assert (await _frame(other))[0] == "event: changes"
+        api.events.queue.put_nowait(None)
+        api.events.queue.put_nowait(None)
+        assert await _frame(plain) == [": ping"]
+
+
+async def test_stream_of_changes_ends_with_its_token_and_lets_go(api: Api) -> None:
+    token = await api.token("page", "viewer")
+    async with _stream(api, token=token, query="?changes=true") as response:
+        await _frame(response)
+        await api.tokens.revoke(token.split("_")[1], SYSTEM)
+        api.changes.operation_written("op")
+        await api.changes.tick()
+        async with asyncio.timeout(5):
+            assert await response.content.read() == b""
+    await until(lambda: api.events.open_subscriptions == 0)
+
+
+async def test_stop_of_the_server_ends_streams_of_changes_at_once(api: Api) -> None:
+    async with _stream(api, query="?changes=true") as response:
+        await _frame(response)
+        async with asyncio.timeout(2):
+            await api.runner.cleanup()
+            assert await response.content.read() == b""
+    assert api.events.open_subscriptions == 0
+
+
+async def test_stream_with_a_wrong_changes_is_400(api: Api) -> None:
+    answer = await api.call("GET", f"{STREAM}?changes=yes")
+    answer.problem(400, "invalid_field")
+    assert answer.pointers() == ["/query/changes"]
+
+
+async def test_verification_is_for_viewers(api: Api) -> None:
+    answer = await api.call("GET", "/v1/events/verification", role="viewer")
+    assert answer.json == {"is_intact": True, "events": 5, "first_broken": None, "is_complete": True}
+    (await api.call("GET", "/v1/events/verification", role=None)).problem(401, "unauthorized")
+
+
+async def test_matrix_of_an_empty_fleet_is_empty(api: Api) -> None:
+    assert (await api.call("GET", "/v1/matrix", role="viewer")).json == {"hosts": [], "rows": []}
+
+
+async def test_list_pages_newest_first_when_asked(api: Api) -> None:
+    first = (await api.call("GET", "/v1/events?order=desc&limit=3", role="viewer")).json
+    second = (await api.call("GET", f"/v1/events?order=desc&limit=3&cursor={first['next_cursor']}", role="viewer")).json
+    assert [e["sequence"] for e in first["items"] + second["items"]] == ["5", "4", "3", "2", "1"]
+    assert second["next_cursor"] is None
+
+
+async def test_cursor_of_one_order_is_refused_in_the_other(api: Api) -> None:
+    for own, other in (("asc", "desc"), ("desc", "asc")):
+        cursor = (await api.call("GET", f"/v1/events?order={own}&limit=2")).json["next_cursor"]
+        answer = await api.call("GET", f"/v1/events?order={other}&limit=2&cursor={cursor}")
+        answer.problem(400, "invalid_field")
+        assert answer.pointers() == ["/query/cursor"]
+
+
 async def test_list_pages_oldest_first(api: Api) -> None:
     first = (await api.call("GET", "/v1/events?limit=3", role="viewer")).json
     second = (await api.call("GET", f"/v1/events?limit=3&cursor={first['next_cursor']}", role="viewer")).json
@@ -108,6 +195,7 @@ async def test_list_with_wrong_filters_names_them(api: Api) -> None:
     for query, pointer in (
         ("type=backend.exploded", "/query/type"),
         ("since=yesterday", "/query/since"),
+        ("order=newest", "/query/order"),
         ("since=2026-01-31T12:00:00", "/query/since"),
         ("subject=%00", "/query/subject"),
         ("actor=" + "a" * 600, "/query/actor"),

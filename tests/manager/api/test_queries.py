@@ -1,5 +1,7 @@
 """No route takes a query parameter that it does not know: a misspelt filter would show all, a misspelt dry_run do it."""
 
+import re
+
 import pytest
 
 from manager.api.routes import TABLE, Endpoint
@@ -11,7 +13,7 @@ _CHECKED = [endpoint for endpoint in TABLE if endpoint.query is not None]
 @pytest.mark.parametrize("endpoint", _CHECKED, ids=lambda endpoint: f"{endpoint.method} {endpoint.path}")
 async def test_unknown_parameter_is_refused_and_nothing_is_done(api: Api, endpoint: Endpoint) -> None:
     path = endpoint.path.replace("{ref}", "tank").replace("{id}", "01900000-0000-7000-8000-000000000001")
-    path = path.replace("{snapshot}", "monday")
+    path = re.sub(r"\{[^}]+\}", "monday", path)
     api.backends.insert("tank")
     api.volumes.insert("tank")
     body: dict[str, str] | None = {} if endpoint.method in ("POST", "PATCH") else None

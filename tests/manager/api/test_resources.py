@@ -60,6 +60,33 @@ async def test_discover_answers_items(api: Api) -> None:
     assert answer.json == {"items": [{"title": "/tank", "config": {"export": "/tank"}}]}
 
 
+async def test_discover_hands_on_credentials_and_refuses_wrong_ones_without_repeating_them(api: Api) -> None:
+    body = {"kind": "smb", "config": {"server": "nas"}, "credentials": {"username": "svc", "password": "hunter2"}}
+    assert (await api.call("POST", "/v1/hosts/hv1/discover", body)).status == 200
+    assert [each.credentials.reveal() for each in api.hosts.discoveries] == [{"username": "svc", "password": "hunter2"}]
+    answer = await api.call("POST", "/v1/hosts/hv1/discover", body | {"kind": "nfs"})
+    answer.problem(400, "invalid_field")
+    assert answer.pointers() == ["/credentials"] and b"hunter2" not in answer.body
+    (await api.call("POST", "/v1/hosts/hv1/discover", body, role="viewer")).problem(403, "forbidden")
+    assert len(api.hosts.discoveries) == 1
+
+
+async def test_capacity_is_one_entry_a_backend(api: Api) -> None:
+    tank, new = api.capacities.rows
+    assert (await api.call("GET", "/v1/capacity", role="viewer")).json == {
+        "items": [
+            {
+                "backend_id": tank.backend_id,
+                "backend": "tank",
+                "full_in_days": 12.5,
+                "samples": [{"at": "2026-01-31T12:00:00Z", "used_bytes": 3, "total_bytes": 10}],
+            },
+            {"backend_id": new.backend_id, "backend": "new", "full_in_days": None, "samples": []},
+        ]
+    }
+    (await api.call("GET", "/v1/capacity?limit=1", role="viewer")).problem(400, "invalid_field")
+
+
 async def test_operations_are_listed_newest_first_shown_and_retried(api: Api) -> None:
     rows = [make_operation(OperationState.SUCCEEDED, "s") for _ in range(3)]
     rows.append(make_operation(OperationState.STUCK, "s"))
