@@ -17,6 +17,7 @@ from manager.embedded import identity, postgres
 from manager.embedded.postgres import Postgres
 from manager.store.migrate import migrate
 from manager.store.pool import connect
+from tests.browser.chromium import MISSING, chromium, must_be_there
 from tests.fleet.fleet import Fleet, fleet, start_zygote
 
 #: The lab's tests need its guests; `scripts/lab test` runs them.
@@ -25,6 +26,21 @@ collect_ignore = [] if "STOWAGE_LAB" in os.environ else ["lab"]
 MakeDatabase = Callable[[str | None], Awaitable[str]]
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In CI nothing runs before what the run needs is installed."""
+    folder = Path(__file__).parent / "browser"
+    asked = [Path(arg.partition("::")[0]).resolve() for arg in config.args]
+    is_asked = any(folder.is_relative_to(path) or path.is_relative_to(folder) for path in asked)
+    if is_asked and must_be_there() and chromium() is None:
+        raise pytest.UsageError(MISSING)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says once, and in a quiet run too, why the page's tests were skipped."""
+    if any(MISSING in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(f"skipped: {MISSING}", yellow=True)
 
 
 @pytest.fixture(scope="session")

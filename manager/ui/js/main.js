@@ -1,0 +1,51 @@
+// The page begins: who is signed in sees the fleet, everybody else the door.
+
+import { call, ended } from "./api.js";
+import { fill, h } from "./dom.js";
+import { shell } from "./shell.js";
+import { forget, load, startLive, store } from "./store.js";
+
+const root = /** @type {HTMLElement} */ (document.getElementById("app"));
+/** @type {(() => void) | null} */
+let leave = null;
+
+async function begin() {
+  try {
+    const session = await call("GET", "/v1/session");
+    if (session.role === null) return door();
+    store.session = session;
+    startLive();
+    await load();
+  } catch (error) {
+    const problem = /** @type {import("./api.js").Problem} */ (error);
+    if (problem.status === 401) return door();
+    fill(root, h("div", { class: "empty", role: "alert" }, h("h1", null, problem.title || "The page could not be loaded"), h("p", null, problem.message),
+      h("button", { type: "button", class: "main", onclick: begin }, "Try again")));
+    return undefined;
+  }
+  leave = shell(root, () => over());
+  return undefined;
+}
+
+/** @param {string} [why] */
+async function door(why) {
+  const { signIn } = await import("./sign-in.js");
+  signIn(root, begin, why);
+}
+
+/** @param {string} [why] */
+function over(why) {
+  forget();
+  leave?.();
+  leave = null;
+  for (const dialog of document.querySelectorAll("dialog")) dialog.remove();
+  void door(why);
+}
+
+ended.handler = () => { if (leave) over("The session is over. Sign in again; what you had typed is kept until you close the page, without passwords."); };
+// The address is the router's, so the link leads there without one.
+document.querySelector(".skip")?.addEventListener("click", (event) => {
+  event.preventDefault();
+  document.getElementById("main")?.focus();
+});
+void begin();
