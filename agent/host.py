@@ -250,13 +250,15 @@ class Host:
         space = self._space(backend_id)
         return [self._driver(each.kind).volumes(each, space, is_to_fence=True) for each in targets if each is not None]
 
-    async def discover(self, kind: str, config: Mapping[str, Any], credentials: Credentials) -> Discovery:
-        """What a server offers; the credentials stay in memory, and in run_dir while a tool reads them."""
+    async def discover(
+        self, kind: str, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
+    ) -> Discovery:
+        """What a server offers; the credentials stay in memory."""
         driver = self._driver(kind)
         partial, errors = validate_config(KINDS[kind], config, is_partial=True)
         if errors:
             raise AgentFault.of(FaultCode.FAILED, "; ".join(f"{error.pointer} {error.detail}" for error in errors))
-        return Discovery(items=await driver.discover(partial, credentials, self._state.run))
+        return Discovery(items=await driver.discover(partial, credentials, deadline))
 
     async def inspect(self, target: Target) -> Inspection:
         """What is on the target's device. Recorded as `attaching`, for a kill may leave a session behind."""

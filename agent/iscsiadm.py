@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.drivers.base import CommandResult, Commands
+from agent.drivers.base import CommandResult, Commands, Deadline
 from agent.errors import AgentFault
 from agent.node_records import NodeRecords
 from agent.portals import Node, Portal, choose_node
@@ -83,7 +83,7 @@ class Iscsi:
         self._records = asyncio.Lock()
         self._rule = UdevRule(commands, udev_rules)
 
-    async def discover(self, portal: Portal) -> tuple[Node, ...]:
+    async def discover(self, portal: Portal, deadline: Deadline | None = None) -> tuple[Node, ...]:
         """What the portal offers to this host's initiator; nothing is recorded.
 
         Without CHAP of ours: open-iscsi takes that of a discovery from iscsid.conf or from its record of the portal, which are
@@ -94,7 +94,8 @@ class Iscsi:
             if not check.is_ok and check.code is not None:
                 raise AgentFault.of(check.code, check.detail or "", check.remedy, is_retryable=True)
         argv = ["iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", str(portal), "-o", "nonpersistent"]
-        result = await self._run(argv, _DISCOVER_TIMEOUT_S)
+        limit_s = _DISCOVER_TIMEOUT_S if deadline is None else deadline.room_s(_DISCOVER_TIMEOUT_S)
+        result = await self._run(argv, limit_s)
         if result.exit_code == _NOTHING_FOUND:
             return ()
         if result.exit_code == _AUTH_FAILED:

@@ -224,7 +224,7 @@ class CommandServer:
                 return Sealed(sealed=self._reseal(command))
             case Discover(backend_id=delivery, kind=kind, config=config, sealed=sealed):
                 credentials = self._deliveries.open(delivery, 1, sealed) if sealed else Credentials({})
-                return await self._host.discover(kind, config, credentials)
+                return await self._host.discover(kind, config, credentials, deadline)
             case Inspect(target=target):
                 return await self._host.inspect(target)
             case Initialize(target=target, wwid=wwid, force=force):

@@ -46,7 +46,7 @@ from manager.sessions import Sessions
 from manager.store import events as event_store
 from manager.store import hosts as host_store
 from manager.store.migrate import migrate, newest_version
-from manager.store.pool import DATABASE_AWAY, DATABASE_FAULTS, Pool, connect, open_pool
+from manager.store.pool import DATABASE_AWAY, DATABASE_FAULTS, Connection, Pool, connect, open_pool
 from manager.tokens import Tokens
 from manager.uplink import UplinkListener
 from manager.uploads import Uploads
@@ -258,7 +258,7 @@ async def _prepared_database(config: Config) -> tuple[str, Keys]:
                 raise ConfigError(f"database_url: no connection in {_DATABASE_S:.0f} s: {error}") from error
             await asyncio.sleep(0.2)
     try:
-        version = await migrate(connection)
+        version = await _migrated(connection)
         log.info("database ready", extra={"schema": version, "code_schema": newest_version()})
         fleet_id = await host_store.fleet_id(connection, new_id())
         is_known = await host_store.trusted_keys(connection) is not None
@@ -274,6 +274,17 @@ async def _prepared_database(config: Config) -> tuple[str, Keys]:
         return fleet_id, keys
     finally:
         await connection.close()
+
+
+async def _migrated(connection: Connection) -> int:
+    """The schema's version, which is this code's or newer. Raises ConfigError where somebody's lock kept it from becoming that."""
+    try:
+        return await migrate(connection)
+    except DATABASE_AWAY as error:
+        raise ConfigError(
+            f"database_url: the schema could not be brought to version {newest_version()}: {str(error) or 'no answer in time'}."
+            " Nothing of that step is left; see who holds a lock there (pg_locks: a backup, another manager), and start again"
+        ) from error
 
 
 class _EventsWait:

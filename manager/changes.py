@@ -29,6 +29,8 @@ ALL_IN_TICKS = 5
 READING_S = 10.0
 #: Frames that may wait for one slow client.
 QUEUE_FRAMES = 64
+#: Ticks at most between two RESYNCs while one tick after the other fails.
+_RESYNC_TICKS = 60
 #: Used bytes that move by less than one part in so many of the total look the same.
 _CAPACITY_PARTS = 1000
 
@@ -40,6 +42,7 @@ class _Told:
     """What the subscribers know, and what may differ from it.
 
     hosts: with the count of their turns. due: backends that the registry has marked. operations: ids, in order, as a set.
+    odd: backends that could not be looked at.
     """
 
     backends: dict[str, Backend] = field(default_factory=lambda: dict[str, Backend]())
@@ -49,6 +52,7 @@ class _Told:
     hosts: dict[str, tuple[Host, int]] = field(default_factory=lambda: dict[str, tuple[Host, int]]())
     default_id: str | None = None
     due: set[str] = field(default_factory=lambda: set[str]())
+    odd: set[str] = field(default_factory=lambda: set[str]())
     operations: dict[str, None] = field(default_factory=lambda: dict[str, None]())
     ticks: int = 0
     read_until: float = 0.0
@@ -114,15 +118,23 @@ class Changes:
     # ---- comparing
 
     async def run(self) -> None:
+        failures = told_at = 0
         while True:
             await self._has_subscribers.wait()
             await asyncio.sleep(self._tick_s)
             try:
                 await self.tick()
             except Exception:
-                # An edge: what could not be compared is read again by everybody, and compared from there on.
-                log.exception("changes could not be told")
-                self.resync()
+                # An edge: what could not be compared is read again by everybody; ever more rarely while it lasts, for that costs.
+                failures += 1
+                if failures >= told_at + min(told_at, _RESYNC_TICKS):
+                    log.exception("changes could not be told", extra={"failures": failures})
+                    told_at = failures
+                    self.resync()
+            else:
+                if failures > told_at:
+                    self.resync()
+                failures = told_at = 0
 
     async def tick(self) -> None:
         """Everybody has what changed since the last tick, in one frame; none when nothing did."""
@@ -145,10 +157,7 @@ class Changes:
             told.hosts = {host.id: (host, self._registry.turns(host.id)) for host in self._registry.hosts()}
             told.default_id = self._registry.default_id()
             for backend_id in self._registry.backend_ids():
-                found = self._registry.with_cells(backend_id)
-                if found is not None:
-                    told.backends[backend_id] = found[0]
-                    told.cells[backend_id] = {cell.host_id: cell for cell in found[1]}
+                self._look_alone(told, _Found(), backend_id, set(), is_anyway=False)
                 await asyncio.sleep(0)
         except BaseException:
             self._told = None
@@ -167,14 +176,14 @@ class Changes:
         moved = {key for key, count in turns.items() if key in told.hosts and told.hosts[key][1] != count}
         found = _Found()
         for backend_id in sorted(wanted):
-            self._look(told, found, backend_id, moved, is_anyway=is_being_read and backend_id in due)
+            self._look_alone(told, found, backend_id, moved, is_anyway=is_being_read and backend_id in due)
             await asyncio.sleep(0)
         # From here to the end in one go: nobody sees two defaults, nor a cell of a backend that is gone.
         default_id = self._registry.default_id()
         if default_id != told.default_id:
             for either in (told.default_id, default_id):
                 if either is not None:
-                    self._look(told, found, either, moved, is_anyway=False)
+                    self._look_alone(told, found, either, moved, is_anyway=False)
             told.default_id = default_id
         gone = tuple(sorted(told.backends.keys() - set(self._registry.backend_ids())))
         for backend_id in gone:
@@ -189,6 +198,16 @@ class Changes:
             operations=operations,
         )
         return changes if changes != ChangeSet() else None
+
+    def _look_alone(self, told: _Told, found: _Found, backend_id: str, moved: set[str], *, is_anyway: bool) -> None:
+        """An edge: one odd backend must not keep all the others from being told. The log has it once."""
+        try:
+            self._look(told, found, backend_id, moved, is_anyway=is_anyway)
+            told.odd.discard(backend_id)
+        except Exception:
+            if backend_id not in told.odd:
+                told.odd.add(backend_id)
+                log.exception("changes of a backend could not be told", extra={"backend_id": backend_id})
 
     def _look(self, told: _Told, found: _Found, backend_id: str, moved: set[str], *, is_anyway: bool) -> None:
         """moved: hosts that came or went. is_anyway: what has been seen anew is told also when it looks as before."""

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from manager.operations import bad_cursor
 from manager.store import events as store
@@ -57,7 +57,7 @@ class Events:
         return found[:limit], found[limit - 1].sequence
 
     async def verified(self) -> ChainReport:
-        """Whether the audit log is what was sealed; a run for all who ask meanwhile."""
+        """Whether the audit log is what was sealed, or was half a minute ago."""
         return await self._verification.report()
 
     async def newest(self) -> int:
@@ -71,7 +71,7 @@ class Events:
             self._last = max(self._last, sequence)
             self._grown.notify_all()
 
-    async def subscribe(self, last_event_sequence: int) -> AsyncIterator[CloudEvent | None]:
+    async def subscribe(self, last_event_sequence: int) -> AsyncGenerator[CloudEvent | None]:
         """Every event after the given sequence, in order, without a hole; None is a sign of life."""
         at = last_event_sequence
         self._last = max(self._last, await self.newest())

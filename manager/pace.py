@@ -22,9 +22,20 @@ class Pace:
     def take(self, key: str) -> int | None:
         """None: it may happen, and counts. Else the whole seconds until it may."""
         now = self._clock()
-        left, at = self._left.pop(key, (self._burst, now))
-        left = min(self._burst, left + (now - at) * self._per_s)
+        left = self._left_at(key, now)
+        self._left.pop(key, None)
         self._left[key] = (left - 1 if left >= 1 else left, now)
         if len(self._left) > self._most_keys:
             self._left.popitem(last=False)
+        return self._wait_s(left)
+
+    def peek(self, key: str) -> int | None:
+        """What take would say; nothing is counted, and the key counts as not asked for."""
+        return self._wait_s(self._left_at(key, self._clock()))
+
+    def _left_at(self, key: str, now: float) -> float:
+        left, at = self._left.get(key, (self._burst, now))
+        return min(self._burst, left + (now - at) * self._per_s)
+
+    def _wait_s(self, left: float) -> int | None:
         return None if left >= 1 else math.ceil((1 - left) / self._per_s)

@@ -9,6 +9,7 @@ import enum
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,10 +22,11 @@ _TICKET = re.compile(r"sws_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_([1-9][
 
 
 class Worthless(enum.Enum):
-    """Why a ticket opens nothing. FORGED: no replica of this fleet has signed it."""
+    """Why a ticket opens nothing. FORGED: no replica of this fleet has signed it. AMBIGUOUS: another one came beside it."""
 
     FORGED = enum.auto()
     EXPIRED = enum.auto()
+    AMBIGUOUS = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Sessions:
         self._key = hmac.digest(mac_key, _KEY_LABEL, hashlib.sha256)
         #: Fleets on several ports of one machine share its cookies, so each has a name of its own.
         self.cookie_name = f"stowage_{fleet_id[-8:]}"
+        #: Over HTTPS: of this prefix browsers take no cookie of a neighbouring name, of a path, or by plain HTTP (RFC 6265bis 4.1.3.2).
+        self.secure_cookie_name = f"__Host-{self.cookie_name}"
         #: `scheme://host[:port]` of public_url as a browser writes it; empty where none is configured.
         self.public_origin = _origin_of(public_url)
 
@@ -63,6 +67,19 @@ class Sessions:
         if at <= now.timestamp():
             return Worthless.EXPIRED
         return Ticket(token_id, dt.datetime.fromtimestamp(at, dt.UTC))
+
+    def read_one(self, texts: Sequence[str], now: dt.datetime) -> Ticket | Worthless:
+        """What the one ticket among them says that opens something, for others can put values beside ours under its name.
+
+        Of two that say different things neither: one is somebody else's, to have the user work as another. FORGED: none was ever ours.
+        """
+        read = {self.read(text, now) for text in texts}
+        tickets = [one for one in read if isinstance(one, Ticket)]
+        if len(tickets) == 1:
+            return tickets[0]
+        if len(tickets) > 1:
+            return Worthless.AMBIGUOUS
+        return Worthless.EXPIRED if Worthless.EXPIRED in read else Worthless.FORGED
 
     def _mac(self, token_id: str, at: int) -> str:
         return hmac.digest(self._key, f"{token_id}_{at}".encode(), hashlib.sha256).hex()

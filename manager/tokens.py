@@ -18,9 +18,11 @@ import msgspec
 from manager.actor import Actor, Role
 from manager.errors import ConfigError, Refused
 from manager.keys import write_private
+from manager.shared_runs import SharedRuns
 from manager.store import tokens as store
 from manager.store.pool import DATABASE_FAULTS, Connection, Pool, transaction
 from manager.store.tokens import TokenRow
+from schemas.fields import InvalidFields
 from schemas.ids import is_id, new_id
 from schemas.problems import FieldError, ProblemCode
 from schemas.requests import CreateToken
@@ -68,6 +70,8 @@ class Tokens:
         self._remembered: dict[str, _Remembered] = {}
         #: Grows with every forget, so that a row read before it is not remembered after it.
         self._epoch = 0
+        #: By token and epoch: who asks after a forget must not be told what was read before it.
+        self._readings = SharedRuns[tuple[str, int], _Remembered | None]("reading of a token", self._read)
         #: Of the next forget.
         self._forgotten = asyncio.Event()
 
@@ -76,12 +80,9 @@ class Tokens:
         match = _TOKEN.fullmatch(text)
         if match is None:
             return None
+        digest = _digest(match[2])
         found = await self._recall(match[1])
-        if (
-            found is None
-            or not hmac.compare_digest(_digest(match[2]), found.row.secret_hash)
-            or not _is_live(found.row)
-        ):
+        if found is None or not hmac.compare_digest(digest, found.row.secret_hash) or not _is_live(found.row):
             return None
         return await self._entered(found, request_id)
 
@@ -114,7 +115,11 @@ class Tokens:
             self._remembered.pop(token_id, None)
 
     async def create(self, body: CreateToken, actor: Actor) -> NewToken:
-        """The token with its text, which nobody can ask for again."""
+        """The token with its text, which nobody can ask for again. It ends when its maker's does, or before."""
+        expires_at = body.expires_at or actor.expires_at
+        if expires_at is not None and actor.expires_at is not None and expires_at > actor.expires_at:
+            words = f"must not be behind the end of the token that makes it ({actor.expires_at.isoformat()})"
+            raise InvalidFields(FieldError(pointer="/expires_at", detail=words))
         token_id, secret = new_id(), secrets.token_urlsafe(32)
         async with self._pool.acquire() as connection:
             row = await store.insert(
@@ -124,7 +129,7 @@ class Tokens:
                 role=Role(body.role),
                 secret_hash=_digest(secret),
                 created_by=actor.name,
-                expires_at=body.expires_at,
+                expires_at=expires_at,
             )
         if row is None:
             raise Refused.because(
@@ -206,7 +211,12 @@ class Tokens:
         found = self._remembered.get(token_id)
         if found is not None and time.monotonic() < found.read_at + REMEMBERED_S:
             return found
-        epoch, read_at = self._epoch, time.monotonic()
+        # A hundred streams of one page ask in the same moment; sagas need the same connections.
+        return await self._readings.result((token_id, self._epoch))
+
+    async def _read(self, key: tuple[str, int]) -> _Remembered | None:
+        token_id, epoch = key
+        found, read_at = self._remembered.get(token_id), time.monotonic()
         async with self._pool.acquire() as connection:
             row = await store.get(connection, token_id)
         if row is None or row.revoked_at is not None:

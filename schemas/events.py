@@ -1,5 +1,6 @@
 """CloudEvents 1.0 of every committed change, and the hash chain that lets an auditor see a hole."""
 
+import datetime as dt
 import enum
 import hashlib
 from typing import Any
@@ -60,13 +61,14 @@ class CloudEvent(msgspec.Struct, frozen=True, kw_only=True):
 class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
     """is_intact: all of the log was read, and is as it was sealed. events: how many were found good, from the first on.
 
-    first_broken: the sequence of the first that is altered or missing. is_complete: the time was enough.
+    first_broken: the sequence of the first that is altered or missing. is_complete: the time was enough. verified_at: the end of the reading.
     """
 
     is_intact: bool
     events: int
     first_broken: str | None
     is_complete: bool
+    verified_at: dt.datetime
 
 
 def chain_hash(event: CloudEvent) -> str:

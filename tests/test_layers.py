@@ -55,7 +55,7 @@ RANKS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("__main__",),
     ),
     "manager": (
-        ("errors", "actor", "health", "observations", "event_stream", "pace", "sessions", "turns"),
+        ("errors", "actor", "health", "observations", "event_stream", "pace", "sessions", "shared_runs", "turns"),
         ("config", "keys", "problems", "store.*"),
         ("address", "bus_auth", "outbox", "registry", "replica", "tokens"),
         ("agents", "capacity", "watch", "revocations", "embedded.*"),

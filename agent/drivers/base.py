@@ -17,6 +17,10 @@ from schemas.backends import Capability, Capacity
 from schemas.command import Target
 from schemas.credentials import Credentials
 
+#: Seconds that a command keeps for a tool that must be killed (2 s, agent/command.py) and for its answer; and what a tool has at least.
+_ANSWER_S = 3.0
+_LEAST_ROOM_S = 1.0
+
 
 @dataclass(frozen=True)
 class CommandResult:
@@ -86,6 +90,10 @@ class Deadline:
         """Zero or less: too late."""
         return self.ends_at_s - self.clock()
 
+    def room_s(self, most_s: float) -> float:
+        """Seconds for the next tool: most_s, or so many less that its own fault is answered while somebody waits for it."""
+        return max(_LEAST_ROOM_S, min(most_s, round(self.left_s - _ANSWER_S, 1)))
+
 
 @dataclass(frozen=True)
 class ProbeReport:
@@ -135,10 +143,10 @@ class Driver(Protocol):
         ...
 
     async def discover(
-        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+        self, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
     ) -> tuple[Discovered, ...]:
         """What the server named in the partial config offers to this host, or to whom the credentials log in, which may be partial
-        too. Kinds that cannot tell raise kind_unsupported. run_dir: as of a Workspace.
+        too. Kinds that cannot tell raise kind_unsupported.
         """
         ...
 

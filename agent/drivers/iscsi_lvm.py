@@ -12,7 +12,6 @@ activated under its own locks too; its lockspace is started by attach and stoppe
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from agent import markers
@@ -162,13 +161,13 @@ class IscsiLvm:
         return (*tools, *await server_checks(portal.host, portal.port))
 
     async def discover(
-        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+        self, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
     ) -> tuple[Discovered, ...]:
         """The targets that the portal offers to this host's initiator. The credentials are a target's own: the list is asked for
         without them, and a portal that gives it to nobody else says auth_failed with a remedy of its own (Iscsi.discover).
         """
         portal = Portal.parse(decode_partial(ISCSI_LVM, config, "portal"))
-        names = dict.fromkeys(node.iqn for node in await self._iscsi.discover(portal))
+        names = dict.fromkeys(node.iqn for node in await self._iscsi.discover(portal, deadline))
         return tuple(Discovered(title=iqn, config={"target_iqn": iqn}) for iqn in names)
 
     async def inspect(self, target: Target, credentials: Credentials, space: Workspace) -> Inspection:

@@ -180,7 +180,7 @@ class LocalFile:
         )
 
     async def discover(
-        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+        self, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
     ) -> tuple[Discovered, ...]:
         raise refuse_verb(LOCAL_FILE, "discovery")
 

@@ -1,7 +1,6 @@
 """nfs: an export of an NFS server, mounted hard, in a folder of the backend's own (mount.nfs(8), nfs(5))."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from agent.configs import decode_config, decode_partial, held_config, refuse_verb
@@ -68,12 +67,13 @@ class Nfs:
         return (tool, *await server_checks(config.server, port))
 
     async def discover(
-        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+        self, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
     ) -> tuple[Discovered, ...]:
         """The exports that the server's mount daemon lists; a server of version 4 only lists none."""
         server = decode_partial(NFS, config, "server")
         result = await self._commands.run(
-            ["showmount", "--no-headers", "-e", "--", bare_host(server)], timeout_s=_DISCOVER_TIMEOUT_S
+            ["showmount", "--no-headers", "-e", "--", bare_host(server)],
+            timeout_s=deadline.room_s(_DISCOVER_TIMEOUT_S),
         )
         if result.exit_code != 0:
             raise tool_fault(result)

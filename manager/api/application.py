@@ -1,8 +1,10 @@
 """The API as an aiohttp application: services, middlewares, routes, put together in one place."""
 
+import asyncio
+
 from aiohttp import web
 
-from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, authenticate
+from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, GUESSES, authenticate
 from manager.api.edge import add_headers, edge
 from manager.api.events import STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
@@ -20,6 +22,7 @@ from manager.api.keys import (
     PROBING,
     QUERIES,
     READINESS,
+    SESSION_REFUSALS,
     SESSIONS,
     TOKENS,
     UPLOADS,
@@ -89,11 +92,12 @@ def create_api(
     app[SESSIONS] = sessions
     app[IDEMPOTENCY] = idempotency
     app[READINESS] = readiness
+    app[GUESSES] = asyncio.Lock()
     app[FAILURES] = failures or Pace(burst=FAILURE_BURST, per_s=FAILURES_PER_S)
     app[STREAMS] = set()
     app[PAGE] = page or Page.read()
     rules = build_routes(app.router)
-    app[ACCESS], app[QUERIES] = rules.roles, rules.queries
+    app[ACCESS], app[QUERIES], app[SESSION_REFUSALS] = rules.roles, rules.queries, rules.session_refusals
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(end_streams)
     return app

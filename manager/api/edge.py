@@ -4,7 +4,7 @@ import logging
 import re
 import time
 
-from aiohttp import ClientConnectionResetError, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from manager import problems
@@ -64,6 +64,8 @@ def set_headers(response: web.StreamResponse, request_id: str) -> None:
     """On every answer; what the page says of its own caching and rights stays."""
     response.headers["X-Request-Id"] = request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers["Referrer-Policy"] = "no-referrer"
     response.headers.setdefault(CONTENT_SECURITY_POLICY, _NO_PAGE)
     response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
     response.headers[hdrs.SERVER] = "stowage"
@@ -96,8 +98,6 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return await handler(request)
     except web.HTTPException as error:
         return http_problem(error, request_id)
-    except ClientConnectionResetError:
-        raise  # the client has left: there is nobody to answer
     except DATABASE_AWAY as error:
         log.error("request failed, the database does not answer", extra={"request_id": request_id}, exc_info=error)
         return problem_response(problems.database_away(), request_id)

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import ClientConnectionResetError, hdrs, web
 
 from manager.api import decoding
 from manager.api.encoding import json_response, page_response
 from manager.api.keys import ACTOR, CHANGES, EVENTS, TOKENS
+from manager.events import Events
+from manager.store.pool import DATABASE_AWAY
 from schemas.events import CloudEvent, EventType
 from schemas.fields import InvalidFields
 from schemas.problems import FieldError
@@ -20,6 +24,13 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a client may take to read what is sent; a dead one must not hold a stream for ever.
 WRITE_TIMEOUT_S = 20.0
+#: Seconds between two questions to a database that is away: the first, and the most; below the 15 s between two signs of life.
+_FIRST_PAUSE_S = 0.5
+_MOST_PAUSE_S = 10.0
+#: Seconds that an ended stream's tasks may take to give back what they hold.
+_END_S = 2.0
+
+_PING = b": ping\n\n"
 
 #: The streams' tasks, so that a stop need not wait for clients that never leave.
 STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams")
@@ -43,7 +54,7 @@ async def list_events(request: web.Request) -> web.Response:
 
 
 async def verify_events(request: web.Request) -> web.Response:
-    """It costs: all of the log is read. Who asks while somebody else does gets the same answer."""
+    """It costs: all of the log is read. Who asks while somebody else does, or soon after, gets the same answer."""
     return json_response(await request.app[EVENTS].verified())
 
 
@@ -51,6 +62,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     """Events as they are sealed. `id` is the sequence; a token that is revoked or expires ends the stream, and so does the end of a session.
 
     changes=true: also what looks different now. Who has the headers may read the lists: all that happens after is told.
+    While the database is away nothing but signs of life goes out, once the token is not remembered any more.
     """
     has_changes = decoding.flag(decoding.query(request), "changes")
     last = _last_event_sequence(request)
@@ -63,7 +75,10 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
 
 async def _stream(request: web.Request, last: int, queue: asyncio.Queue[bytes] | None) -> web.StreamResponse:
     response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"})
-    await response.prepare(request)
+    try:
+        await response.prepare(request)
+    except ClientConnectionResetError:
+        return response  # the client has left already; who serves sees that too
     # A task of its own, for it is what a stop cancels; the handler then ends in good order.
     task = asyncio.create_task(_pump(request, response, last, queue), name="event stream")
     ended = asyncio.create_task(request.app[TOKENS].ended(request[ACTOR].token_id), name="token of an event stream")
@@ -75,9 +90,12 @@ async def _stream(request: web.Request, last: int, queue: asyncio.Queue[bytes] |
             # The database was away when it was asked; before each frame it is asked again.
             await asyncio.wait((task,))
     finally:
-        task.cancel()
-        ended.cancel()
         streams.discard(task)
+        # Once each: a second cancel would end the clean-up that the first began.
+        for each in (task, ended):
+            if not each.cancelling():
+                each.cancel()
+        await asyncio.wait((task, ended), timeout=_END_S)
     if task.done() and not task.cancelled() and (error := task.exception()) is not None:
         # The answer has begun, so there is nobody to tell; the client comes back with its Last-Event-ID.
         log.error("event stream failed", exc_info=error)
@@ -93,28 +111,51 @@ async def end_streams(app: web.Application) -> None:
 async def _pump(
     request: web.Request, response: web.StreamResponse, last: int, queue: asyncio.Queue[bytes] | None
 ) -> None:
-    events, tokens, actor = request.app[EVENTS], request.app[TOKENS], request[ACTOR]
-    stream = events.subscribe(last)
-    frames = _audit_frames(stream) if queue is None else _either(_audit_frames(stream), queue)
+    frames = _audit_frames(request.app[EVENTS], last)
+    if queue is not None:
+        frames = _either(frames, queue)
     try:
         # Headers and this go out at once, so that the client knows that it is connected.
         await _send(response, b"retry: 2000\n\n")
         async for frame in frames:
-            if actor.is_expired or not await tokens.is_live(actor.token_id):
+            if not await _is_open(request, response):
                 return
             await _send(response, frame)
     except (ConnectionError, TimeoutError):
         return  # the client has left, or reads no more
     finally:
-        for each in (frames, stream):
-            if isinstance(each, AsyncGenerator):
-                with contextlib.suppress(ConnectionError):
-                    await each.aclose()
+        with contextlib.suppress(ConnectionError):
+            await frames.aclose()
 
 
-async def _audit_frames(stream: AsyncIterator[CloudEvent | None]) -> AsyncGenerator[bytes]:
-    async for event in stream:
-        yield b": ping\n\n" if event is None else _frame(event)
+async def _is_open(request: web.Request, response: web.StreamResponse) -> bool:
+    """Whether the token may still see what comes. While the database does not say, the client gets signs of life and no more."""
+    actor, pauses = request[ACTOR], _pauses()
+    while not actor.is_expired:
+        try:
+            return await request.app[TOKENS].is_live(actor.token_id)
+        except DATABASE_AWAY as error:
+            log.warning("event stream waits for the database", extra={"error": repr(error)})
+        await _send(response, _PING)
+        await asyncio.sleep(next(pauses))
+    return False
+
+
+async def _audit_frames(events: Events, last: int) -> AsyncGenerator[bytes]:
+    """Each event after `last`, without a hole, and signs of life; they go on where they were when the database was away."""
+    pauses = _pauses()
+    while True:
+        try:
+            async with contextlib.aclosing(events.subscribe(last)) as stream:
+                async for event in stream:
+                    pauses = _pauses()
+                    if event is not None:
+                        last = int(event.sequence)
+                    yield _PING if event is None else _frame(event)
+        except DATABASE_AWAY as error:
+            log.warning("event stream waits for the database", extra={"error": repr(error)})
+        yield _PING
+        await asyncio.sleep(next(pauses))
 
 
 async def _either(audit: AsyncGenerator[bytes], queue: asyncio.Queue[bytes]) -> AsyncGenerator[bytes]:
@@ -142,6 +183,12 @@ async def _either(audit: AsyncGenerator[bytes], queue: asyncio.Queue[bytes]) -> 
             task.cancel()
         await asyncio.gather(event, change, return_exceptions=True)
         await audit.aclose()
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait before each further try; no two streams come back in the same moment."""
+    for power in itertools.count():
+        yield min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(power, 10)) * random.uniform(0.5, 1.0)
 
 
 async def _send(response: web.StreamResponse, frame: bytes) -> None:

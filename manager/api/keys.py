@@ -43,6 +43,8 @@ SESSIONS: web.AppKey[Sessions] = web.AppKey("sessions", Sessions)
 READINESS: web.AppKey[Readiness] = web.AppKey("readiness")
 #: The least role a route wants; None: open to everybody.
 ACCESS: web.AppKey[Mapping[web.AbstractRoute, Role | None]] = web.AppKey("access")
+#: What who comes with a session is told, of routes that a token alone opens.
+SESSION_REFUSALS: web.AppKey[Mapping[web.AbstractRoute, str]] = web.AppKey("session_refusals")
 #: The parameters that a route's query may have; None: any.
 QUERIES: web.AppKey[Mapping[web.AbstractRoute, tuple[str, ...] | None]] = web.AppKey("queries")
 

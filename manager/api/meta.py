@@ -1,10 +1,13 @@
 """What the manager says of itself: alive, ready, the kinds it knows."""
 
+from typing import Any
+
 from aiohttp import web
 
+from manager.api import decoding
 from manager.api.encoding import json_response
 from manager.api.keys import READINESS
-from schemas.kinds import KINDS
+from schemas.kinds import KINDS, KindSpec
 from schemas.validation import json_schema
 
 _WELCOME = """Stowage answers here.
@@ -33,21 +36,26 @@ async def show_readiness(request: web.Request) -> web.Response:
 
 
 async def list_kinds(request: web.Request) -> web.Response:
-    return json_response(
-        [
-            {
-                "kind": spec.kind,
-                "title": spec.title,
-                "capabilities": spec.capabilities,
-                "is_shared": spec.is_shared,
-                "can_initialize": spec.can_initialize,
-                "formats": spec.formats,
-                "discover_by": spec.discover_by,
-                "config_schema": json_schema(spec.config, spec.title),
-                "credentials_schema": json_schema(spec.credentials, f"Credentials of {spec.title}")
-                if spec.credentials is not None
-                else None,
-            }
-            for spec in KINDS.values()
-        ]
-    )
+    """schemas=false: without them, for who shows a list and no form."""
+    has_schemas = decoding.choice(decoding.query(request), "schemas") is not False
+    return json_response([_kind(spec) | (_schemas(spec) if has_schemas else {}) for spec in KINDS.values()])
+
+
+def _kind(spec: KindSpec) -> dict[str, Any]:
+    return {
+        "kind": spec.kind,
+        "title": spec.title,
+        "capabilities": spec.capabilities,
+        "is_shared": spec.is_shared,
+        "can_initialize": spec.can_initialize,
+        "formats": spec.formats,
+        "discover_by": spec.discover_by,
+    }
+
+
+def _schemas(spec: KindSpec) -> dict[str, Any]:
+    credentials = spec.credentials
+    return {
+        "config_schema": json_schema(spec.config, spec.title),
+        "credentials_schema": json_schema(credentials, f"Credentials of {spec.title}") if credentials else None,
+    }

@@ -28,9 +28,13 @@ def refuse_other_origins(request: web.Request, *, is_origin_needed: bool) -> Non
 
 
 def is_https(request: web.Request) -> bool:
-    """Whether the browser speaks HTTPS: with us, or with a proxy before us, which its Origin or public_url tells."""
+    """Whether the browser speaks HTTPS, with us or with a proxy before us: its Origin says, for a fleet with a public_url may be come to
+    by plain HTTP all the same. Without one TLS here does, and where neither says anything, public_url.
+    """
     origin = request.headers.get(hdrs.ORIGIN, "").lower()
-    return request.secure or origin.startswith("https://") or _public_origin(request).startswith("https://")
+    if origin:
+        return origin.startswith("https://")
+    return request.secure or _public_origin(request).startswith("https://")
 
 
 def _is_ours(request: web.Request, origin: str) -> bool:

@@ -53,8 +53,6 @@ _UNUSED_FEATURES = (
 )  # fmt: skip
 _SECURITY_HEADERS = {
     CONTENT_SECURITY_POLICY: _POLICY,
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
     "Permissions-Policy": ", ".join(f"{feature}=()" for feature in _UNUSED_FEATURES),
 }

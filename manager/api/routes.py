@@ -27,7 +27,7 @@ from manager.api import (
 @dataclass(frozen=True)
 class Endpoint:
     """query: the parameters that it knows; every other is refused. None: any, for a page that a browser opens, or for a handler
-    that reads them all as it reads a body.
+    that reads them all as it reads a body. session_refusal: what who comes with a session is told, where a token alone opens.
     """
 
     method: str
@@ -36,11 +36,14 @@ class Endpoint:
     handler: Handler
     query: tuple[str, ...] | None = ()
     is_stream: bool = False
+    session_refusal: str | None = None
 
 
 V, O, A = Role.VIEWER, Role.OPERATOR, Role.ADMIN  # noqa: E741  (columns of the table)
 
 _PAGE = ("limit", "cursor")
+#: A session lasts for hours; who steals one must not turn it into a token.
+_NO_TOKEN_BY_SESSION = "with a session no token can be made; send a token"
 _VOLUME_FILTERS = ("backend", "host", "state", "attached", "unused", "label")
 
 TABLE = (
@@ -52,7 +55,7 @@ TABLE = (
     Endpoint("GET", "/v1/session", None, sessions.show_session),
     Endpoint("DELETE", "/v1/session", None, sessions.close_session),
     Endpoint("POST", "/v1/enrol", None, hosts.enrol),
-    Endpoint("GET", "/v1/backend_kinds", V, meta.list_kinds),
+    Endpoint("GET", "/v1/backend_kinds", V, meta.list_kinds, ("schemas",)),
     Endpoint("GET", "/v1/storage_backends", V, backends.list_backends, ("kind", "status", "state", "label", *_PAGE)),
     Endpoint("POST", "/v1/storage_backends", O, backends.add_backend),
     Endpoint("POST", "/v1/storage_backends/preflight", O, backends.preflight),
@@ -107,7 +110,7 @@ TABLE = (
     Endpoint("GET", "/v1/events/stream", V, events.stream_events, ("changes",), is_stream=True),
     Endpoint("GET", "/v1/events/verification", V, events.verify_events),
     Endpoint("GET", "/v1/tokens", A, tokens.list_tokens, _PAGE),
-    Endpoint("POST", "/v1/tokens", A, tokens.create_token),
+    Endpoint("POST", "/v1/tokens", A, tokens.create_token, session_refusal=_NO_TOKEN_BY_SESSION),
     Endpoint("GET", "/v1/tokens/{id}", A, tokens.show_token),
     Endpoint("DELETE", "/v1/tokens/{id}", A, tokens.revoke_token),
 )
@@ -115,15 +118,16 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Rules:
-    """What a route asks of a request: the least role, and the query's parameters."""
+    """What a route asks of a request: the least role, the query's parameters, and that it comes with no session."""
 
     roles: dict[web.AbstractRoute, Role | None]
     queries: dict[web.AbstractRoute, tuple[str, ...] | None]
+    session_refusals: dict[web.AbstractRoute, str]
 
 
 def build_routes(router: web.UrlDispatcher) -> Rules:
     """The rules of each route, all of them added to the router; what can be got can be asked for by HEAD too."""
-    rules = Rules({}, {})
+    rules = Rules({}, {}, {})
     for endpoint in TABLE:
         resource = router.add_resource(endpoint.path)
         methods = ("GET", "HEAD") if endpoint.method == "GET" and not endpoint.is_stream else (endpoint.method,)
@@ -131,6 +135,8 @@ def build_routes(router: web.UrlDispatcher) -> Rules:
             route = resource.add_route(method, endpoint.handler, expect_handler=_expect_nothing)
             rules.roles[route] = endpoint.role
             rules.queries[route] = endpoint.query
+            if endpoint.session_refusal is not None:
+                rules.session_refusals[route] = endpoint.session_refusal
     return rules
 
 

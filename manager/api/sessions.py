@@ -6,9 +6,9 @@ from aiohttp import hdrs, web
 
 from manager.actor import Actor
 from manager.api import decoding
-from manager.api.auth import actor_of
+from manager.api.auth import actor_of, holder_of
 from manager.api.encoding import json_response
-from manager.api.keys import ACTOR, REQUEST_ID, SESSIONS, TOKENS
+from manager.api.keys import ACTOR, SESSIONS
 from manager.api.origins import is_https, refuse_other_origins
 from manager.errors import Refused
 from schemas.fields import Fields, parse_object, text
@@ -18,20 +18,19 @@ _MAX_TOKEN_LENGTH = 512
 
 
 async def open_session(request: web.Request) -> web.Response:
-    """The cookie, for the text of a token. Wrong ones are counted where the answer passes by (auth.py)."""
+    """The cookie, for the text of a token. Wrong ones are counted (auth.py)."""
     # Else another site could sign its visitors in as somebody of its choice.
     refuse_other_origins(request, is_origin_needed=False)
     body = Fields(parse_object(await decoding.read_body(request)))
     token = body.take("token", text(_MAX_TOKEN_LENGTH), "", is_required=True)
     body.finish()
-    actor = await request.app[TOKENS].authenticate(token.strip(), request[REQUEST_ID])
-    if actor is None:
-        raise Refused.because(ProblemCode.UNAUTHORIZED, "the token is unknown, revoked or expired")
-    request[ACTOR] = actor  # for the line in the log
+    actor = request[ACTOR] = await holder_of(request, token.strip())  # there for the line in the log
     now = dt.datetime.now(dt.UTC)
-    ticket, session = request.app[SESSIONS].ticket(actor.token_id, actor.expires_at, now)
+    sessions = request.app[SESSIONS]
+    ticket, session = sessions.ticket(actor.token_id, actor.expires_at, now)
     response = _shown(actor, session.expires_at)
-    _set_cookie(request, response, ticket, max_age_s=int((session.expires_at - now).total_seconds()))
+    name = sessions.secure_cookie_name if is_https(request) else sessions.cookie_name
+    _set_cookie(response, name, ticket, max_age_s=int((session.expires_at - now).total_seconds()))
     return response
 
 
@@ -50,10 +49,15 @@ async def show_session(request: web.Request) -> web.Response:
 
 
 async def close_session(request: web.Request) -> web.Response:
-    """The cookie is gone from the browser, also one that opens nothing any more: a script cannot take it away."""
+    """The cookie is gone from the browser, also one that opens nothing any more: a script cannot take it away.
+
+    Under both names: who signed in by HTTPS and by plain HTTP has two.
+    """
     refuse_other_origins(request, is_origin_needed=False)
     response = web.Response(status=204)
-    _set_cookie(request, response, "", max_age_s=0)
+    sessions = request.app[SESSIONS]
+    for name in (sessions.secure_cookie_name, sessions.cookie_name):
+        _set_cookie(response, name, "", max_age_s=0)
     return response
 
 
@@ -61,13 +65,8 @@ def _shown(actor: Actor, expires_at: dt.datetime | None) -> web.Response:
     return json_response({"name": actor.name.removeprefix("token:"), "role": actor.role, "expires_at": expires_at})
 
 
-def _set_cookie(request: web.Request, response: web.Response, value: str, *, max_age_s: int) -> None:
+def _set_cookie(response: web.Response, name: str, value: str, *, max_age_s: int) -> None:
+    is_secure = name.startswith("__Host-")
     response.set_cookie(
-        request.app[SESSIONS].cookie_name,
-        value,
-        max_age=max_age_s,
-        path="/",
-        secure=is_https(request),
-        httponly=True,
-        samesite="Strict",
-    )
+        name, value, max_age=max_age_s, path="/", secure=is_secure, httponly=True, samesite="Strict"
+    )  # fmt: skip

@@ -15,6 +15,8 @@ from manager.cli.outcomes import ExitCode, exit_code, printable, words
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _JSON = "application/json"
+#: A second one of these would have two readers take one request for two.
+_OURS = ("content-length", "transfer-encoding", "host")
 #: What the page writes in the place of a secret; the name is what is asked for.
 _PROMPT = re.compile(r"<prompt:([^<>\x00-\x1f]{1,64})>")
 #: Control characters that JSON may hold as they are and a terminal obeys.
@@ -34,6 +36,8 @@ class _Header(click.ParamType[tuple[str, str]]):
             or not (text.isascii() and text.isprintable())
         ):
             self.fail(f"{value!r} is not NAME: VALUE", param, ctx)
+        if name.lower() in _OURS:
+            self.fail(f"{name} is no header to give here; it follows from the address and the body", param, ctx)
         if name.lower() in ("authorization", "cookie"):
             # The value is not repeated: it is a secret, and this goes to logs.
             self.fail(
@@ -62,8 +66,12 @@ def api(
     JSON is asked for on the terminal, so that no secret stands in a command.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not signed in or not allowed, 4 not found, 5 conflict, 6 invalid,
-    7 manager not reached, 8 failed on a host, 9 timed out, 130 interrupted.
+    7 manager not reached, 8 failed on a host, 9 outcome unknown, 130 interrupted.
     """
+    names = [name.lower() for name, _ in headers]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"--header {name} is given twice")
     try:
         code = _run(method.upper(), path, data, dict(headers), url, token_file)
     except (KeyboardInterrupt, click.Abort):
@@ -114,7 +122,7 @@ def _shown(answer: Answer, *, is_signed_in: bool) -> ExitCode:
         return exit_code(answer.status, text)
     out = sys.stdout.buffer
     if answer.content_type == _JSON and out.isatty():
-        out.write(_indented(answer.read()).encode() + b"\n")
+        out.write(_indented(answer.read()))
         return ExitCode.DONE
     for chunk in answer.chunks():
         out.write(chunk)
@@ -122,9 +130,14 @@ def _shown(answer: Answer, *, is_signed_in: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-def _indented(content: bytes) -> str:
-    text = json.dumps(json.loads(content), indent=2, ensure_ascii=False)
-    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+def _indented(content: bytes) -> bytes:
+    """For a terminal; what is not JSON after all, as the nothing that answers HEAD, as it is."""
+    try:
+        value: object = json.loads(content)
+    except ValueError:
+        return content
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n"
 
 
 def _json_body(data: str) -> bytes:

@@ -26,11 +26,11 @@ _IN_A_PATH = "".join(set(string.punctuation) - set('"#<>\\^`{}|'))
 
 
 class Unreachable(Exception):
-    """No answer, or not all of it; the text says of whom and why."""
+    """Not reached, or a question without its answer; the text says of whom and why."""
 
 
 class Unanswered(Exception):
-    """The request was sent, and nothing came for so long that nobody knows what became of it."""
+    """The request was sent, and no answer came, or not all of it: nobody knows what became of it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Server:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
-        except ValueError:
+            (host or "").encode("idna")  # as it will be looked up: no empty label, none too long
+        except ValueError:  # UnicodeError too
             host, port, parts = None, None, urlsplit("")
         if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host or "") or parts.query or parts.fragment:
             raise click.UsageError("--url must be http(s)://HOST[:PORT][/PATH], as http://127.0.0.1:8080")
@@ -62,17 +63,21 @@ class Server:
     ) -> Generator["Answer"]:
         """The answer, to be read within the block. Raises Unreachable, Unanswered."""
         connect = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
-        with contextlib.closing(connect(self.host, self.port, timeout=SILENCE_S)) as connection:
+        # Without a port the library takes what is behind the last colon of ::1 for one, and the token goes elsewhere.
+        port = connect.default_port if self.port is None else self.port
+        is_read = method in ("GET", "HEAD")
+        with contextlib.ExitStack() as stack:
             try:
+                connection = stack.enter_context(contextlib.closing(connect(self.host, port, timeout=SILENCE_S)))
                 connection.connect()
             except OSError as error:  # TLS and its certificates too
                 raise Unreachable(f"{self} cannot be reached: {error.strerror or error}") from error
-            with _told(self):
+            with _told(self, is_read=is_read):
                 # Who refuses does not read a long body to its end; the answer is there all the same.
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     connection.request(method, quote(self.prefix + path, safe=_IN_A_PATH), body, dict(headers))
                 response = connection.getresponse()
-            yield Answer(response, self)
+            yield Answer(response, self, is_read=is_read)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -82,9 +87,10 @@ class Server:
 class Answer:
     """content_type: without its parameters, in small letters."""
 
-    def __init__(self, response: http.client.HTTPResponse, server: Server) -> None:
+    def __init__(self, response: http.client.HTTPResponse, server: Server, *, is_read: bool) -> None:
         self._response = response
         self._server = server
+        self._is_read = is_read
         self.status = response.status
         self.content_type = response.headers.get_content_type()
 
@@ -92,15 +98,15 @@ class Answer:
         return b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
-        """As they come. Raises Unreachable where it broke off, Unanswered."""
+        """As they come. Raises what `_told` does where it broke off."""
         while True:
-            with _told(self._server):
+            with _told(self._server, is_read=self._is_read):
                 chunk = self._response.read1(_CHUNK_BYTES)
+                if not chunk and self._response.length:
+                    raise http.client.IncompleteRead(b"", self._response.length)
             if not chunk:
-                break
+                return
             yield chunk
-        if self._response.length:
-            raise Unreachable(f"{self._server} broke off in the middle of the answer")
 
 
 def token_of(file: Path | None) -> str | None:
@@ -137,10 +143,14 @@ def _read_token(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def _told(server: Server) -> Generator[None]:
+def _told(server: Server, *, is_read: bool) -> Generator[None]:
+    """Raises Unanswered where an answer is lost; Unreachable where that broke off and the request was to change nothing."""
     try:
         yield
     except TimeoutError as error:
         raise Unanswered(f"{server} did not answer for {SILENCE_S:.0f} s; look what became of it") from error
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"{server} ended the connection before its answer did; look what became of it") from error
+        words = f"{server} ended the connection before its answer did"
+        if is_read:
+            raise Unreachable(words) from error
+        raise Unanswered(f"{words}; look what became of it") from error

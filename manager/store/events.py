@@ -1,5 +1,6 @@
 """Outbox and audit log: appended in the transaction of the change, sealed into the chain and published by the relay."""
 
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
 from typing import Any, cast
@@ -137,8 +138,8 @@ async def page(
 ) -> list[CloudEvent]:
     """Sealed events that follow on the sequence `after` (None: from the beginning), oldest or newest first.
 
-    subject: "storage_backends/<id>" or the bare id. Without a filter and by the subject's id an index gives either order; by
-    anything else the log is read until enough are found.
+    subject: "storage_backends/<id>" or the bare id. Without a filter, and by the subject's id, by type or by actor, an index gives
+    either order; by `since` alone the log is read until enough are found, which is at once for the newest first.
     """
     # By the id, which has an index, whenever the subject ends in one.
     last = (subject or "").rpartition("/")[2]
@@ -147,13 +148,19 @@ async def page(
         place, order, start = "sequence < $1", "sequence DESC", _MOST_SEQUENCE
     else:
         place, order, start = "sequence > $1", "sequence", 0
-    records = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM event WHERE {place}"
-        " AND ($3::uuid IS NULL OR subject_id = $3) AND ($7::text IS NULL OR subject = $7) AND ($4::text IS NULL OR type = $4)"
-        " AND ($5::text IS NULL OR actor = $5) AND ($6::timestamptz IS NULL OR time >= $6)"
-        f" ORDER BY {order} LIMIT $2",
-        start if after is None else after, limit, subject_id, type, actor, since, whole,
-    )  # fmt: skip
+    async with contextlib.AsyncExitStack() as stack:
+        if subject is not None or type is not None or actor is not None:
+            await stack.enter_async_context(connection.transaction())
+            # Else this connection may keep one plan for all filters, which walks the log and leaves the indexes alone (seen with
+            # PostgreSQL 18: 45 ms of 200 000 events instead of 1).
+            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+        records = await connection.fetch(
+            f"SELECT {_COLUMNS} FROM event WHERE {place}"
+            " AND ($3::uuid IS NULL OR subject_id = $3) AND ($7::text IS NULL OR subject = $7) AND ($4::text IS NULL OR type = $4)"
+            " AND ($5::text IS NULL OR actor = $5) AND ($6::timestamptz IS NULL OR time >= $6)"
+            f" ORDER BY {order} LIMIT $2",
+            start if after is None else after, limit, subject_id, type, actor, since, whole,
+        )  # fmt: skip
     return [_event(dict(r), fleet_id) for r in records]
 
 

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Response, async_
 
 from schemas.ids import new_id
 from tests.browser import told
+from tests.browser.chromium import chromium
 from tests.browser.told import Stack
 
 PAINT_MS = 300
@@ -86,7 +86,7 @@ async def measure(folder: Path, backends: int, hosts: int, rounds: int) -> None:
     ):
         front = Front(stack, client, Fleet(await _backend(stack), await _host(stack), backends, hosts))
         browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
         async with front.running() as url:
             await _paints(browser, stack, url, backends * hosts, rounds)

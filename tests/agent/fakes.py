@@ -167,7 +167,7 @@ class FakeDriver:
         return (Check(name="tool", is_ok=True),)
 
     async def discover(
-        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+        self, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
     ) -> tuple[Discovered, ...]:
         await self._world.act("discover", "")
         if credentials:

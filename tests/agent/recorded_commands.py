@@ -34,6 +34,8 @@ class RecordedCommands:
     def __init__(self, *steps: Step) -> None:
         self._steps = list(steps)
         self.calls: list[tuple[str, ...]] = []
+        self.stdins: list[bytes | None] = []
+        self.limits_s: list[float] = []
 
     def then(self, *steps: Step) -> "RecordedCommands":
         self._steps += steps
@@ -43,6 +45,8 @@ class RecordedCommands:
         self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None, env: Mapping[str, str] | None = None
     ) -> CommandResult:
         self.calls.append(tuple(argv))
+        self.stdins.append(stdin)
+        self.limits_s.append(timeout_s)
         assert timeout_s > 0
         assert self._steps, f"not expected at all: {list(argv)}"
         step = self._steps.pop(0)

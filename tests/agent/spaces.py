@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from agent.drivers.base import Workspace
+from agent.drivers.base import Deadline, Workspace
 
 HOST_ID = "01900000-0000-7000-8000-00000000aaaa"
+
+#: Of a command that has ten seconds left.
+SOON = Deadline(10.0, lambda: 0.0)
 
 
 def make_space(state: Path, backend_id: str) -> Workspace:

@@ -26,6 +26,13 @@ async def test_run_stdin_is_given_and_not_needed_to_be_read() -> None:
     assert (await ToolRunner().run(["true"], timeout_s=5, stdin=secret)).exit_code == 0
 
 
+async def test_run_stdin_may_be_opened_by_name_and_begins_at_its_start() -> None:
+    """As smbclient reads its credentials."""
+    script = 'head -c 2 >/dev/null; cat /dev/stdin; stat -L -c " %s" /dev/stdin'
+    result = await ToolRunner().run(["sh", "-c", script], timeout_s=5, stdin=b"secret")
+    assert result.stdout == "secret 6\n"
+
+
 async def test_run_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_AGENT", "1")
     result = await ToolRunner().run(["env"], timeout_s=5, env={"EXTRA": "2"})

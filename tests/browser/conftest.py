@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -42,8 +42,12 @@ class OpenPage(Protocol):
     ) -> Page: ...
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Tests of this folder share the session's loop, in which the browser lives; without Chromium all are skipped."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of this folder share the session's loop, in which the browser lives; without Chromium all are skipped.
+
+    They come last: stack and browser live as long as the session, and would take the time of whatever runs beside them.
+    """
+    items.sort(key=lambda item: item.path.is_relative_to(_FOLDER))
     for item in items:
         if not item.path.is_relative_to(_FOLDER):
             continue

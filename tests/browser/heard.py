@@ -8,9 +8,11 @@ from playwright.async_api import BrowserContext, ConsoleMessage, Request, WebErr
 #: Chromium tells of most violations itself, but not of all, nor of where.
 _LISTEN = """addEventListener("securitypolicyviolation", (event) => console.error(
     `CSP: ${event.effectiveDirective} forbids ${event.blockedURI} at ${event.sourceFile}:${event.lineNumber} ${event.sample}`))"""
-#: Chromium's own line about an answer of 400 and more. That the API refuses something is what many tests are about;
-#: that a file of the page is missing, or that the manager broke (500), is not.
-_REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (?!500)[45]\d\d ")
+#: Chromium's own line about an answer of 400 and more. That the API refuses what a person did is what many tests are about;
+#: that a file of the page is missing, that the page asks in a way that there is not (405), or that the manager broke, is not.
+_REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (400|401|403|404|409|412|422) ")
+#: One thing, of which 404 says that it is gone, or never was. Of any other address it says that the page asks for what there is not.
+_ONE_THING = re.compile(r"/v1/(storage_backends|volumes|images|hosts|operations)/[^/]+")
 #: A page that is left, or that thinks better of it, drops its request.
 _DROPPED = "net::ERR_ABORTED"
 
@@ -46,7 +48,7 @@ class Heard:
             self._hear(f"console {message.type}", message.text, message.location["url"])
 
     def _hear(self, kind: str, text: str, url: str) -> None:
-        if not (_REFUSED.match(text) and urlsplit(url).path.startswith("/v1/")):
+        if not _is_refusal(text, urlsplit(url).path):
             self._complaints.append(f"{kind}: {text} at {url}")
 
     def _on_error(self, error: WebError) -> None:
@@ -55,3 +57,11 @@ class Heard:
     def _on_failed(self, request: Request) -> None:
         if request.failure != _DROPPED:
             self._complaints.append(f"request: {request.method} {request.url}: {request.failure}")
+
+
+def _is_refusal(text: str, path: str) -> bool:
+    """Whether the API said no to what somebody did, or that a thing is not there."""
+    found = _REFUSED.match(text)
+    if found is None:
+        return False
+    return bool(_ONE_THING.fullmatch(path)) if found[1] == "404" else path.startswith("/v1/")

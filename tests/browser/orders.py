@@ -1,7 +1,9 @@
 """What a test may tell the stack: to the pretend estate, to its hosts, to the cable between browser and manager."""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from manager import changes
@@ -35,6 +37,10 @@ class Orders:
     async def unfail(self, host: str, verb: str) -> None:
         self._fleet.world.script.pop((host, verb), None)
 
+    async def ail(self, host: str, backend_id: str, code: str, detail: str) -> None:
+        """That backend has that fault on that host, whatever is done about it."""
+        self._fleet.world.ill[host, backend_id] = FaultCode(code), detail
+
     async def passwords(self, accepted: list[str]) -> None:
         """Servers take these alone."""
         self._fleet.world.passwords = set(accepted)
@@ -42,6 +48,10 @@ class Orders:
     async def blank(self, targets: list[str]) -> None:
         """The LUNs of these targets are without a VG."""
         self._fleet.world.blank.update(targets)
+
+    async def occupy(self, targets: list[str]) -> None:
+        """The LUNs of these targets hold what is not ours."""
+        self._fleet.world.foreign.update(targets)
 
     async def close(self, host: str, server: str) -> None:
         """The server lets the host in for nothing."""
@@ -58,9 +68,12 @@ class Orders:
         """The host sees that LUN in place of the one that the others see."""
         self._fleet.world.wwids[host] = wwid
 
-    async def used_bytes(self, used_bytes: int) -> None:
-        """Of every backend, from the next probe on."""
-        self._fleet.world.used_bytes = used_bytes
+    async def used_bytes(self, used_bytes: int, backend_id: str | None = None) -> None:
+        """Of every backend, or of that one, from the next probe on."""
+        if backend_id is None:
+            self._fleet.world.used_bytes = used_bytes
+        else:
+            self._fleet.world.used_bytes_of[backend_id] = used_bytes
 
     async def take(self, host: str, backend_id: str, latency_ms: float) -> None:
         """How long a probe of that backend takes on that host, from the next on."""
@@ -98,14 +111,15 @@ class Orders:
 
     async def let_go(self) -> None:
         """Whatever was held goes on."""
-        self._held.close()
         self._gates.clear()
+        self._held.close()
 
     # ---- hosts
 
     async def stop_agent(self, host: str) -> None:
-        await self._fleet.stop_agent(host)
+        # Noted first, here and in `join`: who gives the order may not wait for its end, and the host is to be as before all the same.
         self._stopped.add(host)
+        await self._fleet.stop_agent(host)
 
     async def start_agent(self, host: str) -> None:
         await self._fleet.agent(host)
@@ -113,8 +127,8 @@ class Orders:
 
     async def join(self, host: str) -> None:
         """A host more, which goes when the test ends. The stack's own three are not to be revoked."""
-        await self._fleet.agent(host)
         self._joined.add(host)
+        await self._fleet.agent(host)
 
     # ---- the manager
 
@@ -142,23 +156,46 @@ class Orders:
     # ---- the end of a test
 
     async def clean(self) -> None:
-        """The estate does what it did at the start, and nothing that anybody made through the API is left."""
+        """The estate does what it did at the start, and nothing that anybody made through the API is left.
+
+        Each part is done whatever became of the others, for the next tests have the same estate.
+        """
         await self.let_go()
         changes.READING_S = self._reading_s
         _forget(self._fleet.world)
-        await self._relay.mend()
-        for host in sorted(self._stopped):
-            await self.start_agent(host)
-        for host in sorted(self._joined):
+        failures: list[str] = []
+        parts: list[Callable[[], Awaitable[None]]] = [
+            self._relay.mend,
+            *(partial(self._have_back, host) for host in sorted(self._stopped - self._joined)),
+            *(partial(self._let_leave, host) for host in sorted(self._joined)),
+            partial(clean, self._fleet, keep_hosts=HOSTS),
+        ]
+        for part in parts:
+            try:
+                await part()
+            except Exception as error:  # noqa: BLE001
+                failures.append(f"{type(error).__name__}: {error}")
+        assert not failures, "; ".join(failures)
+
+    async def _have_back(self, host: str) -> None:
+        """Once: where it cannot be had, the test that stopped it fails, and those that need it."""
+        self._stopped.discard(host)
+        await self._fleet.agent(host)
+
+    async def _let_leave(self, host: str) -> None:
+        """As far as it came."""
+        self._joined.discard(host)
+        self._stopped.discard(host)
+        with contextlib.suppress(KeyError):
             await self._fleet.stop_agent(host)
-            del self._fleet.states[host]
-        self._joined.clear()
-        await clean(self._fleet, keep_hosts=HOSTS)
+        self._fleet.states.pop(host, None)
 
 
 def _forget(world: World) -> None:
+    """All but where it lies. What hosts have open goes out of the very sets that drivers hold."""
     fresh = World(world.folder)
     for users in world.in_use.values():
-        users.clear()  # drivers hold these very sets
-    for name in ("script", "passwords", "blank", "closed", "using", "wwids", "is_cloning", "used_bytes", "latencies"):
-        setattr(world, name, getattr(fresh, name))
+        users.clear()
+    for field in dataclasses.fields(World):
+        if field.name != "in_use":
+            setattr(world, field.name, getattr(fresh, field.name))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator
 
 _CHUNK = 65536
@@ -17,6 +18,7 @@ class Relay:
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._streaming: set[asyncio.Task[None]] = set()
+        self._cuts = 0
         self.port = 0
         self.streams_begun = 0
 
@@ -36,8 +38,13 @@ class Relay:
         """Nobody listens on the port and no connection is left."""
         if self._listener is None:
             return
-        self._listener.close()
-        self._listener = None
+        listener, self._listener = self._listener, None
+        self._cuts += 1
+        # What was let in this turn has its transport in the next; made after the close, it would never be closed (Python 3.11).
+        for sock in listener.sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+        await asyncio.sleep(0)
+        listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -45,12 +52,19 @@ class Relay:
     async def mend(self) -> None:
         """Listening, on the same port as before."""
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            accept = functools.partial(self._accept, self._cuts)
+            self._listener = await asyncio.start_server(accept, "127.0.0.1", self.port)
             self.port = self._listener.sockets[0].getsockname()[1]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, cuts: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """No coroutine, which would begin a turn later, when a cut does not find it any more."""
+        if cuts != self._cuts:
+            writer.close()  # it was on its way in when the cable was cut
+            return
         task = asyncio.create_task(self._relay(reader, writer), name="relayed connection")
         self._tasks.add(task)
+        # Not in the task: one that is cancelled before its first turn has no `finally`.
+        task.add_done_callback(lambda _: writer.close())
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(self._streaming.discard)
 
@@ -66,7 +80,6 @@ class Relay:
         except* OSError:
             pass
         finally:
-            writer.close()
             if up_writer:
                 up_writer.close()
 

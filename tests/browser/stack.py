@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from manager import leftovers
+from manager import capacity, leftovers, verification
 from manager.embedded import identity, postgres
 from manager.embedded.postgres import Postgres
 from manager.sagas import steps, volume_moves
@@ -71,12 +71,14 @@ def _database(folder: Path) -> Generator[str]:
 
 @contextlib.contextmanager
 def _quick() -> Generator[None]:
-    """Long work is looked at and told of more often than an operator needs, and what is left is taken away sooner."""
+    """Long work is looked at and told of more often than an operator needs, what is left is taken away sooner, and no report is kept."""
     with (
         mock.patch.object(volume_moves, "LOOK_MS", 100),
         mock.patch.object(steps, "_REPORT_EVERY_S", 0.1),
         mock.patch.object(leftovers, "LOOK_S", 0.2),
         mock.patch.object(leftovers, "REST_S", 0.2),
+        mock.patch.object(verification, "KEPT_S", 0.0),
+        mock.patch.object(capacity, "KEPT_S", 0.0),
     ):
         yield
 

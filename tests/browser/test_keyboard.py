@@ -11,6 +11,7 @@ _MOST_STEPS = 80
 
 async def _tab_to(page: Page, target: Locator, key: str = "Tab") -> None:
     """The focus comes to the target by that key alone; wherever it is on the way, it can be seen."""
+    assert await page.evaluate("document.activeElement !== document.body"), "the focus is nowhere"
     for _ in range(_MOST_STEPS):
         if await target.evaluate("element => element === document.activeElement"):
             return
@@ -36,7 +37,8 @@ async def test_whole_walk_with_the_keyboard_alone(open_page: OpenPage, stack: St
     await page.keyboard.insert_text(stack.token)
     await press("Enter")
     await expect(page.get_by_role("heading", name="No storage yet")).to_be_visible()
-
+    # The door is gone with what had the focus; a browser goes on at the beginning of the page.
+    await press("Tab")
     await _tab_to(page, page.get_by_role("link", name="Skip to the content"), "Shift+Tab")
     await press("Enter")
     await expect(page.get_by_role("main")).to_be_focused()

@@ -11,6 +11,7 @@ from tests.browser.conftest import PHONE, Names, OpenPage
 from tests.browser.estate import add_nfs, add_smb, dialog
 from tests.browser.heard import Heard
 from tests.browser.told import Stack
+from tests.fleet.fleet import until
 
 _PROGRESS = "UPDATE operation SET progress = $2::text::jsonb WHERE id = $1::text::uuid"
 #: The first step of an edit has no undo, so that one which is tried again is over at once.
@@ -120,7 +121,11 @@ async def test_operation_is_cancelled_after_a_question(stack: Stack, page: Page,
     await stack.tell("let_go")
     await page.get_by_label("State").select_option("cancelled")
     await expect(operations(page).get_by_role("row").nth(1).locator(".c-status")).to_have_text("Cancelled")
-    assert (await stack.api("GET", f"/v1/operations/{operation}")).body["state"] == "cancelled"
+
+    async def is_cancelled() -> bool:
+        return bool((await stack.api("GET", f"/v1/operations/{operation}")).body["state"] == "cancelled")
+
+    await until(is_cancelled, "the operation to end")
 
 
 async def test_operation_that_cannot_be_cancelled_any_more_says_so_in_the_dialog(

@@ -11,7 +11,10 @@ from tests.browser.heard import Heard
 from tests.browser.told import Stack
 
 
-async def test_list_that_cannot_be_read_is_said_and_tried_again(page: Page, stack: Stack, named: Names) -> None:
+async def test_list_that_cannot_be_read_is_said_and_tried_again(
+    page: Page, stack: Stack, named: Names, heard: Heard
+) -> None:
+    heard.allow("status of 503")
     tank = named("tank")
     await add_nfs(stack, tank)
     problem = {
@@ -45,6 +48,7 @@ async def test_manager_that_does_not_answer_is_said_and_what_is_shown_stays(
     tank = named("tank")
     await add_nfs(stack, tank)
     await page.goto("/")
+    await expect(row(page, tank)).to_contain_text("Healthy")
     await expect(page.get_by_text("Live", exact=True)).to_be_visible()
     heard.allow("ERR_CONNECTION")
     heard.allow("ERR_SOCKET_NOT_CONNECTED")

@@ -3,7 +3,6 @@
 import datetime as dt
 import re
 
-import pytest
 from playwright.async_api import Page, expect
 
 from tests.browser.axe import check_axe
@@ -239,11 +238,10 @@ async def test_viewer_sees_everything_and_no_action(stack: Stack, viewer_page: P
     await expect(viewer_page.get_by_role("button", name="Probe now")).to_have_count(0)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_storage_in_every_status_has_nothing_for_axe_to_find(
-    stack: Stack, open_page: OpenPage, named: Names, scheme: str
+    stack: Stack, open_page: OpenPage, named: Names
 ) -> None:
-    page = await open_page(color_scheme="light" if scheme == "light" else "dark", bypass_csp=True)
+    page = await open_page(bypass_csp=True)
     await page.goto("/")
     await expect(page.get_by_role("heading", name="No storage yet")).to_be_visible()
     await check_axe(page)

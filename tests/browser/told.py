@@ -14,8 +14,11 @@ from tests.fleet.fleet import Answer, Api
 ROOT = Path(__file__).parents[2]
 _START_S = 60.0
 _ORDER_S = 60.0
-_END_S = 20.0
+#: Of orders that wait for much.
+_LIMITS_S = {"clean": 180.0}
+_END_S = 60.0
 _LINE_BYTES = 2**24
+_ENDED = "the stack has ended; its log is what the test wrote to stderr"
 
 
 class Stack:
@@ -30,6 +33,7 @@ class Stack:
         self._process = process
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._has_ended = False
 
     async def api(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         return await self._direct(method, path, body, **headers)
@@ -41,13 +45,14 @@ class Stack:
         return answer.body
 
     async def tell(self, order: str, **args: Any) -> Any:
-        """The answer of a method of tests.browser.orders.Orders. Raises AssertionError with its word when that raised."""
+        """The answer of a method of tests.browser.orders.Orders. Raises AssertionError with its word when that raised, or is no more."""
+        assert not self._has_ended, _ENDED
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
         assert self._process.stdin
         self._process.stdin.write(json.dumps({"id": number, "order": order, "args": args}).encode() + b"\n")
         try:
-            async with asyncio.timeout(_ORDER_S):
+            async with asyncio.timeout(_LIMITS_S.get(order, _ORDER_S)):
                 answer = await self._asked[number]
         finally:
             del self._asked[number]
@@ -57,12 +62,18 @@ class Stack:
     async def hear(self) -> None:
         """Hands out answers until the stack ends."""
         assert self._process.stdout
-        async for line in self._process.stdout:
-            answer = json.loads(line)
-            if waiting := self._asked.get(answer["id"]):
-                waiting.set_result(answer)
-        for waiting in self._asked.values():
-            waiting.set_exception(AssertionError("the stack has ended; its log is what the test wrote to stderr"))
+        try:
+            async for line in self._process.stdout:
+                answer = json.loads(line)
+                waiting = self._asked.get(answer["id"])
+                # Who gave up in this very turn has not taken his question back yet.
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(answer)
+        finally:
+            self._has_ended = True
+            for waiting in self._asked.values():
+                if not waiting.done():
+                    waiting.set_exception(AssertionError(_ENDED))
 
 
 @contextlib.asynccontextmanager
@@ -79,6 +90,7 @@ async def running(folder: Path, database_url: str | None = None) -> AsyncGenerat
         stdout=asyncio.subprocess.PIPE,
         limit=_LINE_BYTES,
     )
+    hearing: asyncio.Task[None] | None = None
     try:
         assert process.stdin and process.stdout
         async with asyncio.timeout(_START_S):
@@ -95,3 +107,6 @@ async def running(folder: Path, database_url: str | None = None) -> AsyncGenerat
         if process.returncode is None:
             process.kill()
             await process.wait()
+        if hearing is not None:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)

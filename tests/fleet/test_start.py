@@ -14,13 +14,14 @@ from manager.errors import ConfigError
 from manager.keys import Keys
 from manager.replica import ReplicaName
 from manager.store import events
+from manager.store.migrate import migrations
 from manager.store.pool import Connection, connect, say_alive
 from tests.bus.nats_server import RawPeer
 from tests.fleet.fleet import Fleet, until
 
 _NAME_SESSIONS = (
     "SELECT pid, application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
-    " AND classid = 7311 AND granted"
+    " AND classid = 7311 AND granted AND datname = current_database()"
 )
 
 
@@ -192,6 +193,30 @@ async def test_replica_name_survives_a_statement_on_a_connection_that_is_ending(
         assert not keeping.done()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("mode", "is_in_the_way"), [("ACCESS SHARE", False), ("ROW EXCLUSIVE", True)])
+async def test_manager_migrates_beside_a_backup_and_says_when_a_lock_keeps_it_from_it(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch, mode: str, is_in_the_way: bool
+) -> None:
+    """pg_dump holds ACCESS SHARE on every table for as long as it takes."""
+    # The seventh replaces a trigger of a table that is written all the time; it does no harm twice.
+    upto = [each for each in migrations() if each[0] <= 7]
+    monkeypatch.setattr("manager.store.migrate.migrations", lambda: upto)
+    await stowage.sql("DELETE FROM schema_migration WHERE version >= 7")
+    monkeypatch.setattr("manager.store.pool.COMMAND_TIMEOUT_S", 1.0)
+    holder = await asyncpg.connect(stowage.database_url)
+    try:
+        async with holder.transaction():
+            await holder.execute(f"LOCK TABLE operation IN {mode} MODE")
+            if is_in_the_way:
+                refusal = await _refusal(stowage)
+                assert "could not be brought to version" in refusal and "no answer in time" in refusal
+            else:
+                await stowage.manager()
+        await stowage.manager("manager-2")
+    finally:
+        await holder.close()
 
 
 async def test_readiness_asked_by_many_asks_the_database_once(stowage: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Gate:
 @dataclass
 class World:
     """passwords: those that servers accept. blank: targets without a VG. script: (host, verb) -> what to do first.
-    waits: (host, verb about volumes) -> what to wait for before that.
+    waits: (host, verb about volumes, or mount) -> what to wait for before that.
 
     closed: (host, server) of servers that let the host in for nothing. using: host -> whether it uses the LUN for something else;
     None where its agent cannot tell.
@@ -79,6 +79,14 @@ class World:
         default_factory=lambda: dict[tuple[str, str], Callable[[], Awaitable[None]]]()
     )
     used_bytes: int = 2**30
+    #: Targets whose LUN holds what is not ours.
+    foreign: set[str] = field(default_factory=lambda: set[str]())
+    #: backend id -> the same of that backend alone.
+    used_bytes_of: dict[str, int] = field(default_factory=lambda: dict[str, int]())
+    #: (host, backend id) -> the fault of that backend on that host, and what is said of it.
+    ill: dict[tuple[str, str], tuple[FaultCode, str]] = field(
+        default_factory=lambda: dict[tuple[str, str], tuple[FaultCode, str]]()
+    )
     #: (host, backend id) -> milliseconds that a probe takes there, where it is not one.
     latencies: dict[tuple[str, str], float] = field(default_factory=lambda: dict[tuple[str, str], float]())
 
@@ -90,7 +98,7 @@ class World:
         try:
             yield gate
         finally:
-            del self.waits[host, verb]
+            self.waits.pop((host, verb), None)
             gate.open()
 
     def mounts(self, host: str) -> dict[str, dict[str, Any]]:
@@ -140,7 +148,10 @@ class PretendDriver:
     async def attach(
         self, target: Target, credentials: Credentials, space: Workspace, *, establish: bool
     ) -> ProbeReport:
+        if wait := self._world.waits.get((self._host, "mount")):
+            await wait()
         self._act("attach")
+        self._ail(target)
         self._check(target, credentials)
         mount = self._mount(target)
         mount.parent.mkdir(exist_ok=True)
@@ -152,9 +163,11 @@ class PretendDriver:
 
     async def probe(self, target: Target, space: Workspace) -> ProbeReport:
         self._act("probe")
+        self._ail(target)
         if not self._mount(target).exists():
             raise AgentFault.of(FaultCode.PATH_NOT_FOUND, "it is not mounted")
-        return _report(self._world.used_bytes, self._world.latencies.get((self._host, target.backend_id), 1.0))
+        world, of = self._world, target.backend_id
+        return _report(world.used_bytes_of.get(of, world.used_bytes), world.latencies.get((self._host, of), 1.0))
 
     async def release(self, target: Target, space: Workspace, *, remove_marker: bool) -> ReleaseReport:
         self._act("release")
@@ -178,7 +191,7 @@ class PretendDriver:
         return (Check(name="reach", is_ok=True),)
 
     async def discover(
-        self, config: Mapping[str, Any], credentials: Credentials, run_dir: Path
+        self, config: Mapping[str, Any], credentials: Credentials, deadline: Deadline
     ) -> tuple[Discovered, ...]:
         self._act("discover")
         (offered,) = _OFFERED[self._spec.kind].items()
@@ -193,6 +206,7 @@ class PretendDriver:
             wwid=self._world.wwids.get(self._host, WWID),
             size_bytes=2**30,
             is_blank=self._is_blank(target),
+            signatures=("ext4 at 0x438",) if self._is_foreign(target) else (),
             is_used=self._world.using.get(self._host, False),
             foreign_vg="vg_other" if self._world.using.get(self._host) else None,
         )
@@ -210,7 +224,10 @@ class PretendDriver:
         self._act("initialize")
         if wwid != WWID:
             raise AgentFault.of(FaultCode.WRONG_DEVICE, f"the device seen is {WWID}")
+        if self._is_foreign(target) and not force:
+            raise AgentFault.of(FaultCode.FOREIGN_DATA, "the device holds ext4")
         self._world.blank.discard(target.config["target_iqn"])
+        self._world.foreign.discard(target.config["target_iqn"])
         return await self.attach(target, credentials, space, establish=True)
 
     def volumes(self, target: Target, space: Workspace, *, is_to_fence: bool = False) -> VolumeStore:
@@ -235,16 +252,23 @@ class PretendDriver:
         if first:
             first()
 
+    def _ail(self, target: Target) -> None:
+        if fault := self._world.ill.get((self._host, target.backend_id)):
+            raise AgentFault.of(*fault)
+
     def _check(self, target: Target, credentials: Credentials) -> None:
         if (self._host, target.config.get("server")) in self._world.closed:
             raise AgentFault.of(FaultCode.EXPORT_NOT_FOUND, "access denied by server while mounting")
         if target.credential_version and credentials.get("password") not in self._world.passwords:
             raise AgentFault.of(FaultCode.AUTH_FAILED, "mount error(13): Permission denied")
-        if self._is_blank(target):
-            raise AgentFault.of(FaultCode.NEEDS_INITIALIZATION, "the LUN is blank")
+        if self._is_blank(target) or self._is_foreign(target):
+            raise AgentFault.of(FaultCode.NEEDS_INITIALIZATION, "the LUN has no volume group of ours")
 
     def _is_blank(self, target: Target) -> bool:
         return self._spec.can_initialize and target.config["target_iqn"] in self._world.blank
+
+    def _is_foreign(self, target: Target) -> bool:
+        return self._spec.can_initialize and target.config["target_iqn"] in self._world.foreign
 
     def _mount(self, target: Target) -> Path:
         return self._world.folder / self._host / target.backend_id

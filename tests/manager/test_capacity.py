@@ -10,7 +10,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from manager.capacity import full_in_days
+from manager.capacity import KEPT_S, Capacities, full_in_days
 from manager.outbox import Relay
 from manager.registry import Registry
 from manager.store import backends, capacity
@@ -239,6 +239,50 @@ async def test_row_of_an_undone_add_goes_though_it_has_samples(connection: Conne
     await fill(connection, backend_id, [0])
     await backends.finish_removal(connection, backend_id, unconfirmed=[], keep_row=False)
     assert await connection.fetchval("SELECT count(*) FROM backend") == 0
+
+
+async def test_capacities_are_read_once_for_all_and_kept_while_new_backends_appear_and_old_ones_go(
+    sampling: "_Sampling", connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.capacity._AT_ONCE", 2)
+    registry, tank = sampling.registry, sampling.backend_id
+
+    async def add(*names: str) -> list[str]:
+        ids = [new_id() for _ in names]
+        for backend_id, name in zip(ids, names, strict=True):
+            await backends.insert_creating(
+                connection, backend_id=backend_id, name=name, kind="nfs", config={}, credential_version=0, labels={},
+                selector=HostSelector(),
+            )  # fmt: skip
+            await fill(connection, backend_id, range(3))
+        await registry.refresh(None)
+        return ids
+
+    async def shown() -> dict[str, int]:
+        return {each.backend: len(each.samples) for each in await capacities.list()}
+
+    await fill(connection, tank, [0])
+    _, second, _ = await add("a", "b", "c")
+    read: list[Sequence[str]] = []
+    histories = capacity.histories
+
+    async def counted(connection: Connection, ids: Sequence[str]) -> dict[str, capacity.History]:
+        read.append(ids)
+        return await histories(connection, ids)
+
+    monkeypatch.setattr(capacity, "histories", counted)
+    capacities = Capacities(sampling.pool, registry)
+    wanted = {"tank": 1, "a": 3, "b": 3, "c": 3}
+    assert list(await asyncio.gather(shown(), shown())) == [wanted, wanted]
+    assert [len(ids) for ids in read] == [2, 2]
+    await add("new")
+    await backends.finish_removal(connection, second, unconfirmed=[], keep_row=False)
+    await registry.refresh([second])
+    assert await shown() == {"tank": 1, "a": 3, "c": 3, "new": 0}
+    assert len(read) == 2
+    now = time.monotonic()
+    monkeypatch.setattr("manager.capacity.time.monotonic", lambda: now + KEPT_S)
+    assert await shown() == {"tank": 1, "a": 3, "c": 3, "new": 3}
 
 
 # Who writes them.

@@ -372,3 +372,53 @@ async def test_run_tells_by_itself_and_after_a_failure_everybody_reads_again(
         assert b'"operations":["a"]' in await queue.get()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_backend_that_cannot_be_looked_at_is_left_out_until_it_can_and_logged_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_cells = room.registry.with_cells
+    odd = {TANK}
+
+    def looked(backend_id: str) -> Any:
+        if backend_id in odd:
+            raise RuntimeError("scripted")
+        return with_cells(backend_id)
+
+    monkeypatch.setattr(room.registry, "with_cells", looked)
+    async with room.changes.subscribed() as queue:
+        for status in (HealthStatus.UNREACHABLE, HealthStatus.HEALTHY):
+            room.see(status=status)
+            room.see(backend=OTHER, status=status)
+            told = await room.told(queue)
+            assert {cell["backend_id"] for cell in told["cells"]} == {OTHER}
+        assert [r.__dict__["backend_id"] for r in caplog.records if r.levelname == "ERROR"] == [TANK]
+        odd.clear()
+        told = await room.told(queue)
+        assert {cell["backend_id"] for cell in told["cells"]} == {TANK}
+
+
+async def test_run_that_fails_on_and_on_has_everybody_read_again_ever_more_rarely_and_once_it_works(
+    room: Room, queue: asyncio.Queue[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.changes._tick_s = 0.0  # pyright: ignore[reportPrivateUsage]
+    failures = 0
+    told_after: list[int] = []
+    done = asyncio.Event()
+
+    async def tick() -> None:
+        nonlocal failures
+        if failures == 11:
+            done.set()
+            return
+        failures += 1
+        raise RuntimeError("scripted")
+
+    monkeypatch.setattr(room.changes, "tick", tick)
+    monkeypatch.setattr(room.changes, "resync", lambda: told_after.append(failures))
+    task = asyncio.create_task(room.changes.run())
+    async with asyncio.timeout(5):
+        await done.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert told_after == [1, 2, 4, 8, 11]

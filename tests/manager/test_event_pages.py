@@ -1,5 +1,6 @@
 """The audit log's filters on a real database."""
 
+import datetime as dt
 from collections.abc import AsyncIterator
 
 import pytest
@@ -67,3 +68,50 @@ async def test_pages_of_either_order_follow_on_their_cursor_without_hole_or_repe
             seen += [event.sequence for event in items]
         assert seen == whole
     await pool.close()
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True])
+@pytest.mark.parametrize(
+    ("type_", "actor", "sequence"),
+    [("host.left", None, "2000"), (None, "token:rare", "3000"), ("backend.updated", "token:rare", "3000")],
+)
+async def test_rare_events_are_found_without_reading_the_log(
+    connection: Connection, type_: str | None, actor: str | None, sequence: str, is_newest_first: bool
+) -> None:
+    """Also after others have asked the same connection by a time, for which there is but the walk through the log."""
+    await connection.execute(
+        "INSERT INTO event (id, type, subject, subject_id, actor, request_id, data, sequence, prevhash, hash)"
+        " SELECT gen_random_uuid(), CASE WHEN g = 2000 THEN 'host.left' ELSE 'backend.updated' END, 'hosts/x', $1,"
+        " CASE WHEN g = 3000 THEN 'token:rare' ELSE 'token:' || g % 5 END, 'r', '{}', g, '', '' FROM generate_series(4, 5000) g",
+        ONE,
+    )  # fmt: skip
+    await connection.execute("ANALYZE event")
+
+    async def found(type_: str | None, actor: str | None, since: dt.datetime | None = None) -> list[str]:
+        page = await events.page(
+            connection,
+            FLEET,
+            after=None,
+            limit=3,
+            is_newest_first=is_newest_first,
+            type=type_,
+            actor=actor,
+            since=since,
+        )
+        return [event.sequence for event in page]
+
+    async def read_rows() -> int:
+        """Of the log, by this transaction so far."""
+        return int(
+            await connection.fetchval(
+                "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'event'"
+            )
+        )
+
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    for _ in range(8):
+        assert await found(None, None, later) == []
+    async with connection.transaction():
+        before = await read_rows()
+        assert await found(type_, actor) == [sequence]
+        assert await read_rows() - before < 20

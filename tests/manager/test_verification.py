@@ -1,24 +1,35 @@
 """The audit log is read again from end to end: whatever was done to it in the database is found, and where."""
 
 import asyncio
+import datetime as dt
+import time
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from manager.store import events
 from manager.store.migrate import migrate
 from manager.store.pool import Connection, Pool, open_pool
-from manager.verification import Verification
+from manager.verification import KEPT_S, Verification
 from schemas.events import GENESIS, ChainReport, EventType, chain_hash
 from schemas.ids import new_id
 
 FLEET = new_id()
-INTACT = ChainReport(is_intact=True, events=7, first_broken=None, is_complete=True)
+NEVER = dt.datetime.fromtimestamp(0, dt.UTC)
+INTACT = ChainReport(is_intact=True, events=7, first_broken=None, is_complete=True, verified_at=NEVER)
 
 
 def broken(events: int) -> ChainReport:
     """After so many good ones."""
-    return ChainReport(is_intact=False, events=events, first_broken=str(events + 1), is_complete=True)
+    return msgspec.structs.replace(INTACT, is_intact=False, events=events, first_broken=str(events + 1))
+
+
+async def read(verification: Verification) -> ChainReport:
+    """Its report; of when is told by NEVER, having been just now."""
+    report = await verification.report()
+    assert abs(dt.datetime.now(dt.UTC) - report.verified_at) < dt.timedelta(seconds=30)
+    return msgspec.structs.replace(report, verified_at=NEVER)
 
 
 @pytest.fixture
@@ -69,7 +80,7 @@ async def add(pool: Pool, count: int) -> None:
 )
 async def test_tampering_is_found_where_it_is(pool: Pool, tampering: str, report: ChainReport) -> None:
     await pool.execute(tampering)
-    assert await Verification(pool, FLEET).report() == report
+    assert await read(Verification(pool, FLEET)) == report
 
 
 async def forge(pool: Pool, sequence: int, *, prevhash: str | None = None) -> None:
@@ -85,11 +96,11 @@ async def forge(pool: Pool, sequence: int, *, prevhash: str | None = None) -> No
 
 async def test_forged_event_with_a_hash_that_fits_is_found_by_the_next_and_the_last_by_the_head(pool: Pool) -> None:
     await forge(pool, 7)
-    assert await Verification(pool, FLEET).report() == broken(6)
+    assert await read(Verification(pool, FLEET)) == broken(6)
     await forge(pool, 3)
-    assert await Verification(pool, FLEET).report() == broken(3)
+    assert await read(Verification(pool, FLEET)) == broken(3)
     await forge(pool, 1, prevhash="f" * 64)
-    assert await Verification(pool, FLEET).report() == broken(0)
+    assert await read(Verification(pool, FLEET)) == broken(0)
 
 
 async def test_event_that_was_added_behind_the_head_is_found(pool: Pool) -> None:
@@ -97,22 +108,23 @@ async def test_event_that_was_added_behind_the_head_is_found(pool: Pool) -> None
         "INSERT INTO event (id, type, subject, subject_id, actor, request_id, data, sequence, prevhash, hash)"
         " SELECT gen_random_uuid(), type, subject, subject_id, actor, request_id, data, 8, hash, hash FROM event WHERE sequence = 7"
     )
-    assert await Verification(pool, FLEET).report() == broken(7)
+    assert await read(Verification(pool, FLEET)) == broken(7)
 
 
 async def test_empty_log_is_intact_and_what_waits_for_its_seal_is_no_harm(pool: Pool) -> None:
     await pool.execute("UPDATE event SET sequence = NULL, prevhash = NULL, hash = NULL")
     await pool.execute("UPDATE fleet SET chain_sequence = 0, chain_hash = $1", GENESIS)
-    report = await Verification(pool, FLEET).report()
-    assert report == ChainReport(is_intact=True, events=0, first_broken=None, is_complete=True)
+    assert await read(Verification(pool, FLEET)) == msgspec.structs.replace(INTACT, events=0)
 
 
 async def test_run_out_of_time_says_how_far_it_came_and_calls_nothing_intact(pool: Pool) -> None:
-    report = await Verification(pool, FLEET, budget_s=0.0).report()
-    assert report == ChainReport(is_intact=False, events=0, first_broken=None, is_complete=False)
+    report = await read(Verification(pool, FLEET, budget_s=0.0))
+    assert report == msgspec.structs.replace(INTACT, is_intact=False, events=0, is_complete=False)
 
 
-async def test_callers_share_one_run_and_the_next_begins_another(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_share_one_run_and_its_report_which_is_kept_for_a_while(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heads = 0
     entered, gate = asyncio.Event(), asyncio.Event()
     chain_head = events.chain_head
@@ -126,14 +138,18 @@ async def test_callers_share_one_run_and_the_next_begins_another(pool: Pool, mon
 
     monkeypatch.setattr(events, "chain_head", counted)
     verification = Verification(pool, FLEET)
-    callers = [asyncio.create_task(verification.report()) for _ in range(3)]
+    callers = [asyncio.create_task(read(verification)) for _ in range(3)]
     await entered.wait()
     callers.pop().cancel()
     gate.set()
     assert await asyncio.gather(*callers) == [INTACT, INTACT]
     assert heads == 1
     await add(pool, 1)
-    assert (await verification.report()).events == 8
+    assert await verification.report() is await verification.report()
+    assert (heads, await read(verification)) == (1, INTACT)
+    now = time.monotonic()
+    monkeypatch.setattr("manager.verification.time.monotonic", lambda: now + KEPT_S)
+    assert (await read(verification)).events == 8
     assert heads == 2
 
 
@@ -156,4 +172,4 @@ async def test_run_ends_when_nobody_waits_for_it(pool: Pool, monkeypatch: pytest
         caller.cancel()
         async with asyncio.timeout(5):
             await ended.wait()
-    assert await verification.report() == INTACT
+    assert await read(verification) == INTACT

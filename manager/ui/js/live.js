@@ -2,49 +2,31 @@
 
 /**
  * @typedef {{type: "state", state: "live" | "connecting" | "closed"} | {type: "event", event: any} |
- *   {type: "changes", changes: any} | {type: "resync"}} Message
+ *   {type: "changes", changes: any} | {type: "resync"} | {type: "session"}} Message  session: another may be signed in
  */
 
-const STREAM = "/v1/events/stream?changes=true";
-
 /** Messages go to the listener from `open` on. @param {(message: Message) => void} listener */
-export function connect(listener) {
-  return "SharedWorker" in globalThis ? shared(listener) : own(listener);
+export async function connect(listener) {
+	return "SharedWorker" in globalThis ? shared(listener) : (await import("./live-alone.js")).own(listener);
 }
 
 /** @param {(message: Message) => void} listener */
 function shared(listener) {
-  const address = new URL("stream-worker.js", import.meta.url).href;
-  const policy = /** @type {any} */ (globalThis).trustedTypes?.createPolicy("stowage-worker", {
-    createScriptURL: (/** @type {string} */ url) => {
-      if (url !== address) throw new TypeError("no other worker is started here");
-      return url;
-    },
-  });
-  const worker = new SharedWorker(policy ? policy.createScriptURL(address) : address, { name: "stowage" });
-  worker.port.onmessage = ({ data }) => listener(data);
-  worker.port.start();
-  return { open: () => worker.port.postMessage("open"), close: () => worker.port.postMessage("close") };
-}
-
-/** @param {(message: Message) => void} listener */
-function own(listener) {
-  /** @type {EventSource | null} */
-  let source = null;
-  const open = () => {
-    if (source && source.readyState !== EventSource.CLOSED) return;
-    source = new EventSource(STREAM);
-    source.onopen = () => listener({ type: "state", state: "live" });
-    source.onerror = () => listener({ type: "state", state: source?.readyState === EventSource.CLOSED ? "closed" : "connecting" });
-    source.onmessage = (event) => listener({ type: "event", event: JSON.parse(event.data) });
-    source.addEventListener("changes", (event) => listener({ type: "changes", changes: JSON.parse(event.data) }));
-    source.addEventListener("resync", () => listener({ type: "resync" }));
-  };
-  const close = () => { source?.close(); source = null; };
-  // A tab that nobody looks at gives its connection to one that somebody does.
-  let wasOpen = false;
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) { wasOpen = source !== null; close(); } else if (wasOpen) open();
-  });
-  return { open, close };
+	const address = new URL("stream-worker.js", import.meta.url).href;
+	const policy = /** @type {any} */ (globalThis).trustedTypes?.createPolicy("stowage-worker", {
+		createScriptURL: (/** @type {string} */ url) => {
+			if (url !== address) throw new TypeError("no other worker is started here");
+			return url;
+		},
+	});
+	const worker = new SharedWorker(policy ? policy.createScriptURL(address) : address, { name: "stowage" });
+	worker.port.onmessage = ({ data }) => listener(data);
+	worker.port.start();
+	addEventListener("pagehide", () => worker.port.postMessage("bye"));
+	addEventListener("pageshow", (event) => {
+		if (event.persisted) location.reload();
+	});
+	/** @param {"open" | "reopen" | "close"} word */
+	const say = (word) => worker.port.postMessage(word);
+	return { open: () => say("open"), reopen: () => say("reopen"), close: () => say("close") };
 }

@@ -9,48 +9,51 @@ import { here, replace } from "./router.js";
  * @param {(path: string[]) => Promise<() => any>} load  gives what opens the dialog of the path; it rejects with words for one that is none
  */
 export function opener(page, load) {
-  // No path yet: the first turn closes what another view has left open.
-  let opened = "";
+	// No path yet: the first turn closes what another view has left open.
+	let opened = "";
 
-  /** @param {string} key @param {string[]} path */
-  async function open(key, path) {
-    const isWanted = () => opened === key && here().page === page;
-    try {
-      const show = await load(path);
-      if (isWanted()) await show();
-    } catch (error) {
-      if (isWanted()) toast("This could not be opened", { detail: /** @type {Error} */ (error).message, isBad: true });
-    }
-    if (!isWanted()) return;
-    opened = "[]";
-    replace([page], here().query);
-  }
+	/** @param {string} key @param {string[]} path */
+	async function open(key, path) {
+		const isWanted = () => opened === key && here().page === page;
+		const main = document.getElementById("main");
+		try {
+			// An inspection logs in to a target for it, which takes seconds.
+			main?.setAttribute("aria-busy", "true");
+			const show = await load(path).finally(() => main?.removeAttribute("aria-busy"));
+			if (isWanted()) await show();
+		} catch (error) {
+			if (isWanted()) toast("This could not be opened", { detail: /** @type {Error} */ (error).message, isBad: true });
+		}
+		if (!isWanted()) return;
+		opened = "[]";
+		replace([page], here().query);
+	}
 
-  return {
-    turn() {
-      const { path } = here();
-      const key = JSON.stringify(path);
-      if (opened === key) return;
-      opened = key;
-      closePresent();
-      if (path.length > 0) void open(key, path);
-    },
-    end() {
-      opened = "";
-      closePresent();
-    },
-  };
+	return {
+		turn() {
+			const { path } = here();
+			const key = JSON.stringify(path);
+			if (opened === key) return;
+			opened = key;
+			closePresent();
+			if (path.length > 0) void open(key, path);
+		},
+		end() {
+			opened = "";
+			closePresent();
+		},
+	};
 }
 
 function closePresent() {
-  for (const present of document.querySelectorAll("dialog[open]")) /** @type {any} */ (present).stowageClose?.();
+	for (const present of document.querySelectorAll("dialog[open]")) /** @type {any} */ (present).stowageClose?.();
 }
 
 /** A link to a dialog of the view: it keeps the filters that are set when it is followed. @param {() => string} to */
 export function keepingFilters(to) {
-  return (/** @type {MouseEvent} */ event) => {
-    if (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    location.hash = to();
-  };
+	return (/** @type {MouseEvent} */ event) => {
+		if (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
+		event.preventDefault();
+		location.hash = to();
+	};
 }

@@ -5,36 +5,35 @@
  * @param {number} ms @param {() => Promise<void>} work
  */
 export function paced(ms, work) {
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer;
-  let begun = -Infinity, isWanted = false, isRunning = false, isOver = false;
+	/** @type {ReturnType<typeof setTimeout> | undefined} */
+	let timer;
+	let begun = -Infinity, isWanted = false, isRunning = false, isOver = false;
 
-  async function run() {
-    isWanted = false;
-    isRunning = true;
-    begun = performance.now();
-    try { await work(); } finally {
-      isRunning = false;
-      if (isWanted) wait();
-    }
-  }
+	async function run() {
+		isWanted = false;
+		isRunning = true;
+		begun = performance.now();
+		try {
+			await work();
+		} finally {
+			isRunning = false;
+			if (isWanted) wait();
+		}
+	}
 
-  function wait() {
-    if (!isOver) timer = setTimeout(run, Math.max(0, begun + ms - performance.now()));
-  }
+	function wait() {
+		if (!isOver) timer = setTimeout(run, Math.max(0, begun + ms - performance.now()));
+	}
 
-  return {
-    ask() {
-      if (isWanted) return;
-      isWanted = true;
-      if (!isRunning) wait();
-    },
-    stop() { isOver = true; clearTimeout(timer); },
-  };
-}
-
-/** Calls the work every so often while somebody looks at the page; call what it returns to end it. @param {number} ms @param {() => void} work */
-export function whileVisible(ms, work) {
-  const timer = setInterval(() => { if (!document.hidden) work(); }, ms);
-  return () => clearInterval(timer);
+	return {
+		ask() {
+			if (isWanted) return;
+			isWanted = true;
+			if (!isRunning) wait();
+		},
+		stop() {
+			isOver = true;
+			clearTimeout(timer);
+		},
+	};
 }

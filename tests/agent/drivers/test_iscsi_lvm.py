@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from agent.drivers.base import Deadline
 from agent.errors import AgentFault
 from agent.scsi import dm_uuid_of
 from schemas.credentials import Credentials
@@ -34,6 +35,7 @@ from tests.agent.san import (
     target_for,
     vgs,
 )
+from tests.agent.spaces import SOON
 
 LEFT_TOO = (
     "autoactivation of vg_vms is off, and vgchange --setautoactivation y vg_vms turns it on again",
@@ -497,8 +499,14 @@ async def test_attach_with_words_that_could_reach_argv_runs_nothing(config: dict
 
 async def test_discover_lists_each_target_once(san: San) -> None:
     san.then(san.discover())
-    items = await san.driver.discover({"portal": "10.0.0.9"}, CHAP, san.space.run_dir)
+    items = await san.driver.discover({"portal": "10.0.0.9"}, CHAP, SOON)
     assert [item.config["target_iqn"] for item in items] == ["iqn.2026-01.org.example:other", IQN]
+
+
+async def test_discover_ends_its_tool_while_the_manager_still_waits(san: San) -> None:
+    san.then(san.discover())
+    await san.driver.discover({"portal": "10.0.0.9"}, CHAP, Deadline(14.0, lambda: 0.0))
+    assert san.commands.limits_s == [11.0]
 
 
 @pytest.mark.parametrize("credentials", [Credentials({}), CHAP], ids=["without CHAP", "with CHAP"])
@@ -508,6 +516,6 @@ async def test_discover_at_a_portal_that_lists_after_chap_only_says_that_ours_is
     # As open-iscsi says it of a portal with discovery authentication (iscsiadm(8), exit status 24).
     said = "iscsiadm: Could not perform SendTargets discovery: iSCSI login failed due to authorization failure\n"
     san.then(dataclasses.replace(san.discover(), exit_code=24, stdout="", stderr=said))
-    fault = await fault_of(san.driver.discover({"portal": "10.0.0.9"}, credentials, san.space.run_dir))
+    fault = await fault_of(san.driver.discover({"portal": "10.0.0.9"}, credentials, SOON))
     assert fault.code is FaultCode.AUTH_FAILED
     assert "before it lists its targets" in fault.detail and "iscsid.conf" in fault.remedy

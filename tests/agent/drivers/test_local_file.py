@@ -19,7 +19,7 @@ from schemas.command import Target
 from schemas.credentials import Credentials
 from schemas.faults import FaultCode
 from tests.agent.mounting import fill, needs_root, tmpfs
-from tests.agent.spaces import make_space
+from tests.agent.spaces import SOON, make_space
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 OTHER_BACKEND = "01900000-0000-7000-8000-000000000002"
@@ -371,7 +371,7 @@ async def test_verbs_of_devices_and_servers_are_kind_unsupported(
 ) -> None:
     target = target_for(tmp_path)
     for awaitable in (
-        driver.discover({}, NONE, space.run_dir),
+        driver.discover({}, NONE, SOON),
         driver.inspect(target, NONE, space),
         driver.initialize(target, NONE, space, wwid="x", force=True, deadline=Deadline(0.0)),
     ):

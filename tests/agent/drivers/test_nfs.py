@@ -19,7 +19,7 @@ from schemas.faults import FaultCode
 from tests.agent.fake_kernel import FakeKernel, FakeServer
 from tests.agent.mounting import needs_root
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
-from tests.agent.spaces import make_space
+from tests.agent.spaces import SOON, make_space
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 OTHER_BACKEND = "01900000-0000-7000-8000-000000000002"
@@ -430,7 +430,7 @@ async def test_clean_trial_after_a_kill_unmounts_what_was_left(
 
 async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommands, space: Workspace) -> None:
     commands.then(replay("successes", "showmount", ("showmount", "--no-headers", "-e", "--", "fd00::5")))
-    items = await driver.discover({"server": "[fd00::5]"}, NONE, space.run_dir)
+    items = await driver.discover({"server": "[fd00::5]"}, NONE, SOON)
     assert [item.config for item in items] == [
         {"export": "/srv/nfs-other"},
         {"export": "/srv/nfs"},
@@ -445,7 +445,7 @@ async def test_discover_lists_the_exports(driver: Nfs, commands: RecordedCommand
 async def test_discover_with_a_wrong_field_runs_nothing(
     driver: Nfs, commands: RecordedCommands, space: Workspace, config: dict[str, Any]
 ) -> None:
-    assert (await fault_of(driver.discover(config, NONE, space.run_dir))).code is FaultCode.OPTION_REJECTED
+    assert (await fault_of(driver.discover(config, NONE, SOON))).code is FaultCode.OPTION_REJECTED
     assert commands.calls == []
 
 
@@ -453,6 +453,4 @@ async def test_discover_of_a_version_4_server_is_kind_unsupported(
     driver: Nfs, commands: RecordedCommands, space: Workspace
 ) -> None:
     commands.then(replay("other_tools", "showmount_v4_only", ("showmount", "--no-headers", "-e", "--", "10.0.0.5")))
-    assert (
-        await fault_of(driver.discover({"server": "10.0.0.5"}, NONE, space.run_dir))
-    ).code is FaultCode.KIND_UNSUPPORTED
+    assert (await fault_of(driver.discover({"server": "10.0.0.5"}, NONE, SOON))).code is FaultCode.KIND_UNSUPPORTED

@@ -1,7 +1,6 @@
 """smb: the exact command lines, the credentials file, and rotation."""
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.drivers.base import Workspace
+from agent.drivers.base import Deadline, Workspace
 from agent.drivers.smb import Smb
 from agent.errors import AgentFault
 from agent.jobs import MARKER_NAME
@@ -23,7 +22,7 @@ from schemas.volume_rpc import AttachMode, VolumeFormat, VolumeSpec
 from tests.agent.fake_kernel import FakeKernel, FakeServer
 from tests.agent.mounting import needs_root
 from tests.agent.recorded_commands import RecordedCommands, Step, replay
-from tests.agent.spaces import make_space
+from tests.agent.spaces import SOON, make_space
 
 BACKEND = "01900000-0000-7000-8000-000000000001"
 FLEET = "01900000-0000-7000-8000-00000000ffff"
@@ -350,7 +349,7 @@ async def test_trial_with_a_wrong_password_is_auth_failed(
 
 async def test_discover_lists_disk_shares(driver: Smb, commands: RecordedCommands, space: Workspace) -> None:
     commands.then(replay("successes", "smbclient", ("smbclient", "--grepable", "--no-pass", "--list", "//nas")))
-    items = await driver.discover({"server": "nas"}, NONE, space.run_dir)
+    items = await driver.discover({"server": "nas"}, NONE, SOON)
     assert [(item.title, item.config) for item in items] == [
         ("private", {"share": "private"}),
         ("public (For everyone)", {"share": "public"}),
@@ -362,9 +361,7 @@ async def test_discover_by_address_of_version_6_names_it_as_unc_needs(
 ) -> None:
     argv = ("smbclient", "--grepable", "--no-pass", "--ip-address", "fd00::5", "--list", "//fd00--5.ipv6-literal.net")
     commands.then(replay("other_tools", "smbclient_refused", argv))
-    assert (
-        await fault_of(driver.discover({"server": "[fd00::5]"}, NONE, space.run_dir))
-    ).code is FaultCode.SERVER_UNREACHABLE
+    assert (await fault_of(driver.discover({"server": "[fd00::5]"}, NONE, SOON))).code is FaultCode.SERVER_UNREACHABLE
 
 
 async def test_discover_refused_by_the_server_is_told_from_what_smbclient_says_on_its_output(
@@ -373,63 +370,43 @@ async def test_discover_refused_by_the_server_is_told_from_what_smbclient_says_o
     # As recorded with `restrict anonymous = 2` (lab, 2026-11-28).
     said = "tree connect failed: NT_STATUS_ACCESS_DENIED\n"
     commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), exit_code=1, stdout=said))
-    fault = await fault_of(driver.discover({"server": "nas"}, NONE, space.run_dir))
+    fault = await fault_of(driver.discover({"server": "nas"}, NONE, SOON))
     assert fault.code is FaultCode.AUTH_FAILED
     assert "NT_STATUS_ACCESS_DENIED" in fault.detail
 
 
-@pytest.fixture
-def token(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The random part of the next secret file's name."""
-
-    def token_hex(_: int) -> str:
-        return "0" * 16
-
-    monkeypatch.setattr("agent.drivers.smb.secrets.token_hex", token_hex)
-    return "0" * 16
+BY_ACCOUNT = ("smbclient", "--grepable", "--authentication-file=/dev/stdin", "--list", "//nas")
 
 
-def discover_argv(space: Workspace, token: str) -> tuple[str, ...]:
-    file = space.run_dir / f"{token}.discover.smb"
-    return ("smbclient", "--grepable", f"--authentication-file={file}", "--list", "//nas")
-
-
-async def test_discover_by_an_account_shows_it_to_smbclient_in_a_file_that_goes(
-    driver: Smb, commands: RecordedCommands, space: Workspace, token: str
+async def test_discover_by_an_account_tells_it_to_smbclient_on_its_standard_input(
+    driver: Smb, commands: RecordedCommands, space: Workspace
 ) -> None:
-    argv = discover_argv(space, token)
-    file, seen = Path(argv[2].partition("=")[2]), dict[str, object]()
-
-    def read() -> None:
-        seen.update(content=file.read_text(), mode=stat.S_IMODE(file.stat().st_mode))
-
-    commands.then(replay("successes", "smbclient", argv, read))
-    items = await driver.discover({"server": "nas"}, SECRET, space.run_dir)
+    commands.then(replay("successes", "smbclient", BY_ACCOUNT))
+    items = await driver.discover({"server": "nas"}, SECRET, SOON)
     assert [item.config["share"] for item in items] == ["private", "public"]
-    assert seen == {"content": "username = svc\npassword = pw,canary\ndomain = CORP\n", "mode": 0o600}
+    assert commands.stdins == [b"username = svc\npassword = pw,canary\ndomain = CORP\n"]
     assert os.listdir(space.run_dir) == []
+
+
+async def test_discover_ends_its_tool_while_the_manager_still_waits(driver: Smb, commands: RecordedCommands) -> None:
+    late = AgentFault.of(FaultCode.TIMED_OUT, "smbclient did not end within 7 s")
+    argv = ("smbclient", "--grepable", "--no-pass", "--list", "//nas")
+    commands.then(Step(argv, fault=late), Step(argv, fault=late), Step(argv, fault=late))
+    for left_s in (10.0, 1.0, 1000.0):
+        fault = await fault_of(driver.discover({"server": "nas"}, NONE, Deadline(left_s, lambda: 0.0)))
+        assert fault.code is FaultCode.TIMED_OUT
+    assert commands.limits_s == [7.0, 1.0, 25.0]
 
 
 @pytest.mark.parametrize("status", ["LOGON_FAILURE", "ACCESS_DENIED"])
-async def test_discover_with_a_wrong_password_is_auth_failed_and_leaves_no_file(
-    driver: Smb, commands: RecordedCommands, space: Workspace, token: str, status: str
+async def test_discover_with_a_wrong_password_is_auth_failed(
+    driver: Smb, commands: RecordedCommands, status: str
 ) -> None:
     said = f"session setup failed: NT_STATUS_{status}\n"
-    commands.then(Step(discover_argv(space, token), exit_code=1, stderr=said))
-    fault = await fault_of(driver.discover({"server": "nas"}, SECRET, space.run_dir))
+    commands.then(Step(BY_ACCOUNT, exit_code=1, stderr=said))
+    fault = await fault_of(driver.discover({"server": "nas"}, SECRET, SOON))
     assert (fault.code, f"NT_STATUS_{status}" in fault.detail) == (FaultCode.AUTH_FAILED, True)
     assert "Check the user name, password and domain" in fault.remedy
-    assert os.listdir(space.run_dir) == []
-
-
-async def test_discover_by_an_account_whose_tool_does_not_end_leaves_no_file(
-    driver: Smb, commands: RecordedCommands, space: Workspace, token: str
-) -> None:
-    commands.then(
-        Step(discover_argv(space, token), fault=AgentFault.of(FaultCode.TIMED_OUT, "smbclient took over 25 s"))
-    )
-    assert (await fault_of(driver.discover({"server": "nas"}, SECRET, space.run_dir))).code is FaultCode.TIMED_OUT
-    assert os.listdir(space.run_dir) == []
 
 
 @pytest.mark.parametrize(
@@ -445,7 +422,7 @@ async def test_discover_by_an_account_whose_tool_does_not_end_leaves_no_file(
 async def test_discover_with_credentials_that_smbclient_cannot_be_told_runs_nothing(
     driver: Smb, commands: RecordedCommands, space: Workspace, fields: dict[str, str], code: FaultCode
 ) -> None:
-    fault = await fault_of(driver.discover({"server": "nas"}, Credentials(fields), space.run_dir))
+    fault = await fault_of(driver.discover({"server": "nas"}, Credentials(fields), SOON))
     assert fault.code is code and "canary" not in fault.detail + fault.remedy
     assert commands.calls == [] and os.listdir(space.run_dir) == []
 
@@ -455,7 +432,7 @@ async def test_discover_without_smbclient_is_tool_missing(
 ) -> None:
     missing = AgentFault.of(FaultCode.TOOL_MISSING, "smbclient cannot be started on this host", "Install smbclient")
     commands.then(Step(("smbclient", "--grepable", "--no-pass", "--list", "//nas"), fault=missing))
-    fault = await fault_of(driver.discover({"server": "nas"}, NONE, space.run_dir))
+    fault = await fault_of(driver.discover({"server": "nas"}, NONE, SOON))
     assert fault.code is FaultCode.TOOL_MISSING and "smbclient" in fault.remedy
 
 

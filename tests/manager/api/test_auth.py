@@ -1,5 +1,6 @@
 """Who may come in: tokens, roles, and the limit on wrong ones."""
 
+import asyncio
 import re
 
 import pytest
@@ -107,6 +108,32 @@ async def test_many_wrong_tokens_are_429_while_a_right_one_still_enters(api: Api
     problem.problem(429, "too_many_requests")
     assert int(problem.headers["Retry-After"]) >= 1
     assert (await api.call("GET", "/v1/hosts")).status == 200
+
+
+@pytest.mark.parametrize("is_sign_in", [False, True])
+async def test_right_token_enters_from_an_address_over_its_limit_though_it_was_never_used(
+    api: Api, is_sign_in: bool
+) -> None:
+    for _ in range(31):
+        await api.call("GET", "/v1/hosts", token=f"stw_{new_id()}_{'a' * 43}")
+    if is_sign_in:
+        answer = await api.call("POST", "/v1/session", {"token": api.by_role["viewer"]}, role=None)
+    else:
+        answer = await api.call("GET", "/v1/session", role="viewer")
+    assert answer.status == 200
+
+
+async def test_guesses_beyond_the_limit_hold_one_connection_of_the_database_at_most(api: Api) -> None:
+    for _ in range(31):
+        await api.call("GET", "/v1/hosts", token="stw_wrong")
+    taken = [await api.pool.acquire() for _ in range(api.pool.get_max_size() - 1)]
+    try:
+        async with asyncio.timeout(10):
+            guesses = [api.call("GET", "/v1/hosts", token=f"stw_{new_id()}_{'a' * 43}") for _ in range(8)]
+            assert {answer.status for answer in await asyncio.gather(*guesses)} == {429}
+    finally:
+        for connection in taken:
+            await api.pool.release(connection)
 
 
 async def test_wrong_join_tokens_count_as_failures(api: Api) -> None:

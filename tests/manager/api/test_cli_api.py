@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from manager.cli.client import Server, Unreachable
 from manager.cli.outcomes import ExitCode, exit_code, words
 from manager.errors import Refused
 from schemas.faults import FaultCode, fault
@@ -156,8 +157,44 @@ async def test_manager_that_is_not_there_is_unreachable(api: Api) -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://[::1]", ("::1", 80)),
+        ("http://[fd00::a:80]/up", ("fd00::a:80", 80)),
+        ("https://[fd00::a:80]", ("fd00::a:80", 443)),
+        ("https://[::1]:8443", ("::1", 8443)),
+        ("http://nas", ("nas", 80)),
+    ],
+)
+def test_address_without_a_port_is_asked_at_its_schemes_own(
+    monkeypatch: pytest.MonkeyPatch, url: str, asked: tuple[str, int]
+) -> None:
+    """An IPv6 address ends in what looks like a port."""
+    tried: list[object] = []
+
+    def create(address: tuple[str, int], *_: object) -> socket.socket:
+        tried.append(address)
+        raise OSError("scripted")
+
+    monkeypatch.setattr(socket, "create_connection", create)
+    with pytest.raises(Unreachable, match="scripted"), Server.at(url).asked("GET", "/", {}, None):
+        pass
+    assert tried == [asked]
+
+
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", b"SSH-2.0-x\r\n"])
-async def test_answer_that_breaks_off_is_unreachable(api: Api, answer: bytes) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("GET", "/healthz"), ExitCode.UNREACHABLE),
+        (("POST", "/v1/tokens", "--data", "{}"), ExitCode.TIMED_OUT),
+        (("DELETE", "/v1/tokens/a"), ExitCode.TIMED_OUT),
+    ],
+)
+async def test_answer_that_breaks_off_leaves_a_change_unknown_and_a_question_unanswered(
+    api: Api, answer: bytes, arguments: tuple[str, ...], code: ExitCode
+) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
@@ -165,9 +202,10 @@ async def test_answer_that_breaks_off_is_unreachable(api: Api, answer: bytes) ->
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        done = await _run(api, "GET", "/healthz", "--url", f"http://127.0.0.1:{port}")
-    assert done.code == ExitCode.UNREACHABLE
-    assert "look what became of it" in done.err or "in the middle" in done.err
+        done = await _run(api, *arguments, "--url", f"http://127.0.0.1:{port}")
+    assert done.code == code
+    assert "ended the connection before its answer did" in done.err
+    assert ("look what became of it" in done.err) is (code == ExitCode.TIMED_OUT)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +216,15 @@ async def test_answer_that_breaks_off_is_unreachable(api: Api, answer: bytes) ->
         (("GET", "/v1/hosts", "--url", "ftp://a"), "--url must be"),
         (("GET", "/v1/hosts", "--url", "http://u:c4n4ry@a"), "must not hold a user"),
         (("GET", "/v1/hosts", "--url", "http://a:c4n4ry"), "--url must be"),
+        (("GET", "/v1/hosts", "--url", "http://a..b"), "--url must be"),
+        (("GET", "/v1/hosts", "--url", f"http://{'a' * 64}.example"), "--url must be"),
         (("GET", "/v1/hosts", "-H", "Authorization: Bearer c4n4ry"), "no header to give here"),
         (("GET", "/v1/hosts", "-H", "cookie: c4n4ry"), "no header to give here"),
         (("GET", "/v1/hosts", "-H", "A: b\r\nC: d"), "is not NAME: VALUE"),
+        (("GET", "/v1/hosts", "-H", "Host: b"), "Host is no header to give here"),
+        (("POST", "/v1/hosts", "--data", "{}", "-H", "content-length: 9"), "content-length is no header to give here"),
+        (("POST", "/v1/hosts", "-H", "Transfer-Encoding: chunked"), "Transfer-Encoding is no header to give here"),
+        (("GET", "/v1/hosts", "-H", "If-Match: 1", "-H", "if-match: 2"), "--header if-match is given twice"),
         (("POST", "/v1/hosts", "--data", '{"password": c4n4ry}'), "--data is not JSON (line 1 column 14)"),
         (("POST", "/v1/hosts", "--data", "@/nothing/there"), "cannot read /nothing/there"),
     ],
@@ -302,6 +346,12 @@ async def test_answer_on_a_terminal_is_indented(api: Api) -> None:
     (row,) = api.backends.rows.values()
     assert row.labels == {"a": "gold"}
     assert b'{\r\n  "id": ' in terminal.shown
+
+
+async def test_answer_to_head_on_a_terminal_is_nothing(api: Api) -> None:
+    with _terminal(api, "HEAD", "/v1/storage_backends") as terminal:
+        assert await terminal.end() == 0, terminal.shown
+    assert terminal.shown == b""
 
 
 async def test_interrupt_at_a_prompt_is_130_and_sends_nothing(api: Api) -> None:

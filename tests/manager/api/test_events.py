@@ -1,13 +1,17 @@
 """/v1/events: filters and cursor, and the stream that goes on where the client stopped."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import asyncpg
 import msgspec
+import pytest
 
 from manager.actor import SYSTEM
+from schemas.events import CloudEvent
 from tests.manager.api.conftest import Api, until
 from tests.manager.api.stand_ins import make_event
 
@@ -77,6 +81,33 @@ async def test_stream_of_a_revoked_token_shows_nothing_more(api: Api) -> None:
     await until(lambda: api.events.open_subscriptions == 0)
 
 
+@pytest.mark.parametrize("query", ["", "?changes=true"])
+async def test_stream_has_given_back_what_it_held_when_its_answer_ends(
+    api: Api, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    held = 0
+
+    async def slow(_last: int) -> AsyncGenerator[CloudEvent | None]:
+        nonlocal held
+        held += 1
+        try:
+            yield await api.events.queue.get()
+        finally:
+            for _ in range(1000):  # a connection on its way back to the pool
+                await asyncio.sleep(0)
+            held -= 1
+
+    monkeypatch.setattr(api.events, "subscribe", slow)
+    token = await api.token("watcher", "viewer")
+    async with _stream(api, token=token, query=query) as response:
+        await _frame(response)
+        await until(lambda: held == 1)
+        await api.tokens.revoke(token.split("_")[1], SYSTEM)
+        async with asyncio.timeout(5):
+            assert await response.content.read() == b""
+        assert held == 0
+
+
 async def test_stream_whose_client_has_left_is_let_go(api: Api) -> None:
     async with _stream(api) as response:
         await _frame(response)
@@ -84,6 +115,83 @@ async def test_stream_whose_client_has_left_is_let_go(api: Api) -> None:
         response.close()
     for _ in range(3):  # the first write after a close may still succeed
         api.events.queue.put_nowait(None)
+    await until(lambda: api.events.open_subscriptions == 0)
+
+
+async def test_client_that_leaves_before_the_head_is_written_is_no_failure(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def newest() -> int:
+        entered.set()
+        await gate.wait()
+        return 5
+
+    monkeypatch.setattr(api.events, "newest", newest)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    head = f"GET {STREAM} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.by_role['viewer']}\r\n\r\n"
+    writer.write(head.encode())
+    await entered.wait()
+    writer.transport.abort()
+    server = api.runner.server
+    assert server is not None
+    await until(lambda: all(each.transport is None for each in server.connections))
+    gate.set()
+    await until(lambda: any(r.msg == "request served" for r in caplog.records))
+    await until(lambda: not any("RequestHandler.start" in repr(task) for task in asyncio.all_tasks()))
+    assert [r.msg for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_stream_whose_database_is_away_goes_on_with_the_next_event(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.api.events._FIRST_PAUSE_S", 0.0)
+    begun: list[int] = []
+    subscribe = api.events.subscribe
+
+    async def flaky(last: int) -> AsyncGenerator[CloudEvent | None]:
+        begun.append(last)
+        if len(begun) == 2:
+            raise ConnectionRefusedError
+        async for event in subscribe(last):
+            yield event
+            if len(begun) == 1 and event is not None and event.sequence == "4":
+                raise asyncpg.AdminShutdownError
+
+    monkeypatch.setattr(api.events, "subscribe", flaky)
+    async with _stream(api, last="2") as response:
+        heard = [(await _frame(response))[0] for _ in range(6)]
+    assert heard == ["retry: 2000", "id: 3", "id: 4", ": ping", ": ping", "id: 5"]
+    assert begun == [2, 4, 4]
+
+
+async def test_stream_shows_nothing_while_nobody_can_say_whether_its_token_lives(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.api.events._FIRST_PAUSE_S", 0.0)
+    is_live = api.tokens.is_live
+    token = await api.token("watcher", "viewer")
+    async with _stream(api, token=token, query="?changes=true") as response:
+        await _frame(response)
+        away = [True, True]
+
+        async def asked(token_id: str) -> bool:
+            if away:
+                away.pop()
+                raise TimeoutError
+            return await is_live(token_id)
+
+        monkeypatch.setattr(api.tokens, "is_live", asked)
+        api.changes.resync()
+        assert [(await _frame(response))[0] for _ in range(3)] == [": ping", ": ping", "event: resync"]
+        away += [True]
+        await api.pool.execute("UPDATE api_token SET revoked_at = now() WHERE id = $1", token.split("_")[1])
+        api.tokens.forget()
+        api.events.queue.put_nowait(make_event(42))
+        async with asyncio.timeout(5):
+            assert (await response.content.read()).replace(b": ping\n\n", b"") == b""
     await until(lambda: api.events.open_subscriptions == 0)
 
 
@@ -161,7 +269,13 @@ async def test_stream_with_a_wrong_changes_is_400(api: Api) -> None:
 
 async def test_verification_is_for_viewers(api: Api) -> None:
     answer = await api.call("GET", "/v1/events/verification", role="viewer")
-    assert answer.json == {"is_intact": True, "events": 5, "first_broken": None, "is_complete": True}
+    assert answer.json == {
+        "is_intact": True,
+        "events": 5,
+        "first_broken": None,
+        "is_complete": True,
+        "verified_at": "2026-01-31T12:00:00Z",
+    }
     (await api.call("GET", "/v1/events/verification", role=None)).problem(401, "unauthorized")
 
 

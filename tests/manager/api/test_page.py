@@ -58,6 +58,7 @@ async def test_page_and_files_bear_the_headers_that_fence_them_in(api: Api, page
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["X-Frame-Options"] == "DENY"
         assert headers["X-Content-Type-Options"] == "nosniff"
+        assert (headers["Cross-Origin-Resource-Policy"], headers["Referrer-Policy"]) == ("same-origin", "no-referrer")
         assert "camera=()" in headers["Permissions-Policy"]
 
 

@@ -95,6 +95,8 @@ async def test_every_answer_has_the_security_headers(api: Api) -> None:
     for path, role in (("/healthz", None), ("/v1/hosts", "viewer"), ("/v1/hosts", None), ("/none", "viewer")):
         answer = await api.call("GET", path, role=role)
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert answer.headers["Cache-Control"] == "no-store"
         assert "aiohttp" not in answer.headers["Server"]
 

@@ -5,8 +5,10 @@ import datetime as dt
 import http.cookies
 import logging
 from collections.abc import Mapping
+from typing import cast
 
 import pytest
+from multidict import CIMultiDictProxy
 
 from manager.actor import SYSTEM, Role
 from manager.sessions import SESSION_S, Sessions, Ticket, Worthless
@@ -17,6 +19,7 @@ from tests.manager.api.conftest import FLEET_ID, Answer, Api
 NOW = dt.datetime(2026, 1, 31, 12, 0, 0, 500_000, tzinfo=dt.UTC)
 BACKEND = {"name": "a", "kind": "local_file", "config": {"root_dir": "/srv/a"}}
 COOKIE = f"stowage_{FLEET_ID[-8:]}"
+SECURE_COOKIE = f"__Host-{COOKIE}"
 
 
 async def _sign_in(api: Api, role: str = "operator", headers: Mapping[str, str] | None = None) -> Answer:
@@ -26,7 +29,15 @@ async def _sign_in(api: Api, role: str = "operator", headers: Mapping[str, str] 
 
 
 def _morsel(answer: Answer) -> "http.cookies.Morsel[str]":
-    return http.cookies.SimpleCookie(answer.headers["Set-Cookie"])[COOKIE]
+    """The one cookie that the answer sets."""
+    (cookie,) = _morsels(answer).values()
+    return cookie
+
+
+def _morsels(answer: Answer) -> "dict[str, http.cookies.Morsel[str]]":
+    """By name."""
+    headers = cast("CIMultiDictProxy[str]", answer.headers).getall("Set-Cookie")
+    return {name: cookie for text in headers for name, cookie in http.cookies.SimpleCookie(text).items()}
 
 
 async def _ticket(api: Api, role: str = "operator") -> str:
@@ -91,8 +102,11 @@ async def test_signing_out_takes_the_cookie_away_also_one_that_is_worthless(api:
     for ticket in (await _ticket(api), "nonsense"):
         answer = await _with(api, ticket, "DELETE", "/v1/session", Origin=api.url)
         assert (answer.status, answer.body) == (204, b"")
-        cookie = _morsel(answer)
-        assert (cookie.value, cookie["max-age"], cookie["path"], cookie["httponly"]) == ("", "0", "/", True)
+        cookies = _morsels(answer)
+        for cookie in cookies.values():
+            assert (cookie.value, cookie["max-age"], cookie["path"], cookie["httponly"]) == ("", "0", "/", True)
+        # Browsers take nothing of that prefix, not even its end, without Secure.
+        assert {name: cookie["secure"] for name, cookie in cookies.items()} == {COOKIE: "", SECURE_COOKIE: True}
 
 
 async def test_authorization_wins_over_a_cookie(api: Api) -> None:
@@ -132,7 +146,8 @@ async def test_ticket_is_no_token_and_a_token_no_ticket(api: Api) -> None:
     (await _with(api, api.by_role["operator"])).problem(401, "unauthorized")
 
 
-async def test_many_wrong_sign_ins_are_429_while_a_right_one_still_enters(api: Api) -> None:
+async def test_many_wrong_sign_ins_are_429_while_a_token_in_use_still_enters(api: Api) -> None:
+    await _sign_in(api)
     wrong = [await api.call("POST", "/v1/session", {"token": "stw_wrong"}, role=None) for _ in range(35)]
     assert wrong[0].status == 401
     wrong[-1].problem(429, "too_many_requests")
@@ -184,13 +199,59 @@ async def test_changed_ticket_opens_nothing(api: Api) -> None:
     assert (await _with(api, ticket)).status == 200
 
 
-async def test_two_cookies_of_the_name_open_nothing(api: Api) -> None:
+async def test_two_sessions_under_one_name_open_nothing(api: Api) -> None:
+    """The other may be an attacker's own, put there to have the user work as him. It is no guess, and not counted."""
     own, other = await _ticket(api), await _ticket(api, "viewer")
-    for pair in ((own, other), (own, own)):
-        (await _with(api, f"{pair[0]}; {COOKIE}={pair[1]}")).problem(401, "unauthorized")
+    for _ in range(35):
+        (await _with(api, f"{own}; {COOKIE}={other}")).problem(401, "unauthorized")
     headers = [("Cookie", f"{COOKIE}={own}"), ("Cookie", f"{COOKIE}={other}")]
     async with api.client.get(api.url + "/v1/hosts", headers=headers) as response:
         assert response.status == 401
+
+
+async def test_values_that_others_put_beside_a_session_shut_nobody_out(api: Api) -> None:
+    """Another service, on another port or for a deeper path, can set cookies of our name. They are no guesses of the user's."""
+    ticket = await _ticket(api)
+    over, _ = api.sessions.ticket(ticket.split("_")[1], None, NOW)
+    for beside in (
+        f"x; {COOKIE}={ticket}",
+        f"{ticket}; {COOKIE}=x",
+        f"{ticket}; {COOKIE}={ticket}",
+        f"{over}; {COOKIE}={ticket}",
+    ):
+        for _ in range(10):
+            assert (await _with(api, beside)).status == 200
+    for _ in range(35):  # nor of who was signed in here
+        (await _with(api, f"{over}; {COOKIE}=x")).problem(401, "unauthorized")
+    forged = [await _with(api, f"x; {COOKIE}=y") for _ in range(31)]
+    forged[-1].problem(429, "too_many_requests")
+
+
+async def test_cookie_that_is_of_https_alone_wins_over_the_other(api: Api) -> None:
+    own, other = await _ticket(api), await _ticket(api, "viewer")
+    over, _ = api.sessions.ticket(own.split("_")[1], None, NOW)
+    for secure, plain, name in (
+        (own, other, "operator"),
+        (own, "x", "operator"),
+        (over, other, "viewer"),
+        ("x", other, "viewer"),
+    ):
+        both = {"Cookie": f"{COOKIE}={plain}; {SECURE_COOKIE}={secure}"}
+        assert (await api.call("GET", "/v1/session", role=None, headers=both)).json["name"] == name
+
+
+async def test_no_token_can_be_made_with_a_session(api: Api) -> None:
+    """Else who steals one for an hour has a token for good."""
+    ticket, body = await _ticket(api, "admin"), {"name": "forever", "role": "admin"}
+    headers = {"Cookie": f"{COOKIE}={ticket}", "Origin": api.url}
+    refused = await api.call("POST", "/v1/tokens", body, role=None, headers=headers)
+    assert refused.problem(403, "forbidden")["detail"] == "with a session no token can be made; send a token"
+    assert await api.pool.fetchval("SELECT count(*) FROM api_token WHERE name = 'forever'") == 0
+    assert (await api.call("POST", "/v1/tokens", body, role="admin", headers=headers)).status == 201
+    # What takes rights away, and the list to find it in, is for the page too.
+    assert (await _with(api, ticket, path="/v1/tokens")).status == 200
+    path = f"/v1/tokens/{api.by_role['viewer'].split('_')[1]}"
+    assert (await _with(api, ticket, "DELETE", path, Origin=api.url)).status == 204
 
 
 async def test_cookies_of_other_programs_do_no_harm(api: Api) -> None:
@@ -277,10 +338,17 @@ async def test_fetch_metadata_must_agree_with_the_origin(api: Api) -> None:
         assert answer.status == status, site
 
 
-async def test_reading_with_a_cookie_takes_no_origin(api: Api) -> None:
+async def test_reading_with_a_cookie_takes_no_origin_but_no_foreign_one(api: Api) -> None:
     ticket = await _ticket(api, "viewer")
-    assert (await _with(api, ticket)).status == 200
-    assert (await _with(api, ticket, "HEAD")).status == 200
+    for path in ("/v1/hosts", "/v1/session"):
+        for method in ("GET", "HEAD"):
+            assert (await _with(api, ticket, method, path)).status == 200
+            assert (await _with(api, ticket, method, path, Origin=api.url)).status == 200
+            assert (await _with(api, ticket, method, path, Origin="http://evil.example")).status == 403
+            for site, status in (("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)):
+                assert (await _with(api, ticket, method, path, Sec_Fetch_Site=site)).status == status, site
+    # What is open needs no cookie, so one that comes along does not close it.
+    assert (await _with(api, ticket, path="/", Sec_Fetch_Site="cross-site")).status == 200
 
 
 async def test_signing_in_or_out_from_another_site_is_refused(api: Api) -> None:
@@ -298,11 +366,17 @@ async def test_signing_in_or_out_from_another_site_is_refused(api: Api) -> None:
 async def test_proxy_with_tls_before_us_makes_the_cookie_secure(api: Api) -> None:
     """The browser's Origin tells, for the Host that a proxy passes on has no scheme."""
     behind = await _sign_in(api, headers={"Origin": api.url.replace("http://", "https://")})
-    assert _morsel(behind)["secure"] is True
-    assert _morsel(await _sign_in(api, headers={"Origin": api.url}))["secure"] == ""
+    cookie = _morsel(behind)
+    # What the prefix asks of a browser to accept it (RFC 6265bis 4.1.3.2).
+    assert (cookie.key, cookie["secure"], cookie["path"], cookie["domain"]) == (SECURE_COOKIE, True, "/", "")
+    shown = await api.call("GET", "/v1/session", role=None, headers={"Cookie": f"{SECURE_COOKIE}={cookie.value}"})
+    assert shown.json == behind.json
+    plain = _morsel(await _sign_in(api, headers={"Origin": api.url}))
+    assert (plain.key, plain["secure"]) == (COOKIE, "")
 
 
 async def test_proxy_that_rewrites_the_host_is_known_by_public_url(api: Api) -> None:
+    ticket = await _ticket(api)
     api.sessions.public_origin = "https://storage.example"
     for origin, status in (
         ("https://storage.example", 201),
@@ -310,9 +384,16 @@ async def test_proxy_that_rewrites_the_host_is_known_by_public_url(api: Api) -> 
         ("http://storage.example", 403),
         ("https://storage.example:8443", 403),
     ):
-        answer = await _with(api, await _ticket(api), "POST", "/v1/storage_backends", Origin=origin)
+        answer = await _with(api, ticket, "POST", "/v1/storage_backends", Origin=origin)
         assert answer.status == status, origin
-    assert _morsel(await _sign_in(api))["secure"] is True
+
+
+async def test_cookie_of_who_comes_by_plain_http_is_not_secure_whatever_public_url_says(api: Api) -> None:
+    """Or the browser would drop it, and nobody could sign in there."""
+    api.sessions.public_origin = "https://storage.example"
+    assert _morsel(await _sign_in(api, headers={"Origin": api.url})).key == COOKIE
+    assert _morsel(await _sign_in(api, headers={"Origin": "https://storage.example"})).key == SECURE_COOKIE
+    assert _morsel(await _sign_in(api)).key == SECURE_COOKIE
 
 
 async def test_request_with_two_hosts_has_no_origin_of_ours(api: Api) -> None:

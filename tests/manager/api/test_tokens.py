@@ -10,11 +10,11 @@ import pytest
 from manager.actor import SYSTEM, Role
 from manager.errors import ConfigError, Refused
 from manager.store import tokens as store
-from manager.store.pool import Pool
+from manager.store.pool import Connection, Pool
 from manager.tokens import Tokens
 from schemas.ids import new_id
 from schemas.requests import CreateToken
-from tests.manager.api.conftest import Api, until
+from tests.manager.api.conftest import Answer, Api, until
 
 
 async def _create(tokens: Tokens, name: str, role: str = "operator", expires_at: dt.datetime | None = None) -> str:
@@ -40,6 +40,25 @@ async def test_token_is_shown_once_and_kept_as_a_digest(api: Api) -> None:
     assert "secret_hash" not in shown.json
     row = await api.pool.fetchval("SELECT api_token::text FROM api_token WHERE id = $1", token_id)
     assert token.split("_", 2)[2] not in row
+
+
+async def test_token_ends_no_later_than_the_one_that_makes_it(api: Api) -> None:
+    end = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(minutes=5)
+    maker = await _create(api.tokens, "soon", "admin", end)
+
+    async def make(name: str, **more: str | None) -> Answer:
+        return await api.call("POST", "/v1/tokens", {"name": name, "role": "admin", **more}, token=maker)
+
+    for name, more in (("absent", {}), ("null", {"expires_at": None}), ("same", {"expires_at": end.isoformat()})):
+        made = await make(name, **more)
+        assert (made.status, dt.datetime.fromisoformat(made.json["expires_at"])) == (201, end), name
+    earlier = end - dt.timedelta(minutes=1)
+    made = await make("earlier", expires_at=earlier.isoformat())
+    assert dt.datetime.fromisoformat(made.json["expires_at"]) == earlier
+    refused = await make("later", expires_at=(end + dt.timedelta(seconds=1)).isoformat())
+    refused.problem(400, "invalid_field")
+    assert refused.pointers() == ["/expires_at"]
+    assert await api.pool.fetchval("SELECT count(*) FROM api_token WHERE name = 'later'") == 0
 
 
 async def test_token_name_is_taken_until_it_is_revoked(api: Api) -> None:
@@ -136,6 +155,30 @@ async def test_token_forgotten_while_it_is_read_is_not_remembered(pool: Pool) ->
     await reading
     await pool.execute("UPDATE api_token SET revoked_at = now() WHERE id = $1", _id(token))
     assert await tokens.authenticate(token, "r") is None
+
+
+async def test_token_that_many_ask_for_at_once_is_read_once_but_anew_after_a_forget(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokens(pool)
+    token_id = _id(await _create(tokens, "t"))
+    readings = 0
+    get = store.get
+
+    async def counted(connection: Connection, token_id: str) -> store.TokenRow | None:
+        nonlocal readings
+        readings += 1
+        return await get(connection, token_id)
+
+    monkeypatch.setattr(store, "get", counted)
+    assert await asyncio.gather(*(tokens.is_live(token_id) for _ in range(20))) == [True] * 20
+    assert readings == 1
+    tokens.forget(token_id)
+    early = [asyncio.create_task(tokens.is_live(token_id)) for _ in range(5)]
+    await until(lambda: readings == 2)
+    tokens.forget(token_id)
+    assert await tokens.is_live(token_id) and all(await asyncio.gather(*early))
+    assert readings == 3
 
 
 async def test_remembered_token_asks_the_database_nothing(pool: Pool) -> None:

@@ -1,41 +1,89 @@
-// One backend: what it is, and how each host sees it.
+// One backend: what it is, and how each host sees it; live.
 
 import { call, part } from "../api.js";
 import { dialog, facts } from "../dialog.js";
 import { fill, h } from "../dom.js";
-import { ago, bytes, labelText, milliseconds, moment, words } from "../format.js";
-import { badge, cellLook, lookOf, reasonOf } from "../health.js";
-import { kindOf, may } from "../store.js";
+import { ago, bytes, labelText, moment, words } from "../format.js";
+import { badge, lookOf, reasonOf } from "../health.js";
+import { paced } from "../pace.js";
+import { seenLines } from "../seen.js";
+import { kindOf, may, store, watch } from "../store.js";
+import { backendAddress } from "../subjects.js";
 
-/** @param {any} backend @returns {Promise<any>} */
+const READ_MS = 1_000;
+
+/** @param {any} backend @returns {Promise<() => Promise<any>>} what opens it */
 export async function showBackend(backend) {
-  const path = `/v1/storage_backends/${part(backend.id)}`;
-  const hosts = h("div", { role: "status" });
-  const properties = kindOf(backend.kind).config_schema.properties;
-  /** @param {any[]} seen */
-  const draw = (seen) => fill(hosts, h("ul", { class: "faults" }, seen.map((each) => h("li", null,
-    h("p", null, h("a", { href: `#/storage/${part(backend.name)}/${part(each.host)}` }, each.host), " ", badge(cellLook(each)),
-      each.latency_ms !== null && each.latency_ms !== undefined && ` ${milliseconds(each.latency_ms)}`, h("span", { class: "hint" }, ` ${ago(each.observed_at)}`)),
-    each.detail && h("p", null, each.code && h("span", { class: "code" }, words(each.code)), ` ${each.detail}`), each.remedy && h("p", { class: "remedy" }, each.remedy)))));
-  const probe = h("button", { type: "button", onclick: () => box.during(async () => draw((await call("POST", `${path}/probe`)).hosts), "Every host probes it…") }, "Probe now");
-  const box = dialog({
-    title: backend.name,
-    body: [
-      h("p", null, badge(lookOf(backend)), " ", reasonOf(backend)),
-      facts([
-        ["Kind", kindOf(backend.kind).title], ["State", words(backend.state)], ["Default", backend.is_default ? "yes" : "no"],
-        ...Object.entries(backend.config).map(([key, value]) => /** @type {[string, any]} */ ([properties[key]?.title ?? key, value === "" ? "—" : String(value)])),
-        ["Credentials", backend.has_credentials ? "kept by the hosts" : "none"],
-        ["Capacity", backend.capacity ? `${bytes(backend.capacity.used_bytes)} of ${bytes(backend.capacity.total_bytes)}, ${bytes(backend.capacity.available_bytes)} available` : "not known"],
-        ["Live volumes", h("a", { href: `#/volumes?backend=${part(backend.name)}` }, String(backend.live_volumes))],
-        ["Hosts", backend.hosts.names.includes("*") ? "every host" : backend.hosts.names.join(", ")], ["Labels", labelText(backend.labels) || "—"],
-        ["Version", `${backend.version}, generation ${backend.generation}`], ["Added", moment(backend.created_at)], ["Id", h("code", null, backend.id)],
-      ]),
-      h("h3", null, "As each host sees it"), hosts,
-    ],
-    tools: may("operator") ? [probe] : [],
-    call: () => ({ method: "GET", path: `/v1/storage_backends/${part(backend.name)}` }),
-  });
-  draw((await call("GET", `${path}/hosts`)).hosts);
-  return box.open();
+	const path = `/v1/storage_backends/${part(backend.id)}`;
+	const properties = kindOf(backend.kind).config_schema.properties;
+	const about = h("div"), hosts = h("ul", { class: "faults" });
+
+	function draw() {
+		const b = store.backends.get(backend.id);
+		if (!b) {
+			box.notice("This backend has been removed.");
+			return;
+		}
+		fill(
+			about,
+			h("p", null, badge(lookOf(b)), " ", reasonOf(b)),
+			facts([
+				["Kind", kindOf(b.kind).title],
+				["State", words(b.state)],
+				["Default", b.is_default ? "yes" : "no"],
+				...Object.entries(b.config).map((
+					[key, value],
+				) => /** @type {[string, any]} */ ([properties[key]?.title ?? key, value === "" ? "—" : String(value)])),
+				["Credentials", b.has_credentials ? "kept by the hosts" : "none"],
+				[
+					"Capacity",
+					b.capacity
+						? `${bytes(b.capacity.used_bytes)} of ${bytes(b.capacity.total_bytes)}, ${bytes(b.capacity.available_bytes)} available`
+						: "not known",
+				],
+				["Live volumes", h("a", { href: `#/volumes?backend=${part(b.name)}` }, String(b.live_volumes))],
+				["Hosts", b.hosts.names.includes("*") ? "every host" : b.hosts.names.join(", ")],
+				["Labels", labelText(b.labels) || "—"],
+				["Version", `${b.version}, generation ${b.generation}`],
+				["Added", moment(b.created_at)],
+				["Id", h("code", null, b.id)],
+			]),
+		);
+	}
+
+	/** @param {any[]} seen */
+	const drawHosts = (seen) =>
+		fill(
+			hosts,
+			seen.map((each) =>
+				h("li", null, seenLines(each, { lead: h("a", { href: backendAddress(backend, [each.host]) }, each.host), when: ago(each.observed_at) }))
+			),
+		);
+
+	const reads = paced(READ_MS, async () => {
+		try {
+			drawHosts((await call("GET", `${path}/hosts`)).hosts);
+		} catch { /* What was read last stays; the page says when the manager is away. */ }
+	});
+	const stop = watch((change) => {
+		if (change.everything || change.backends?.has(backend.id)) draw();
+		if (change.everything || change.cells?.some((each) => each.backend_id === backend.id)) reads.ask();
+	});
+	const probe = h("button", {
+		type: "button",
+		onclick: () => box.during(async () => drawHosts((await call("POST", `${path}/probe`)).hosts), "Every host probes it…"),
+	}, "Probe now");
+	const box = dialog({
+		title: backend.name,
+		body: [about, h("h3", null, "As each host sees it"), hosts],
+		tools: may("operator") ? [probe] : [],
+		call: () => ({ method: "GET", path }),
+		onClose: () => {
+			stop();
+			reads.stop();
+		},
+	});
+	drawHosts((await call("GET", `${path}/hosts`)).hosts);
+	draw();
+	return () => box.open();
 }
