@@ -1,12 +1,13 @@
 """The API as an aiohttp application: services, middlewares, routes, put together in one place."""
 
 import asyncio
+from collections import Counter
 
 from aiohttp import web
 
 from manager.api.auth import FAILURE_BURST, FAILURES, FAILURES_PER_S, GUESSES, authenticate
 from manager.api.edge import add_headers, edge
-from manager.api.events import STREAMS, end_streams
+from manager.api.events import OPEN_STREAMS, STREAMS, end_streams
 from manager.api.idempotency import IDEMPOTENCY, Idempotency, idempotent
 from manager.api.keys import (
     ACCESS,
@@ -95,6 +96,7 @@ def create_api(
     app[GUESSES] = asyncio.Lock()
     app[FAILURES] = failures or Pace(burst=FAILURE_BURST, per_s=FAILURES_PER_S)
     app[STREAMS] = set()
+    app[OPEN_STREAMS] = Counter()
     app[PAGE] = page or Page.read()
     rules = build_routes(app.router)
     app[ACCESS], app[QUERIES], app[SESSION_REFUSALS] = rules.roles, rules.queries, rules.session_refusals

@@ -6,7 +6,8 @@ import itertools
 import logging
 import random
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator, Iterator
 
 import msgspec
 from aiohttp import ClientConnectionResetError, hdrs, web
@@ -14,11 +15,12 @@ from aiohttp import ClientConnectionResetError, hdrs, web
 from manager.api import decoding
 from manager.api.encoding import json_response, page_response
 from manager.api.keys import ACTOR, CHANGES, EVENTS, TOKENS
+from manager.errors import Refused
 from manager.events import Events
 from manager.store.pool import DATABASE_AWAY
 from schemas.events import CloudEvent, EventType
 from schemas.fields import InvalidFields
-from schemas.problems import FieldError
+from schemas.problems import FieldError, ProblemCode
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,14 @@ _END_S = 2.0
 
 _PING = b": ping\n\n"
 
+#: Streams at once; a browser has one for all of its tabs.
+MOST_STREAMS_OF_TOKEN = 64
+MOST_STREAMS = 512
+#: Seconds after which who was one too many may come again.
+STREAM_RETRY_S = 10
+
+#: Token id -> how many streams it has.
+OPEN_STREAMS: web.AppKey[Counter[str]] = web.AppKey("open streams")
 #: The streams' tasks, so that a stop need not wait for clients that never leave.
 STREAMS: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("streams")
 
@@ -66,11 +76,30 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     """
     has_changes = decoding.flag(decoding.query(request), "changes")
     last = _last_event_sequence(request)
-    if last is None:
-        last = await request.app[EVENTS].newest()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_counted(request))
+        if last is None:
+            last = await request.app[EVENTS].newest()
         queue = await stack.enter_async_context(request.app[CHANGES].subscribed()) if has_changes else None
         return await _stream(request, last, queue)
+
+
+@contextlib.contextmanager
+def _counted(request: web.Request) -> Generator[None]:
+    """Raises Refused: too many streams already. Each of them reads the log at each event, and sagas need the same connections."""
+    streams, token_id = request.app[OPEN_STREAMS], request[ACTOR].token_id
+    if streams[token_id] >= MOST_STREAMS_OF_TOKEN or streams.total() >= MOST_STREAMS:
+        words = (
+            f"more than {MOST_STREAMS_OF_TOKEN} streams of one token, or {MOST_STREAMS} of all, are not served at once"
+        )
+        raise Refused.because(ProblemCode.TOO_MANY_REQUESTS, words, retry_after_s=STREAM_RETRY_S)
+    streams[token_id] += 1
+    try:
+        yield
+    finally:
+        streams[token_id] -= 1
+        if not streams[token_id]:
+            del streams[token_id]
 
 
 async def _stream(request: web.Request, last: int, queue: asyncio.Queue[bytes] | None) -> web.StreamResponse:

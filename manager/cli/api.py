@@ -1,5 +1,6 @@
 """`stowage api`: one request to the API, for scripts and for what the web page copies."""
 
+import codecs
 import json
 import os
 import re
@@ -19,8 +20,8 @@ _JSON = "application/json"
 _OURS = ("content-length", "transfer-encoding", "host")
 #: What the page writes in the place of a secret; the name is what is asked for.
 _PROMPT = re.compile(r"<prompt:([^<>\x00-\x1f]{1,64})>")
-#: Control characters that JSON may hold as they are and a terminal obeys.
-_UNSHOWN = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+#: Control characters that a terminal obeys. JSON may hold the second sort as they are.
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class _Header(click.ParamType[tuple[str, str]]):
@@ -35,10 +36,11 @@ class _Header(click.ParamType[tuple[str, str]]):
             or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
             or not (text.isascii() and text.isprintable())
         ):
-            self.fail(f"{value!r} is not NAME: VALUE", param, ctx)
+            # Not repeated either: it may be a header with a secret, misspelt.
+            self.fail("a header is written as NAME: VALUE, in printable ASCII", param, ctx)
         if name.lower() in _OURS:
             self.fail(f"{name} is no header to give here; it follows from the address and the body", param, ctx)
-        if name.lower() in ("authorization", "cookie"):
+        if name.lower() in ("authorization", "cookie", "proxy-authorization"):
             # The value is not repeated: it is a secret, and this goes to logs.
             self.fail(
                 f"{name} is no header to give here; the token comes from STOWAGE_TOKEN or --token-file", param, ctx
@@ -124,8 +126,9 @@ def _shown(answer: Answer, *, is_signed_in: bool) -> ExitCode:
     if answer.content_type == _JSON and out.isatty():
         out.write(_indented(answer.read()))
         return ExitCode.DONE
+    decoded = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     for chunk in answer.chunks():
-        out.write(chunk)
+        out.write(_harmless(decoded.decode(chunk)).encode() if out.isatty() else chunk)
         out.flush()  # of the stream of events somebody wants to see each when it comes
     return ExitCode.DONE
 
@@ -137,7 +140,12 @@ def _indented(content: bytes) -> bytes:
     except ValueError:
         return content
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n"
+    return _harmless(text).encode() + b"\n"
+
+
+def _harmless(text: str) -> str:
+    """With nothing in it that a terminal would obey."""
+    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _json_body(data: str) -> bytes:

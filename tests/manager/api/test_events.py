@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from manager.actor import SYSTEM
+from manager.api import events
 from schemas.events import CloudEvent
 from tests.manager.api.conftest import Api, until
 from tests.manager.api.stand_ins import make_event
@@ -63,6 +64,27 @@ async def test_stream_with_a_wrong_last_event_id_is_400(api: Api) -> None:
         answer = await api.call("GET", STREAM, headers={"Last-Event-ID": last})
         answer.problem(400, "invalid_field")
         assert answer.pointers() == ["/header/Last-Event-ID"]
+
+
+async def test_one_stream_too_many_of_a_token_is_429_until_another_ends(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOST_STREAMS_OF_TOKEN", 2)
+    async with _stream(api):
+        async with _stream(api):
+            refused = await api.call("GET", "/v1/events/stream", role="viewer")
+            refused.problem(429, "too_many_requests")
+            assert refused.headers["Retry-After"] == "10"
+            async with _stream(api, token=api.by_role["operator"]) as other:
+                assert other.status == 200
+
+        def is_noticed() -> bool:
+            api.events.queue.put_nowait(None)  # a client's end is seen by who writes to it
+            return api.runner.app[events.OPEN_STREAMS].total() == 1
+
+        await until(is_noticed)
+        async with _stream(api) as again:
+            assert again.status == 200
 
 
 async def test_stream_without_a_token_is_401(api: Api) -> None:

@@ -23,7 +23,6 @@ export function chain() {
 		fill(state, h("span", { class: "hint" }, "Reading the whole log…"));
 		try {
 			report = await call("GET", "/v1/events/verification");
-			report.at = new Date().toISOString();
 			added = 0;
 			draw();
 		} catch (problem) {
@@ -43,7 +42,7 @@ export function chain() {
 
 	function draw() {
 		if (report.first_broken !== null) {
-			fill(state, badge({ word: `Broken at event ${report.first_broken}`, icon: "unreachable", tone: "bad", rank: 0 }, moment(report.at)));
+			fill(state, badge({ word: `Broken at event ${report.first_broken}`, icon: "unreachable", tone: "bad", rank: 0 }, moment(report.verified_at)));
 			bad(
 				`The chain is broken at event ${report.first_broken}`,
 				"That event was altered, or taken out, after it was sealed; " +
@@ -57,7 +56,10 @@ export function chain() {
 		} else if (report.is_complete) {
 			fill(
 				state,
-				badge({ word: `${count(report.events, "event")}, unbroken`, icon: "healthy", tone: "good", rank: 0 }, `Verified ${moment(report.at)}`),
+				badge(
+					{ word: `${count(report.events, "event")}, unbroken`, icon: "healthy", tone: "good", rank: 0 },
+					`Verified ${moment(report.verified_at)}`,
+				),
 				added > 0 && h("span", { class: "hint" }, ` and ${added} new since`),
 			);
 		} else {
