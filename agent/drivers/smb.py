@@ -120,7 +120,7 @@ class Smb:
         argv = [
             "smbclient",
             "--grepable",
-            "--authentication-file=/dev/stdin" if secret else "--no-pass",
+            "--authentication-file=/proc/self/fd/0" if secret else "--no-pass",
             *(["--ip-address", address] if address else []),
             "--list",
             f"//{name}",

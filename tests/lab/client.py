@@ -39,7 +39,7 @@ class Api:
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url
-        self._token = token
+        self.token = token
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """What comes of it in the end, also where the manager answers 202 because the hosts are slow. path: below /v1."""
@@ -77,7 +77,7 @@ class Api:
     def _ask(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
-        sent = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        sent = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             connection.request(method, f"/v1{path}", json.dumps(body) if body is not None else None, sent)

@@ -29,6 +29,7 @@ def test_chap(storage: Storage, backends: Backends, hv1: Host, chap: Chap, ran: 
     assert f"node.session.auth.password = {chap.password}" in hv1.courier.run("cat", record[0]).out
 
 
+@pytest.mark.slow
 def test_mutual_chap(storage: Storage, backends: Backends, hv1: Host, mutual: Chap, ran: Ran) -> None:
     iqn = target_with_group(storage, mutual)
 
@@ -99,6 +100,7 @@ def test_a_rotation_and_its_reversal(
         backend.wait_for(hv1, "healthy")
 
 
+@pytest.mark.slow
 def test_a_wrong_new_secret_is_refused_and_the_old_one_works_on(
     storage: Storage, backends: Backends, hv1: Host, chap: Chap, secrets: Secrets
 ) -> None:

@@ -76,6 +76,7 @@ def test_hung_is_red_and_turns_green_by_itself(
     backend.wait_for(hv1, "healthy")
 
 
+@pytest.mark.slow
 def test_other_probes_go_on_at_their_pace(storage: Storage, backends: Backends, hv1: Host, local: Backend) -> None:
     backend = backends.add("nfs", nfs(storage.export()))
     hang(backend, hv1, storage.stop_nfs)
@@ -92,6 +93,7 @@ def test_other_probes_go_on_at_their_pace(storage: Storage, backends: Backends, 
     assert backend.cell(hv1)["code"] == "hung"
 
 
+@pytest.mark.slow
 def test_the_host_stays_online_and_obeys(storage: Storage, backends: Backends, hv1: Host, local: Backend) -> None:
     backend = backends.add("nfs", nfs(storage.export()))
     hang(backend, hv1, storage.stop_nfs)
@@ -116,6 +118,7 @@ def test_workers_stay_bounded(storage: Storage, backends: Backends, hv1: Host) -
     assert len(accounts.on(hv1)["workers"]) <= len(hanging)
 
 
+@pytest.mark.slow
 def test_removal_of_a_hung_backend_ends_and_says_how(
     storage: Storage, backends: Backends, hv1: Host, ran: Ran, take_away: Away, bring_back: Away
 ) -> None:

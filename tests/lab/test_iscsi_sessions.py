@@ -37,6 +37,7 @@ def test_a_login_that_meets_a_session_of_the_same_moment_is_taken_for_done(
     assert backend.probe(hv1)["status"] == "healthy"
 
 
+@pytest.mark.slow
 def test_an_operators_own_session_is_not_touched(backends: Backends, hv1: Host, vms_iqn: str) -> None:
     hv1.log_in(vms_iqn, ADDRESS)
     try:
@@ -63,6 +64,7 @@ def test_a_session_that_somebody_ended_is_made_again(backends: Backends, hv1: Ho
     assert mapped(hv1) == ["vg_vms-stowage_probe"]
 
 
+@pytest.mark.slow
 def test_an_iscsid_that_is_restarted_goes_on_with_our_session(
     storage: Storage, backends: Backends, hv1: Host, chap: Chap
 ) -> None:

@@ -174,7 +174,7 @@ def test_a_mount_point_that_is_not_there_is_not_made(backends: Backends, hv1: Ho
     assert hv1.courier.attempt(f"test -e {ROOT}").code == 1
 
 
-@pytest.mark.parametrize("is_required", [True, False])
+@pytest.mark.parametrize("is_required", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_mount_point_that_is_unmounted_and_mounted_again(
     backends: Backends, hv1: Host, disk: MakeDisk, is_required: bool
 ) -> None:

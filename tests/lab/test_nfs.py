@@ -156,7 +156,7 @@ def test_an_option_that_mount_refuses(storage: Storage, backends: Backends) -> N
     backends.refused("option_rejected", "nfs", nfs(storage.export(), options="sec=nosuch"))
 
 
-@pytest.mark.parametrize("version", ["3", "4.2"])
+@pytest.mark.parametrize("version", [pytest.param("3", marks=pytest.mark.slow), "4.2"])
 def test_a_dead_address(backends: Backends, version: str) -> None:
     fault = backends.refused("server_unreachable", "nfs", nfs("/srv/nfs/x", "10.77.0.99", nfs_version=version))
 

@@ -31,6 +31,7 @@ def test_an_edit_of_the_servers_name_remounts(storage: Storage, backends: Backen
     assert mounted(hv1, backend.mount_dir).startswith("storage:")
 
 
+@pytest.mark.slow
 def test_an_edit_that_cannot_work_changes_nothing(storage: Storage, backends: Backends, hv1: Host) -> None:
     backend = backends.add("nfs", nfs(storage.export()))
     before = mounted(hv1, backend.mount_dir)

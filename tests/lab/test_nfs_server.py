@@ -28,7 +28,7 @@ def test_an_export_that_is_withdrawn_and_comes_back(
     backend.wait_for(hv1, "healthy")
 
 
-@pytest.mark.parametrize("version", ["3", "4.2"])
+@pytest.mark.parametrize("version", [pytest.param("3", marks=pytest.mark.slow), "4.2"])
 def test_a_server_that_restarts(storage: Storage, backends: Backends, hv1: Host, version: str) -> None:
     backend = backends.add("nfs", nfs(storage.export(), nfs_version=version))
 

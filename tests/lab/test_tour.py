@@ -29,6 +29,7 @@ def shell() -> Iterator[Shell]:
         yield opened
 
 
+@pytest.mark.slow
 def test_every_line_says_what_it_shows(shell: Shell) -> None:
     steps = tour((ROOT / "README.md").read_text(), language="console lab")
     assert len(steps) > 10, "the commands were not found"

@@ -375,7 +375,7 @@ async def test_discover_refused_by_the_server_is_told_from_what_smbclient_says_o
     assert "NT_STATUS_ACCESS_DENIED" in fault.detail
 
 
-BY_ACCOUNT = ("smbclient", "--grepable", "--authentication-file=/dev/stdin", "--list", "//nas")
+BY_ACCOUNT = ("smbclient", "--grepable", "--authentication-file=/proc/self/fd/0", "--list", "//nas")
 
 
 async def test_discover_by_an_account_tells_it_to_smbclient_on_its_standard_input(
