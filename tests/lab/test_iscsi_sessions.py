@@ -2,6 +2,8 @@
 
 import datetime as dt
 
+import pytest
+
 from tests.lab import accounts
 from tests.lab.backends import PATIENCE_S, Backends
 from tests.lab.conftest import Ran
