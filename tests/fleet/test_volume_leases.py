@@ -83,6 +83,9 @@ def _new(name: str, host: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_many_changes_at_once_by_two_hosts_of_one_vg_all_succeed_one_host_at_a_time(stowage: Fleet) -> None:
+    # As an operator's: a sync every 2 s outdates the fence of whoever has stood in line for longer, who then begins anew behind
+    # the others, and on a busy machine nobody comes to an end.
+    stowage.reconcile_s = 300.0
     apis = await two_hosts(stowage), await stowage.manager("manager-2")
     api = apis[0]
     await san(api)

@@ -277,7 +277,7 @@ class _Terminal:
     def __init__(self, api: Api, *arguments: str) -> None:
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
-            ("setsid", "--ctty", *ARGV, *arguments),
+            ("env", "--default-signal=INT", "setsid", "--ctty", *ARGV, *arguments),
             stdin=slave,
             stdout=slave,
             stderr=slave,
