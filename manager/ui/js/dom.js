@@ -89,8 +89,8 @@ export function keyed(parent, items, key, make, update) {
 	}
 }
 
-/** As many rows as a large screen shows. */
-const IN_VIEW = 25;
+/** As many rows as a screen of 1080 lines shows. */
+const IN_VIEW = 16;
 
 /**
  * The work is done with what is in view at once, and with the rest in turns between which the browser paints and listens.
@@ -98,15 +98,16 @@ const IN_VIEW = 25;
  * @param {I[]} items
  * @param {(some: I[]) => void} work
  * @param {() => boolean} isWanted whether the rest is still wanted
- * @param {number} [size] of a turn
+ * @param {number} [size] of the first turn; each is twice as large as the one before, for painting costs too
  */
 export function inTurns(items, work, isWanted, size = IN_VIEW) {
 	work(items.slice(0, size));
 	const rest = items.slice(size);
 	if (rest.length > 0) {
+		// In the second frame: by then what there is has been painted.
 		requestAnimationFrame(() =>
-			setTimeout(() => {
-				if (isWanted()) inTurns(rest, work, isWanted, size);
+			requestAnimationFrame(() => {
+				if (isWanted()) inTurns(rest, work, isWanted, size * 2);
 			})
 		);
 	}

@@ -3,7 +3,7 @@
 import { call, ended } from "./api.js";
 import { fill, h } from "./dom.js";
 import { shell } from "./shell.js";
-import { forget, load, startLive, store } from "./store.js";
+import { forget, load, prepareLive, startLive, store } from "./store.js";
 
 const root = /** @type {HTMLElement} */ (document.getElementById("app"));
 /** @type {(() => void) | null} */
@@ -12,7 +12,7 @@ let leave = null;
 /** @param {boolean} [isNew] whether somebody has just signed in */
 async function begin(isNew = false) {
 	try {
-		const session = await call("GET", "/v1/session");
+		const [session] = await Promise.all([call("GET", "/v1/session"), prepareLive()]);
 		if (session.role === null) {
 			return door(
 				isNew

@@ -168,12 +168,8 @@ let stream = null;
 const STREAM_MS = 200;
 let onState = () => {};
 
-/** The stream runs, or does not answer at once. @param {boolean} isNew whether somebody has just signed in */
-export async function startLive(isNew) {
-	const answered = new Promise((resolve) => {
-		onState = () => resolve(null);
-		setTimeout(resolve, STREAM_MS);
-	});
+/** The worker is there, without a stream yet: that takes a moment in which other things can be asked. */
+export async function prepareLive() {
 	stream ??= await connect((message) => {
 		if (message.type === "state") {
 			const before = store.state;
@@ -190,8 +186,17 @@ export async function startLive(isNew) {
 		else void again();
 		if (Date.now() - trendsAt > TRENDS_EVERY_MS) void loadTrends();
 	});
-	if (isNew) stream.reopen();
-	else stream.open();
+}
+
+/** The stream runs, or does not answer at once. @param {boolean} isNew whether somebody has just signed in */
+export async function startLive(isNew) {
+	await prepareLive();
+	const answered = new Promise((resolve) => {
+		onState = () => resolve(null);
+		setTimeout(resolve, STREAM_MS);
+	});
+	if (isNew) stream?.reopen();
+	else stream?.open();
 	await answered;
 }
 

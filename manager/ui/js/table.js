@@ -41,7 +41,7 @@ export function table({ label, columns, key, sort = "" }) {
 	const element = h("div", null, sorted.length > 0 && h("div", { class: "sortby" }, h("span", { "aria-hidden": "true" }, "Sort by"), choice), scroll);
 	/** @type {I[]} */
 	let items = [];
-	let turns = 0;
+	let turns = 0, isFilling = false;
 
 	/** @param {string} id */
 	function turn(id) {
@@ -64,16 +64,22 @@ export function table({ label, columns, key, sort = "" }) {
 		});
 		const rows = by ? [...items].sort((a, b) => compare(by(a), by(b)) * (isDown ? -1 : 1)) : items;
 		const mine = (turns += 1);
-		if (body.children.length > 0) {
+		if (body.children.length > 0 && !isFilling) {
 			keyed(body, rows, key, make, update);
 			return;
 		}
+		isFilling = true;
 		/** @type {I[]} */
 		const drawn = [];
-		inTurns(rows, (some) => {
-			drawn.push(...some);
-			keyed(body, drawn, key, make, update);
-		}, () => mine === turns);
+		inTurns(
+			rows,
+			(some) => {
+				drawn.push(...some);
+				keyed(body, drawn, key, make, update);
+				isFilling = drawn.length < rows.length;
+			},
+			() => mine === turns,
+		);
 	}
 
 	function make() {

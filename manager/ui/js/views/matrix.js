@@ -6,6 +6,9 @@ import { cellLook } from "../health.js";
 import { address, here } from "../router.js";
 import { liveHosts, refOf, store } from "../store.js";
 
+/** More than a screen shows. */
+const CELLS_IN_VIEW = 600;
+
 /** The matrix as a card; `update` takes the store's changes. */
 export function matrix() {
 	const head = h("div", { class: "row", role: "row" }), body = h("div", { role: "rowgroup" });
@@ -52,11 +55,16 @@ export function matrix() {
 			else {
 				/** @type {any[]} */
 				const drawn = [];
-				inTurns(backends, (some) => {
-					drawn.push(...some);
-					put(drawn);
-					if (focused) cells.get(focused)?.focus();
-				}, () => mine === turns);
+				inTurns(
+					backends,
+					(some) => {
+						drawn.push(...some);
+						put(drawn);
+						if (focused) cells.get(focused)?.focus();
+					},
+					() => mine === turns,
+					Math.max(4, Math.ceil(CELLS_IN_VIEW / hosts.length)),
+				);
 			}
 			for (const key of cells.keys()) if (!store.backends.has(key.split("/")[0])) cells.delete(key);
 			if (!grid.querySelector("[data-key][tabindex='0']")) {

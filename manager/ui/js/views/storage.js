@@ -74,10 +74,7 @@ export function view() {
 	seen.observe(recent);
 	/** Fetched when the address first names a dialog. @type {ReturnType<typeof import("../opener.js").opener> | null} */
 	let dialogs = null;
-	const endAging = whileVisible(AGES_MS, () => {
-		drawTable();
-		updateRecent?.({});
-	});
+	const endAging = whileVisible(AGES_MS, () => updateRecent?.({}));
 
 	/** A name leads to its backend with the filters that are set when it is followed. @param {MouseEvent} event @param {string} ref */
 	function follow(event, ref) {
@@ -98,8 +95,13 @@ export function view() {
 				id: "status",
 				title: "Status",
 				sort: (b) => lookOf(b).rank,
-				look: (b) => [statusOf(b), ago(b.health.since)],
-				draw: (cell, b) => fill(cell, badge(lookOf(b), `since ${ago(b.health.since)}`)),
+				look: (b) => statusOf(b),
+				draw: (cell, b) => {
+					const shown = badge(lookOf(b));
+					// Said when it is asked for: it ages, and a title that is kept true would change every row every second.
+					shown.onpointerenter = () => set(shown, "title", `since ${ago(store.backends.get(b.id)?.health.since)}`);
+					fill(cell, shown);
+				},
 			},
 			{
 				id: "name",
