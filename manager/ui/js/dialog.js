@@ -3,7 +3,8 @@
 
 import { call, part, Problem } from "./api.js";
 import { copyText } from "./copy.js";
-import { announce, fill, h, icon, say, set, toast } from "./dom.js";
+import { announce, fill, h, icon, say, set } from "./dom.js";
+import { toast } from "./toast.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
 import { showErrors } from "./form.js";
 import { words } from "./format.js";

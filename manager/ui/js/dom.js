@@ -156,48 +156,8 @@ export function icon(name) {
 
 /** @typedef {keyof typeof ICONS} IconName */
 
-/** A line of the values between the least and the most of them, which are taken to lie `least` apart at least: so growth is seen, and noise
- * is not. @param {number[]} values @param {number} least @param {string} label */
-export function sparkline(values, least, label) {
-	const svg = document.createElementNS(SVG, "svg");
-	const [width, height] = [96, 24];
-	const low = Math.min(...values), span = Math.max(Math.max(...values) - low, least) || 1;
-	const points = values.map((value, n) => {
-		const x = values.length === 1 ? width : (n / (values.length - 1)) * width;
-		return `${x.toFixed(1)},${(height - 4 - ((value - low) / span) * (height - 6)).toFixed(1)}`;
-	});
-	svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-	svg.setAttribute("preserveAspectRatio", "none");
-	svg.setAttribute("class", "spark");
-	svg.setAttribute("role", "img");
-	svg.setAttribute("aria-label", label);
-	for (const [shape, all] of [["polygon", [`0,${height}`, ...points, `${width},${height}`]], ["polyline", points]]) {
-		const drawn = document.createElementNS(SVG, String(shape));
-		drawn.setAttribute("points", /** @type {string[]} */ (all).join(" "));
-		svg.append(drawn);
-	}
-	return svg;
-}
-
 /** Said by a screen reader, and shown to nobody. @param {string} words */
 export function announce(words) {
 	const place = document.getElementById("said");
 	if (place) place.textContent = words;
-}
-
-/** A notice that goes by itself: 5 s when all is well, 15 s when not. Never while a dialog is open, for it would be inert.
- * @param {string} title @param {{detail?: string, isBad?: boolean}} [more] */
-export function toast(title, { detail = "", isBad = false } = {}) {
-	const close = h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", onclick: () => made.remove() }, icon("close"));
-	const made = h(
-		"div",
-		{ class: isBad ? "toast bad" : "toast" },
-		icon(isBad ? "warning" : "healthy"),
-		h("div", null, h("strong", null, title), detail && h("p", null, detail)),
-		close,
-	);
-	document.getElementById("toasts")?.append(made);
-	announce(detail ? `${title}. ${detail}` : title);
-	const leave = () => setTimeout(() => (made.matches(":hover, :focus-within") ? leave() : made.remove()), isBad ? 15_000 : 5_000);
-	leave();
 }

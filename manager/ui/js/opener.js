@@ -1,6 +1,6 @@
 // Dialogs with addresses: the one that the address names is open, and the address goes back to the view when it closes.
 
-import { toast } from "./dom.js";
+import { toast } from "./toast.js";
 import { here, replace } from "./router.js";
 
 /**

@@ -1,7 +1,8 @@
 // The frame around every view: navigation, the sign of life, theme, sign out; and the view that the address asks for.
 
 import { call } from "./api.js";
-import { announce, fill, h, icon, say, set, toast } from "./dom.js";
+import { announce, fill, h, icon, say, set } from "./dom.js";
+import { toast } from "./toast.js";
 import { address, here } from "./router.js";
 import { store, watch } from "./store.js";
 

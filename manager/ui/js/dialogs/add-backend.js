@@ -3,7 +3,8 @@
 import { call } from "../api.js";
 import { change } from "../change.js";
 import { dialog } from "../dialog.js";
-import { fill, h, toast } from "../dom.js";
+import { fill, h } from "../dom.js";
+import { toast } from "../toast.js";
 import { choiceField, labelsField, layout, schemaFields, switchField, textField, valuesOf } from "../form.js";
 import { hostsFields, selectorOf } from "../hosts-field.js";
 import { keep, kindOf, store } from "../store.js";

@@ -3,7 +3,8 @@
 import { call, part } from "../api.js";
 import { change } from "../change.js";
 import { dialog } from "../dialog.js";
-import { h, icon, toast } from "../dom.js";
+import { h, icon } from "../dom.js";
+import { toast } from "../toast.js";
 import { labelsField, layout, schemaFields, switchField, textField, valuesOf } from "../form.js";
 import { hostsFields, selectorOf } from "../hosts-field.js";
 import { keep, kindOf, store, watch } from "../store.js";

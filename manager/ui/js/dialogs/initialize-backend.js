@@ -3,7 +3,8 @@
 import { call, part } from "../api.js";
 import { change } from "../change.js";
 import { dialog, facts } from "../dialog.js";
-import { h, icon, toast } from "../dom.js";
+import { h, icon } from "../dom.js";
+import { toast } from "../toast.js";
 import { confirmField, switchField } from "../form.js";
 import { bytes } from "../format.js";
 import { keep, kindOf } from "../store.js";

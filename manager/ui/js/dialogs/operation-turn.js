@@ -2,7 +2,8 @@
 
 import { call, part } from "../api.js";
 import { dialog } from "../dialog.js";
-import { h, toast } from "../dom.js";
+import { h } from "../dom.js";
+import { toast } from "../toast.js";
 import { operationTitle, STUCK } from "../operations.js";
 import { subjectName } from "../subjects.js";
 

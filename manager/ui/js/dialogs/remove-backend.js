@@ -3,7 +3,8 @@
 import { all, call, part } from "../api.js";
 import { change } from "../change.js";
 import { dialog } from "../dialog.js";
-import { h, icon, toast } from "../dom.js";
+import { h, icon } from "../dom.js";
+import { toast } from "../toast.js";
 import { bytes, count, words } from "../format.js";
 import { drop } from "../store.js";
 

@@ -2,7 +2,8 @@
 
 import { all, call, part, Problem } from "../api.js";
 import { dialog } from "../dialog.js";
-import { h, icon, toast } from "../dom.js";
+import { h, icon } from "../dom.js";
+import { toast } from "../toast.js";
 import { textField } from "../form.js";
 import { bytes, count } from "../format.js";
 import { address } from "../router.js";

@@ -1,7 +1,8 @@
 // Operations under way on volumes: asked for once a second while somebody looks, and shown with their bytes, rate and end.
 
 import { call, part, send } from "../api.js";
-import { announce, h, say, set, toast } from "../dom.js";
+import { announce, h, say, set } from "../dom.js";
+import { toast } from "../toast.js";
 import { progressBar } from "../operations.js";
 import { may } from "../store.js";
 import { operationWords } from "./volume-look.js";

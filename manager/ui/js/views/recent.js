@@ -6,7 +6,7 @@ import { eventWords, TONE_ICONS } from "../events.js";
 import { ago } from "../format.js";
 import { address } from "../router.js";
 
-const RECENT = 4;
+const RECENT = 3;
 
 /** Fills the card; what it returns takes the store's changes. @param {Element} card @returns {(change: import("../store.js").Change) => void} */
 export function fillRecent(card) {

@@ -1,7 +1,8 @@
 // Storage: tiles, every backend in one table, the matrix, and what happened last. The dialogs come when they are opened.
 
 import { call } from "../api.js";
-import { announce, fill, h, icon, say, set, sparkline, toast } from "../dom.js";
+import { announce, fill, h, icon, say, set } from "../dom.js";
+import { toast } from "../toast.js";
 import { ago, bytes, count, words } from "../format.js";
 import { badge, lookOf, needsAttention, reasonOf, STATUSES, statusOf } from "../health.js";
 
@@ -10,6 +11,9 @@ import { focusOnSlash, whileVisible } from "../habits.js";
 import { kindOf, liveHosts, may, refOf, store } from "../store.js";
 import { buttons, table } from "../table.js";
 import { matrix } from "./matrix.js";
+
+/** Fetched with the first history there is to draw. @type {typeof import("../spark.js").sparkline | null} */
+let sparkline = null;
 
 /** Shares of the total above which a bar turns amber and red, as in the faults of hosts. */
 const [FAIR, BAD] = [0.85, 0.95];
@@ -163,7 +167,15 @@ export function view() {
 				id: "capacity",
 				title: "Capacity · 24 h",
 				sort: (b) => (b.capacity ? b.capacity.used_bytes / (b.capacity.total_bytes || 1) : -1),
-				look: (b) => [b.capacity?.used_bytes, b.capacity?.total_bytes, store.trends.get(b.id)?.samples.at(-1), store.trends.get(b.id)?.full_in_days],
+				look: (
+					b,
+				) => [
+					sparkline !== null,
+					b.capacity?.used_bytes,
+					b.capacity?.total_bytes,
+					store.trends.get(b.id)?.samples.at(-1),
+					store.trends.get(b.id)?.full_in_days,
+				],
 				draw: (cell, b) => fill(cell, capacity(b)),
 			},
 			{
@@ -305,6 +317,14 @@ export function view() {
 		set(refresh, "aria-busy", null);
 	}
 
+	async function drawTrends() {
+		if (![...store.trends.values()].some((trend) => trend.samples.length > 1)) return;
+		try {
+			({ sparkline } = await import("../spark.js"));
+			drawTable();
+		} catch { /* The figures say the same. */ }
+	}
+
 	async function turnDialogs() {
 		if (!dialogs && here().path.length === 0) return;
 		try {
@@ -327,6 +347,7 @@ export function view() {
 		title: "Storage",
 		element,
 		update(change) {
+			if (change.trends && !sparkline) void drawTrends();
 			if (change.everything || change.backends?.size || change.trends || change.hosts?.size) {
 				drawFilters();
 				drawTiles();
@@ -372,7 +393,7 @@ function capacity(backend) {
 			days !== null && days !== undefined &&
 				h("p", { class: days < 14 ? "fair" : "hint" }, `full in about ${days < 1 ? "a day" : count(Math.round(days), "day")}`),
 		),
-		samples.length > 1 &&
+		samples.length > 1 && sparkline &&
 			sparkline(
 				samples.map((each) => each.used_bytes),
 				samples.at(-1).total_bytes / 100,

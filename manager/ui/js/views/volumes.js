@@ -2,7 +2,8 @@
 
 import "../more.js";
 import { all, call, part } from "../api.js";
-import { fill, h, icon, say, toast } from "../dom.js";
+import { fill, h, icon, say } from "../dom.js";
+import { toast } from "../toast.js";
 import { bytes } from "../format.js";
 import { isUnused } from "../dialogs/volume-look.js";
 import { idOf, tracker } from "../dialogs/volume-progress.js";
