@@ -316,7 +316,7 @@ class Engine:
                 if is_bounded and run.left_s <= 0 and has_outbid:
                     await self._turn_back(run, index, step, _refused_fence(stale))
                     return
-                await self._outbid(run, stale)
+                await _outbid(run, stale)
                 has_outbid = True
             except DATABASE_AWAY as error:
                 log.warning("step waits for the database", extra={"operation_id": run.row.id, "error": repr(error)})
@@ -383,7 +383,7 @@ class Engine:
                 )
                 return
             except StaleFence as stale:
-                await self._outbid(run, stale)
+                await _outbid(run, stale)
                 failures += 1
             except DATABASE_AWAY as error:
                 # The way back never gives up for it.
@@ -467,22 +467,18 @@ class Engine:
             attempt += 1
             await _back_off(attempt)
 
-    async def _outbid(self, run: Run, stale: StaleFence) -> None:
-        """An agent has seen a newer fence: if the saga is still ours we come back with a higher one. Raises Fenced."""
-        try:
-            async with self._pool.acquire() as connection:
-                row = await journal.renew_fence(connection, run.row, seen=stale.fence)
-        except DATABASE_AWAY as error:
-            log.warning("fence not renewed", extra={"operation_id": run.row.id, "error": repr(error)})
-            return
-        if row is None:
-            raise Fenced
-        run.row = row
-
 
 def _end_of(run: Run) -> OperationState:
     is_cancelled = run.row.error is not None and run.row.error.code is ProblemCode.CANCELLED
     return OperationState.CANCELLED if is_cancelled else OperationState.FAILED
+
+
+async def _outbid(run: Run, stale: StaleFence) -> None:
+    """If the saga is still ours, it comes back with a higher fence than the agent has seen. Raises Fenced."""
+    try:
+        await run.outbid(stale.fence)
+    except DATABASE_AWAY as error:
+        log.warning("fence not renewed", extra={"operation_id": run.row.id, "error": repr(error)})
 
 
 def _refused_fence(stale: StaleFence) -> Problem:

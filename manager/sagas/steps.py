@@ -154,6 +154,14 @@ class Run:
         if is_asked:
             raise StepFailed(cancelled(self))
 
+    async def outbid(self, seen: int) -> None:
+        """A host has seen a newer fence; the saga goes on under a higher one. Raises Fenced when it is another's."""
+        async with self.pool.acquire() as connection:
+            row = await journal.renew_fence(connection, self.row, seen=seen)
+        if row is None:
+            raise Fenced
+        self.row = row
+
     @property
     def backend_id(self) -> str:
         return str(self.row.params["backend_id"])

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from manager.agents import offline_fault, silent_fault
 from manager.errors import AgentError, AgentFailed, AgentOffline, StaleFence
 from manager.sagas.moves import MOST_FAILURES
@@ -220,7 +222,7 @@ async def _ask(
     run.asked.add(host_id)
     run.heard.discard(host_id)
     try:
-        answer = await run.agents.ask(host_id, command, result)
+        answer = await _ask_in_charge(run, host_id, command, result)
     except StaleFence:
         raise
     except AgentError as error:
@@ -244,6 +246,16 @@ async def _ask(
         raise TryAgain(problem) from error
     run.heard.add(host_id)
     return answer
+
+
+async def _ask_in_charge(run: Run, host_id: str, command: AnyCommand, result: type[ResultT]) -> ResultT:
+    """A fence that a sync outdated while the saga stood in line is renewed here, in its place: it would else begin anew behind
+    all the others, who outdate it again."""
+    try:
+        return await run.agents.ask(host_id, command, result)
+    except StaleFence as stale:
+        await run.outbid(stale.fence)
+    return await run.agents.ask(host_id, msgspec.structs.replace(command, fence=run.row.fence), result)
 
 
 def _problem(run: Run, host_id: str, error: AgentError) -> Problem:

@@ -86,8 +86,6 @@ class Fleet:
         self.states: dict[str, StateDir] = {}
         self.api = Api("", "")
         self.make_bus: Callable[..., Bus] = Bus
-        #: Seconds between two syncs of an agent that starts from now on.
-        self.reconcile_s = 2.0
         self._zygote = zygote
         self._agents: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._stack = AsyncExitStack()
@@ -197,7 +195,7 @@ class Fleet:
     async def start_agent(self, name: str) -> None:
         state = self.states[name]
         config: AgentConfig = load_config(state, {})
-        intervals = Intervals(beat_s=0.5, probe_s=1.0, reconcile_s=self.reconcile_s)
+        intervals = Intervals(beat_s=0.5, probe_s=1.0, reconcile_s=2.0)
         self.images.mkdir(exist_ok=True)
         config = msgspec.structs.replace(config, intervals=intervals, image_dirs=(str(self.images),))
         stop = asyncio.Event()

@@ -1,6 +1,7 @@
 """A VG's metadata is changed by one host at a time, and a thin pool is used by one: across operations, hosts and silence."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Awaitable, Callable
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from agent.journal import Journal
 from manager import leftovers
 from manager.sagas import volume_moves
 from manager.sagas.catalog import SAGAS
+from manager.sagas.steps import Lanes
 from schemas.faults import FaultCode
 from tests.fleet.fleet import Api, Fleet, until
 from tests.fleet.volume_calls import (
@@ -28,6 +31,7 @@ from tests.fleet.volume_calls import (
     until_offline,
     volume,
 )
+from tests.fleet.world import Gate
 from tests.sagas.scenarios import MIB
 
 _HOSTS = ("hv1", "hv2")
@@ -54,9 +58,9 @@ class _Watched:
         self.clashes = 0
         for host in _HOSTS:
             for verb in ("make", "erase", "resize"):
-                stowage.world.waits[host, verb] = self._by(host)
+                stowage.world.waits[host, verb] = self.by(host)
 
-    def _by(self, host: str) -> Callable[[], Awaitable[None]]:
+    def by(self, host: str) -> Callable[[], Awaitable[None]]:
         async def change() -> None:
             self._busy.append(host)
             await asyncio.sleep(_CHANGE_S)
@@ -83,9 +87,6 @@ def _new(name: str, host: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_many_changes_at_once_by_two_hosts_of_one_vg_all_succeed_one_host_at_a_time(stowage: Fleet) -> None:
-    # As an operator's: a sync every 2 s outdates the fence of whoever has stood in line for longer, who then begins anew behind
-    # the others, and on a busy machine nobody comes to an end.
-    stowage.reconcile_s = 300.0
     apis = await two_hosts(stowage), await stowage.manager("manager-2")
     api = apis[0]
     await san(api)
@@ -108,6 +109,45 @@ async def test_many_changes_at_once_by_two_hosts_of_one_vg_all_succeed_one_host_
     assert (watched.clashes, set(watched.done)) == (0, set(_HOSTS))
     assert len(watched.done) == 35
     assert await stowage.sql("SELECT FROM lease") == []
+    await stowage.settle()
+
+
+async def test_saga_whose_fence_is_outdated_while_it_stands_in_line_keeps_its_place(
+    stowage: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_line: list[str] = []
+    turn = Lanes.turn
+
+    def noted(lanes: Lanes, place: str, patience_s: float) -> contextlib.AbstractAsyncContextManager[bool]:
+        in_line.append(place)
+        return turn(lanes, place, patience_s)
+
+    monkeypatch.setattr(Lanes, "turn", noted)
+    api = await two_hosts(stowage)
+    await san(api)
+    watched, gate = _Watched(stowage), Gate()
+
+    async def make_after_the_gate() -> None:
+        await gate.go_through()
+        await watched.by("hv1")()
+
+    stowage.world.waits["hv1", "make"] = make_after_the_gate
+    operations: list[str] = []
+    for number, host in enumerate(("hv1", "hv1", "hv2")):
+        operations.append(await begun(api, "POST", VOLUMES, _new(f"v{number}", host)))
+
+        async def stands_in_line(count: int = number + 1) -> bool:
+            return len(in_line) == count
+
+        await until(stands_in_line, f"v{number} to stand in line")
+    await gate.reached.wait()
+    # As a sync does, when newer sagas than those in line have come.
+    journal = Journal(stowage.states["hv1"].journal_file)
+    journal.raise_floor(journal.floor() + 1000, keep=frozenset())
+    journal.close()
+    gate.open()
+    assert [(await ended(api, each))["state"] for each in operations] == ["succeeded"] * 3
+    assert watched.done == ["hv1", "hv1", "hv2"]
     await stowage.settle()
 
 
