@@ -250,8 +250,12 @@ def test_download_that_would_fill_the_host_s_disk_is_no_space_and_leaves_nothing
 ) -> None:
     if not is_promised:
         server.answers["/image"] = lambda handler: send(handler, 200, {}, CONTENT)
+
     # Not the real disk: what is free on it changes with whatever else this machine does.
-    monkeypatch.setattr(os, "fstatvfs", lambda _: types.SimpleNamespace(f_bavail=2, f_frsize=1024))
+    def two_blocks(_: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(f_bavail=2, f_frsize=1024)
+
+    monkeypatch.setattr(os, "fstatvfs", two_blocks)
     with pytest.raises(OSError) as caught:
         fetch(folder, f"{server.url}/image", reserve_bytes=1024)
     assert caught.value.errno == errno.ENOSPC

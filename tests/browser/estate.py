@@ -51,11 +51,13 @@ def backends(page: Page) -> Locator:
 
 def row(page: Page, name: str) -> Locator:
     """The backend's row in the table."""
-    return (
-        backends(page)
-        .get_by_role("row")
-        .filter(has=page.get_by_role("rowheader").get_by_role("link", name=name, exact=True))
-    )
+    return row_of(backends(page), name)
+
+
+def row_of(table: Locator, name: str) -> Locator:
+    """The row that the link of that name heads."""
+    head = table.page.get_by_role("rowheader").get_by_role("link", name=name, exact=True)
+    return table.get_by_role("row").filter(has=head)
 
 
 def cell(page: Page, backend: str, host: str) -> Locator:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, Response, Route, expect
+from playwright.async_api import Locator, Page, Response, Route, expect
 
 from schemas.events import EventType
 from schemas.faults import FaultCode
@@ -221,14 +221,20 @@ async def test_activity_beside_the_matrix_has_no_hole_after_a_gap(
     await expect(page.get_by_role("region", name="Activity")).to_contain_text(f"{tank} added by admin")
 
 
-async def test_long_add_is_watched_left_to_itself_and_ends(stack: Stack, page: Page, named: Names) -> None:
-    tank = named("tank")
+async def _long_add(stack: Stack, page: Page, name: str) -> Locator:
+    """The dialog, while the hosts are held in their mounts."""
     await stack.tell("hold", verb="mount")
     await page.goto("/#/storage/add")
     box = dialog(page, "Add backend")
-    await box.get_by_label("Name", exact=True).fill(tank)
+    await box.get_by_label("Name", exact=True).fill(name)
     await box.get_by_label("Folder", exact=True).fill("/var/lib/vms")
     await box.get_by_role("button", name="Add backend").click()
+    return box
+
+
+async def test_long_add_is_watched_left_to_itself_and_ends(stack: Stack, page: Page, named: Names) -> None:
+    tank = named("tank")
+    box = await _long_add(stack, page, tank)
     await expect(box.get_by_text(re.compile("Under way, for"))).to_be_visible()
     await box.get_by_role("button", name="Go on in the background").click()
     await expect(page.locator("#toasts")).to_contain_text("It goes on in the background")
@@ -240,12 +246,7 @@ async def test_long_add_is_watched_left_to_itself_and_ends(stack: Stack, page: P
 
 async def test_long_add_that_is_stopped_is_undone(stack: Stack, page: Page, named: Names) -> None:
     tank = named("tank")
-    await stack.tell("hold", verb="mount")
-    await page.goto("/#/storage/add")
-    box = dialog(page, "Add backend")
-    await box.get_by_label("Name", exact=True).fill(tank)
-    await box.get_by_label("Folder", exact=True).fill("/var/lib/vms")
-    await box.get_by_role("button", name="Add backend").click()
+    box = await _long_add(stack, page, tank)
     await box.get_by_role("button", name="Stop it").click()
     await expect(box.get_by_text("Turning back…")).to_be_visible()
     await stack.tell("let_go")

@@ -1,5 +1,6 @@
 """The page Volumes: its table, filters, what is under way in a row, and what viewers and phones see."""
 
+import asyncio
 import re
 
 import pytest
@@ -7,7 +8,7 @@ from playwright.async_api import Locator, Page, Route, expect
 
 from tests.browser.axe import check_axe
 from tests.browser.conftest import PHONE, Names, OpenPage
-from tests.browser.estate import add_nfs, dialog
+from tests.browser.estate import add_nfs, dialog, row_of
 from tests.browser.heard import Heard
 from tests.browser.told import Stack
 
@@ -28,11 +29,7 @@ def volumes(page: Page) -> Locator:
 
 
 def row(page: Page, name: str) -> Locator:
-    return (
-        volumes(page)
-        .get_by_role("row")
-        .filter(has=page.get_by_role("rowheader").get_by_role("link", name=name, exact=True))
-    )
+    return row_of(volumes(page), name)
 
 
 async def begin_move(stack: Stack, volume: str, target: str) -> str:
@@ -239,8 +236,29 @@ async def test_viewer_sees_volumes_and_snapshots_but_no_actions(stack: Stack, vi
     await expect(box.get_by_text("monday")).to_be_visible()
     await expect(box.get_by_role("link")).to_have_count(0)
     await viewer_page.goto(f"/#/volumes/{web}/delete")
-    await expect(viewer_page.get_by_role("region", name="Notices")).to_contain_text("A viewer cannot do that")
+    await expect(viewer_page.get_by_role("region", name="Notices")).to_contain_text("This takes the role operator.")
     await expect(viewer_page.get_by_role("dialog")).to_have_count(0)
+
+
+async def test_dialog_whose_volume_comes_late_does_not_open_over_the_one_that_was_asked_for_since(
+    stack: Stack, page: Page, named: Names
+) -> None:
+    tank, web, other = named("tank"), named("web"), named("db")
+    await add_nfs(stack, tank)
+    await add_volume(stack, web, tank)
+    await add_volume(stack, other, tank)
+    late: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+    await page.route(f"**/v1/volumes/{web}", lambda route: late.set_result(route))
+    await page.goto(f"/#/volumes/{web}/delete")
+    route = await late
+    await page.goto(f"/#/volumes/{other}/resize")
+    await expect(dialog(page, f"Resize {other}")).to_be_visible()
+    async with page.expect_response(f"**/v1/volumes/{web}") as answered:
+        await route.continue_()
+    await (await answered.value).finished()
+    # A later answer: whatever the page does about the late one is done.
+    await page.evaluate("fetch('/v1/volumes').then((answer) => answer.text())")
+    await expect(page.get_by_role("dialog")).to_have_count(1)
 
 
 async def test_rows_on_a_phone_are_cards_without_sideways_scrolling(

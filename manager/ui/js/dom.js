@@ -113,7 +113,7 @@ export function inTurns(items, work, isWanted, size = IN_VIEW) {
 	}
 }
 
-const SVG = "http://www.w3.org/2000/svg";
+export const SVG = "http://www.w3.org/2000/svg";
 /** Strokes on a field of 24 × 24. */
 const ICONS = {
 	storage: "M4 14 6.5 5h11L20 14v5H4zM4 14h16M16 16.5h1",

@@ -7,8 +7,9 @@ import { here, replace } from "./router.js";
  * `turn` is called when the address has changed, `end` when the view goes.
  * @param {string} page
  * @param {(path: string[]) => Promise<() => any>} load  gives what opens the dialog of the path; it rejects with words for one that is none
+ * @param {(path: string[]) => string[]} parentOf  the path of the dialog that one comes back to
  */
-export function opener(page, load) {
+export function opener(page, load, parentOf = () => []) {
 	// No path yet: the first turn closes what another view has left open.
 	let opened = "";
 
@@ -16,17 +17,22 @@ export function opener(page, load) {
 	async function open(key, path) {
 		const isWanted = () => opened === key && here().page === page;
 		const main = document.getElementById("main");
+		/** @type {string[]} */
+		let back = [];
 		try {
 			// An inspection logs in to a target for it, which takes seconds.
 			main?.setAttribute("aria-busy", "true");
 			const show = await load(path).finally(() => main?.removeAttribute("aria-busy"));
-			if (isWanted()) await show();
+			if (isWanted()) {
+				await show();
+				back = parentOf(path);
+			}
 		} catch (error) {
 			if (isWanted()) toast("This could not be opened", { detail: /** @type {Error} */ (error).message, isBad: true });
 		}
 		if (!isWanted()) return;
 		opened = "[]";
-		replace([page], here().query);
+		replace([page, ...back], here().query);
 	}
 
 	return {

@@ -1,6 +1,6 @@
 // A line of what was, as small as a word.
 
-const SVG = "http://www.w3.org/2000/svg";
+import { SVG } from "./dom.js";
 
 /** A line of the values between the least and the most of them, which are taken to lie `least` apart at least: so growth is seen, and noise
  * is not. @param {number[]} values @param {number} least @param {string} label */

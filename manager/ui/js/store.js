@@ -57,9 +57,9 @@ export function backendOf(ref) {
 	return store.backends.get(ref) ?? [...store.backends.values()].find((each) => each.name === ref);
 }
 
-/** How an address names the backend: by its name, unless that means something else there. @param {any} backend @returns {string} */
-export function refOf(backend) {
-	return backend.name === "add" ? backend.id : backend.name;
+/** How an address names the backend or volume: by its name, unless that means something else there. @param {any} named @returns {string} */
+export function refOf(named) {
+	return named.name === "add" ? named.id : named.name;
 }
 
 /** The hosts that are not revoked. */

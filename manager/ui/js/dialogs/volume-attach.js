@@ -76,7 +76,7 @@ export async function attachVolume(volume) {
 		host.offer(choices, host.value() ?? volume.host ?? others?.value);
 	}
 	offer();
-	await ask();
+	void ask();
 	const given = await box.open();
 	if (!given) return undefined;
 	await showAttached(volume, { host: host.value(), mode: mode.value(), ...given });

@@ -15,7 +15,7 @@ const SOURCES = [
 	{ value: "snapshot", title: "A snapshot" },
 ];
 
-/** @param {any[]} volumes to copy from @param {string[]} [given] a source: its kind and its reference @returns {Promise<import("./volume-look.js").Done | undefined>} */
+/** @param {any[]} volumes to copy from @param {string[]} [given] a source: its kind and its reference @returns {Promise<() => Promise<import("./volume-look.js").Done | undefined>>} what opens it */
 export async function createVolume(volumes, given = []) {
 	const [givenKind = "", ...givenRef] = given;
 	const images = await all("/v1/images");
@@ -119,7 +119,7 @@ export async function createVolume(volumes, given = []) {
 		);
 	}
 	drawSource();
-	return box.open();
+	return () => box.open();
 }
 
 /** What a copy of it is chosen by. @param {any} each @param {string} [value] */

@@ -1,7 +1,7 @@
 // How a volume stands, and what can be done with it or why not.
 
 import { count, words } from "../format.js";
-import { may, store } from "../store.js";
+import { may, refOf, store } from "../store.js";
 
 /** @typedef {{title: string, failed: string, busy?: string, detail?: string, operation?: string}} Done
  *  What a dialog gives that changed something. operation: it goes on; busy is said then, and title or failed at its end */
@@ -38,11 +38,6 @@ export function isUnused(volume) {
 /** hv1 (rw), hv2 (ro). @param {any} volume */
 export function holders(volume) {
 	return volume.attachments.map((/** @type {any} */ each) => `${each.host} (${each.mode})`).join(", ");
-}
-
-/** Its part of an address: a name, but for the one that means a new volume. @param {any} volume @returns {string} */
-export function refOf(volume) {
-	return volume.name === "add" ? volume.id : volume.name;
 }
 
 /** Whether all hosts see the same bytes on it: storage outside of the hosts. @param {any} backend */

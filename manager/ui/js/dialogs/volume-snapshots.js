@@ -6,17 +6,17 @@ import { fill, h, keyed } from "../dom.js";
 import { labelsField, textField } from "../form.js";
 import { ago, bytes, labelText, moment, words } from "../format.js";
 import { address, here } from "../router.js";
-import { may, watch } from "../store.js";
-import { holders, refOf } from "./volume-look.js";
+import { may, refOf, watch } from "../store.js";
+import { holders } from "./volume-look.js";
 import { begin, drawProgress, idOf, progressLine, tracker } from "./volume-progress.js";
 
 /** @typedef {import("./volume-look.js").Done} Done */
 
-/** @param {any} volume @param {string} [notice] what has just been done @returns {Promise<undefined>} */
-export async function showSnapshots(volume, notice) {
+/** @param {any} volume @param {string} notice what has just been done @returns {Promise<undefined>} */
+export function showSnapshots(volume, notice) {
 	const path = `/v1/volumes/${part(volume.id)}/snapshots`;
 	const list = h("ul", { class: "entries", "aria-label": `Snapshots of ${volume.name}` });
-	const none = h("p", { class: "hint", role: "status" });
+	const none = h("p", { class: "hint", role: "status" }, "Reading…");
 	/** @type {any[]} */
 	let found = [];
 	const operations = tracker({
@@ -105,7 +105,7 @@ export async function showSnapshots(volume, notice) {
 	const stop = watch((change) => {
 		if (change.everything || change.event?.type.startsWith("snapshot.")) void read();
 	});
-	await read();
+	void read();
 	if (notice) box.notice(notice);
 	return box.open();
 }

@@ -6,9 +6,9 @@ import { fill, h, keyed } from "../dom.js";
 import { ago, bytes, labelText, moment } from "../format.js";
 import { badge } from "../health.js";
 import { address, here } from "../router.js";
-import { may, watch } from "../store.js";
+import { may, refOf, watch } from "../store.js";
 import { attachmentFacts } from "./volume-attach.js";
-import { refOf, volumeActions, volumeLook } from "./volume-look.js";
+import { volumeActions, volumeLook } from "./volume-look.js";
 import { drawProgress, idOf, progressLine, tracker } from "./volume-progress.js";
 
 /** @param {any} volume @returns {Promise<any>} */

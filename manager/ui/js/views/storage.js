@@ -318,7 +318,7 @@ export function view() {
 	}
 
 	async function drawTrends() {
-		if (![...store.trends.values()].some((trend) => trend.samples.length > 1)) return;
+		if (sparkline || ![...store.trends.values()].some((trend) => trend.samples.length > 1)) return;
 		try {
 			({ sparkline } = await import("../spark.js"));
 			drawTable();
@@ -347,7 +347,7 @@ export function view() {
 		title: "Storage",
 		element,
 		update(change) {
-			if (change.trends && !sparkline) void drawTrends();
+			if (change.trends) void drawTrends();
 			if (change.everything || change.backends?.size || change.trends || change.hosts?.size) {
 				drawFilters();
 				drawTiles();
@@ -359,6 +359,8 @@ export function view() {
 		turn() {
 			drawFilters();
 			drawTable();
+			// They may have been read before there was a view to tell.
+			void drawTrends();
 			void turnDialogs();
 		},
 		end() {

@@ -1,12 +1,12 @@
 // The columns of the volumes' table, and how each cell is drawn.
 
-import { holders, refOf, volumeActions, volumeLook } from "../dialogs/volume-look.js";
+import { holders, volumeActions, volumeLook } from "../dialogs/volume-look.js";
 import { drawProgress, idOf, progressLine } from "../dialogs/volume-progress.js";
 import { fill, h, keyed, say, set } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { badge } from "../health.js";
 import { address } from "../router.js";
-import { may } from "../store.js";
+import { may, refOf } from "../store.js";
 import { buttons } from "../table.js";
 
 /**

@@ -1,14 +1,15 @@
 // Volumes: every one in a table, with what is under way on it; each dialog has an address, `#/volumes/NAME/attach`.
 
 import "../more.js";
-import { all, call, part } from "../api.js";
+import { all } from "../api.js";
 import { fill, h, icon, say } from "../dom.js";
 import { toast } from "../toast.js";
 import { bytes } from "../format.js";
 import { isUnused } from "../dialogs/volume-look.js";
 import { idOf, tracker } from "../dialogs/volume-progress.js";
+import { opener } from "../opener.js";
 import { paced } from "../pace.js";
-import { address, here, put, replace } from "../router.js";
+import { here, put, replace } from "../router.js";
 import { focusOnSlash } from "../habits.js";
 import { liveHosts, may, store } from "../store.js";
 import { table } from "../table.js";
@@ -19,30 +20,11 @@ import { menu } from "./volume-menu.js";
 const REST_MS = 1_000;
 /** What can be asked of its use. */
 const USES = { "": "Attached or not", attached: "Attached", detached: "Not attached", unused: "Unused" };
-/** What changes nothing that a viewer must not see. */
-const FOR_VIEWERS = new Set(["", "snapshots"]);
+
+/** Snapshots have a list of their own, to which one comes back. @param {string[]} path */
+const parentOf = ([ref, what, ...more]) => (what === "snapshot" || (what === "snapshots" && more.length > 0) ? [ref, "snapshots"] : []);
 
 /** @typedef {import("../dialogs/volume-look.js").Done} Done */
-const attach = () => import("../dialogs/volume-attach.js");
-const change = () => import("../dialogs/volume-change.js");
-const snapshots = () => import("../dialogs/volume-snapshots.js");
-/** By the word behind the name. @type {Record<string, (volume: any, more: string[], notice?: string) => Promise<Done | undefined>>} */
-const dialogs = {
-	"": async (volume) => (await import("../dialogs/volume.js")).showVolume(volume),
-	attach: async (volume) => (await attach()).attachVolume(volume),
-	detach: async (volume, [host]) => (await attach()).detachVolume(volume, host),
-	edit: async (volume) => (await change()).editVolume(volume),
-	resize: async (volume) => (await change()).resizeVolume(volume),
-	migrate: async (volume) => (await change()).migrateVolume(volume),
-	delete: async (volume) => (await change()).deleteVolume(volume),
-	clone: async (volume) => (await import("../dialogs/volume-create.js")).cloneVolume(volume),
-	snapshot: async (volume) => (await snapshots()).takeSnapshot(volume),
-	snapshots: async (volume, [snapshot, what], notice) => {
-		const { deleteSnapshot, revertVolume, showSnapshots } = await snapshots();
-		if (what === "revert") return revertVolume(volume, snapshot);
-		return what === "delete" ? deleteSnapshot(volume, snapshot) : showSnapshots(volume, notice);
-	},
-};
 
 /** @returns {import("../shell.js").View} */
 export function view() {
@@ -88,10 +70,11 @@ export function view() {
 	/** What is to be said when no dialog is open. @type {(() => void)[]} */
 	const unsaid = [];
 	let isRead = false, isOver = false, isStale = false;
-	/** @type {() => void} */
+	/** @type {(volumes: any[]) => void} */
 	let onRead = () => {};
+	/** @type {Promise<any[]>} */
 	const firstRead = new Promise((resolve) => {
-		onRead = () => resolve(undefined);
+		onRead = resolve;
 	});
 
 	const operations = tracker({
@@ -252,7 +235,7 @@ export function view() {
 		}
 		drawFilters();
 		draw();
-		if (isRead) onRead();
+		if (isRead) onRead(volumes);
 		operations.nudge();
 	}
 
@@ -276,65 +259,29 @@ export function view() {
 
 	// ---- dialogs
 
-	/** The dialog that the address names is open; none for an address without one. @param {string} [notice] said in it */
-	async function openDialog(notice) {
-		const { path } = here();
-		const key = JSON.stringify(path);
-		if (opened === key) return;
-		const present = document.querySelector("dialog[open]");
-		opened = key;
-		more.hide();
-		if (present && /** @type {any} */ (present).stowageClose) /** @type {any} */ (present).stowageClose();
-		const [ref, what = ""] = path;
-		if (!ref) {
-			speak();
-			return;
-		}
-		// Snapshots have a list of their own, to which one comes back.
-		const parent = what === "snapshot" || (what === "snapshots" && path.length > 2) ? [ref, "snapshots"] : [];
-		/** @type {Done | undefined} */
-		let done;
-		try {
-			// A new one may be a copy of any.
-			if (ref === "add") await firstRead;
-			if (opened !== key) return;
-			if (!may("operator") && (ref === "add" || !FOR_VIEWERS.has(what) || path.length > 2)) {
-				unsaid.push(() => toast("A viewer cannot do that", { detail: "It takes a token of an operator.", isBad: true }));
-			} else if (ref === "add") done = await (await import("../dialogs/volume-create.js")).createVolume(volumes, path.slice(1));
-			else done = await dialogs[Object.hasOwn(dialogs, what) ? what : ""](await find(ref), path.slice(2), notice);
-		} catch (problem) {
-			unsaid.push(() => toast("This could not be opened", { detail: /** @type {Error} */ (problem).message, isBad: true }));
-		}
-		if (isOver) return;
-		/** @type {string | undefined} */
-		let said;
-		if (done) {
-			if (done.operation) begun.set(done.operation, done);
-			said = done.operation ? done.busy : done.title;
-			const { detail } = done;
-			if (parent.length === 0) unsaid.push(() => toast(said ?? "", { detail }));
-			soon();
-			operations.nudge();
-		}
-		if (opened === key && here().page === "volumes") {
-			if (parent.length > 0) {
-				opened = "[]";
-				history.replaceState(null, "", address(["volumes", ...parent], here().query));
-				void openDialog(said && `${said}.`);
-			} else {
-				opened = "[]";
-				go();
-			}
-		}
-		// The reader goes on where the row was that is gone.
-		if (done && document.activeElement === document.body) document.getElementById("main")?.focus();
-		speak();
-	}
-	let opened = "[]";
+	/** Said in the list to which one comes back from a dialog. */
+	let notice = "";
+	const dialogs = opener("volumes", async (path) => {
+		const { volumeDialog } = await import("../dialogs/volumes.js");
+		const show = await volumeDialog(path, () => firstRead, notice);
+		notice = "";
+		return async () => {
+			const done = await show();
+			if (done && !isOver) onDone(done, parentOf(path).length > 0);
+		};
+	}, parentOf);
 
-	/** As the API has it now. @param {string} ref */
-	function find(ref) {
-		return call("GET", `/v1/volumes/${part(ref)}`);
+	/** @param {Done} done @param {boolean} isSaidInList */
+	function onDone(done, isSaidInList) {
+		if (done.operation) begun.set(done.operation, done);
+		const said = done.operation ? (done.busy ?? "") : done.title;
+		if (isSaidInList) notice = `${said}.`;
+		else unsaid.push(() => toast(said, { detail: done.detail }));
+		soon();
+		operations.nudge();
+		speak();
+		// The reader goes on where the row was that is gone.
+		if (document.activeElement === document.body) document.getElementById("main")?.focus();
 	}
 
 	return {
@@ -353,7 +300,9 @@ export function view() {
 		turn() {
 			drawFilters();
 			draw();
-			void openDialog();
+			more.hide();
+			dialogs.turn();
+			if (here().path.length === 0) speak();
 		},
 		end() {
 			isOver = true;
@@ -362,8 +311,7 @@ export function view() {
 			endSlash();
 			document.removeEventListener("click", onLink);
 			document.removeEventListener("visibilitychange", onVisible);
-			const present = document.querySelector("dialog[open]");
-			if (present) /** @type {any} */ (present).stowageClose?.();
+			dialogs.end();
 		},
 	};
 }
